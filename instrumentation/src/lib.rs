@@ -1,0 +1,6 @@
+//! VM-exit accounting without I/O: the exit-reason tables, snapshots of the
+//! kernel's counters, differences between them, the recorder of exits to user
+//! space, and the encoders for every form in which people read them.
+#![forbid(unsafe_code)]
+
+pub mod table;
