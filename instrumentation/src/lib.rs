@@ -3,4 +3,6 @@
 //! space, and the encoders for every form in which people read them.
 #![forbid(unsafe_code)]
 
+pub mod snapshot;
 pub mod table;
+pub mod user_exit;

@@ -5,6 +5,8 @@
 //! guest's CPUID leaves, the REST API and `ch-remote` cannot judge a reason
 //! differently.
 
+use serde::{Deserialize, Serialize};
+
 mod c_header;
 mod svm;
 mod vmx;
@@ -20,7 +22,8 @@ pub use vmx::VMX;
 pub const STATS_SLOTS: usize = SVM.slot_count();
 
 /// The instruction-set extension whose exits are counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Isa {
     /// Intel VMX: reasons are basic exit reasons.
     Vmx,

@@ -1,0 +1,214 @@
+use super::*;
+use crate::table::{ExitReason, STATS_SLOTS};
+use crate::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
+
+fn host() -> Host {
+    Host {
+        isa: Ok(Isa::Vmx),
+        tsc_khz: 2_000_000,
+    }
+}
+
+fn sample(rows: &[(usize, u64)]) -> VcpuSample {
+    let mut arrays = ReasonArrays {
+        exits: vec![0; STATS_SLOTS],
+        cycles: vec![0; STATS_SLOTS],
+        blocked_cycles: vec![0; STATS_SLOTS],
+        userspace_cycles: vec![0; STATS_SLOTS],
+    };
+    let mut exits = 0;
+    for &(slot, count) in rows {
+        arrays.exits[slot] = count;
+        arrays.cycles[slot] = count * 100;
+        arrays.blocked_cycles[slot] = count * 10;
+        arrays.userspace_cycles[slot] = count;
+        exits += count;
+    }
+    VcpuSample {
+        exits,
+        guest_cycles: Some(5),
+        arrays: Some(arrays),
+    }
+}
+
+fn input(id: u32, rows: &[(usize, u64)]) -> VcpuInput {
+    VcpuInput {
+        id,
+        sample: sample(rows),
+        user_exits: Vec::new(),
+    }
+}
+
+fn snapshot(rows: &[(usize, u64)]) -> ExitSnapshot {
+    ExitSnapshot::from_samples(&host(), &[], &[input(0, rows)])
+}
+
+fn find(snapshot: &ExitSnapshot, number: u32) -> ReasonCounters {
+    let reasons = snapshot.reasons.as_ref().unwrap();
+    reasons
+        .iter()
+        .find(|row| row.number == Some(number))
+        .unwrap()
+        .clone()
+}
+
+#[test]
+fn a_vm_is_the_sum_of_its_vcpus() {
+    let snapshot = ExitSnapshot::from_samples(
+        &host(),
+        &[],
+        &[input(0, &[(10, 3), (48, 1)]), input(1, &[(10, 4)])],
+    );
+    assert_eq!(find(&snapshot, 10).counters.exits, 7);
+    assert_eq!(find(&snapshot, 48).counters.cycles, 100);
+    assert_eq!(find(&snapshot, 1).counters, ExitCounters::default());
+    assert_eq!(
+        snapshot.totals,
+        Totals {
+            exits: 8,
+            cycles: Some(800),
+            blocked_cycles: Some(80),
+            userspace_cycles: Some(8),
+            guest_cycles: Some(10),
+        }
+    );
+    assert_eq!(snapshot.vcpus[1].totals.exits, 4);
+}
+
+#[test]
+fn exits_without_a_number_are_not_lost_from_the_sum() {
+    let snapshot = snapshot(&[(10, 2), (86, 1), (33, 5)]);
+    let reasons = snapshot.reasons.as_ref().unwrap();
+    let other = reasons.last().unwrap();
+    assert_eq!((other.number, other.counters.exits), (None, 1));
+    assert_eq!(reasons.iter().map(|row| row.counters.exits).sum::<u64>(), 8);
+    assert_eq!(snapshot.totals.exits, 8);
+    assert!(!find(&snapshot, 33).enabled);
+}
+
+#[test]
+fn an_unpatched_host_says_why_and_gives_kvms_own_total() {
+    let host = Host {
+        isa: Err("KVM is not patched".into()),
+        tsc_khz: 1,
+    };
+    let input = VcpuInput {
+        id: 0,
+        sample: VcpuSample {
+            exits: 42,
+            guest_cycles: None,
+            arrays: None,
+        },
+        user_exits: Vec::new(),
+    };
+    let snapshot = ExitSnapshot::from_samples(&host, &[], &[input]);
+    assert_eq!(snapshot.unavailable.as_deref(), Some("KVM is not patched"));
+    let json: serde_json::Value = serde_json::to_value(&snapshot).unwrap();
+    assert_eq!(json["source"], "kvm");
+    assert_eq!(json["totals"]["exits"], 42);
+    assert!(json["totals"]["cycles"].is_null());
+    assert!(json["reasons"].is_null());
+    assert!(json["vcpus"][0]["reasons"].is_null());
+}
+
+#[test]
+fn the_body_survives_a_round_trip() {
+    let snapshot = snapshot(&[(10, 2), (86, 1)]);
+    let text = serde_json::to_string(&snapshot).unwrap();
+    assert_eq!(
+        serde_json::from_str::<ExitSnapshot>(&text).unwrap(),
+        snapshot
+    );
+}
+
+#[test]
+fn a_query_keeps_one_reason_and_judges_it_as_the_table_does() {
+    let snapshot = snapshot(&[(10, 2), (48, 1)]);
+    let ask = |number| {
+        snapshot.clone().narrow(&Query {
+            reason: Some(ExitReason(number)),
+            ..Query::default()
+        })
+    };
+    let enabled = ask(48).unwrap();
+    assert_eq!(enabled.reasons.as_ref().unwrap().len(), 1);
+    assert_eq!(enabled.vcpus[0].reasons.as_ref().unwrap().len(), 1);
+    assert_eq!(enabled.totals.exits, 3);
+    let not_enabled = find(&ask(11).unwrap(), 11);
+    assert!(!not_enabled.enabled && not_enabled.counters.is_zero());
+    assert!(matches!(
+        ask(0x1000A),
+        Err(QueryError::UndefinedReason { .. })
+    ));
+}
+
+#[test]
+fn a_query_for_a_vcpu_makes_the_figures_its_own() {
+    let snapshot =
+        ExitSnapshot::from_samples(&host(), &[], &[input(0, &[(10, 3)]), input(1, &[(12, 4)])]);
+    let ask = |vcpu| {
+        snapshot.clone().narrow(&Query {
+            vcpu: Some(vcpu),
+            nonzero: true,
+            ..Query::default()
+        })
+    };
+    let one = ask(1).unwrap();
+    assert_eq!(one.totals.exits, 4);
+    assert_eq!(one.reasons.as_ref().unwrap().len(), 1);
+    assert_eq!(one.vcpus.len(), 1);
+    assert_eq!(ask(2), Err(QueryError::NoSuchVcpu { vcpu: 2, vcpus: 2 }));
+}
+
+#[test]
+fn a_difference_holds_what_happened_in_between() {
+    let earlier = snapshot(&[(10, 2), (48, 1)]);
+    let later = snapshot(&[(10, 5), (48, 1)]);
+    let delta = later.since(&earlier).unwrap();
+    assert_eq!(find(&delta, 10).counters.exits, 3);
+    assert!(find(&delta, 48).counters.is_zero());
+    assert_eq!(delta.totals.exits, 3);
+    assert_eq!(earlier.since(&later), Err(DeltaError::NotTheSameBoot));
+}
+
+#[test]
+fn a_difference_of_different_things_is_refused() {
+    let one = snapshot(&[(10, 2)]);
+    let two = ExitSnapshot::from_samples(&host(), &[], &[input(0, &[(10, 3)]), input(1, &[])]);
+    assert_eq!(two.since(&one), Err(DeltaError::NotTheSameKind));
+    let mut narrowed = two.clone();
+    narrowed.reasons = Some(Vec::new());
+    assert_eq!(narrowed.since(&two), Err(DeltaError::NotTheSameKind));
+}
+
+#[test]
+fn user_exits_are_opened_into_the_devices_behind_them() {
+    let ranges = RangeMap::new();
+    let serial = ranges.register("serial", 0x3f8, 8, AddressSpace::Port);
+    let recorder = UserExitRecorder::new();
+    for _ in 0..3 {
+        recorder.record(UserExitKind::IoOut, serial, 1, 2_000);
+    }
+    recorder.record(UserExitKind::IoOut, Default::default(), 4, 1_000);
+    recorder.record(UserExitKind::Shutdown, serial, 1, 500);
+    let mut input = input(0, &[]);
+    input.user_exits = recorder.read();
+    let snapshot = ExitSnapshot::from_samples(&host(), &ranges.ranges(), &[input]);
+    let [out, shutdown] = &snapshot.vmm.exits[..] else {
+        panic!("{:?}", snapshot.vmm)
+    };
+    assert_eq!((out.exits, out.nanoseconds), (4, 3_500));
+    let [first, second] = &out.devices[..] else {
+        panic!("{out:?}")
+    };
+    assert_eq!(
+        (&*first.id, first.address.as_deref()),
+        ("serial", Some("0x3f8"))
+    );
+    assert_eq!((first.size, first.exits, first.nanoseconds), (1, 3, 3_000));
+    assert_eq!(
+        (&*second.id, &second.address, second.size),
+        ("unassigned", &None, 4)
+    );
+    assert_eq!((shutdown.exits, shutdown.devices.len()), (1, 0));
+}
