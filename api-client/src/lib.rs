@@ -1,1 +1,10 @@
-//! Placeholder.
+//! What both sides of the API share: the configuration of a virtual machine,
+//! the bodies of requests and responses, and the syntax of the command-line
+//! flags that describe the same configuration.
+//!
+//! Nothing here knows how a virtual machine is built, so a client links none
+//! of the VMM.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod types;

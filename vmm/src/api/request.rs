@@ -1,0 +1,132 @@
+//! What the API asks of the control thread, and how the answer travels back.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+
+use api_client::config::VmConfig;
+use api_client::types::{DeviceNode, PciDeviceInfo, VmCounters, VmInfo};
+
+/// Everything that only the control thread may do. Reading (`vmm.ping`,
+/// `vm.info`, `vm.counters`, `exit-stats`) is not among it: the API thread
+/// answers those by itself, so that nothing ever waits behind a slow boot.
+#[derive(Clone, Debug, PartialEq)]
+pub enum VmAction {
+    /// Keep a configuration.
+    Create(Box<VmConfig>),
+    /// Forget it, ending the machine if it runs.
+    Delete,
+    /// Build the machine and let it run.
+    Boot,
+    /// Stop the vCPUs.
+    Pause,
+    /// Let them go on.
+    Resume,
+    /// End the machine, keep its configuration.
+    Shutdown,
+    /// End the machine and boot it again.
+    Reboot,
+    /// Press the ACPI power button.
+    PowerButton,
+    /// End the machine and the process.
+    VmmShutdown,
+}
+
+/// A successful answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum VmReply {
+    /// Done; there is nothing to say.
+    Empty,
+    /// A device was added to the running machine.
+    Device(PciDeviceInfo),
+}
+
+/// What went wrong, as far as a client's reaction depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request or the configuration is at fault: 400.
+    BadRequest,
+    /// What the request names is not there, a virtual machine included: 404.
+    NotFound,
+    /// The request collides with something that is there: 409.
+    Conflict,
+    /// It may work later: 429.
+    TryLater,
+    /// Anything else, a wrong state included, as Cloud Hypervisor has it: 500.
+    Internal,
+}
+
+/// A failure with its causes, outermost first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiError {
+    /// Decides the status code.
+    pub kind: ErrorKind,
+    /// The messages, outermost first; none repeats the next.
+    pub chain: Vec<String>,
+}
+
+impl ApiError {
+    /// A failure with a single message.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        ApiError {
+            kind,
+            chain: vec![message.into()],
+        }
+    }
+
+    /// A failure with the messages of an error and all its sources.
+    pub fn from_error(kind: ErrorKind, error: &dyn Error) -> Self {
+        let chain = std::iter::successors(Some(error), |error| error.source())
+            .map(ToString::to_string)
+            .collect();
+        ApiError { kind, chain }
+    }
+
+    /// The same failure seen from further out.
+    pub fn context(mut self, message: impl Into<String>) -> Self {
+        self.chain.insert(0, message.into());
+        self
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.chain.join(": "))
+    }
+}
+
+impl Error for ApiError {}
+
+/// What the control thread publishes for `vm.info` and `vm.counters`.
+#[derive(Clone, Default)]
+pub struct VmStatus {
+    /// `None` as long as there is no configuration.
+    pub info: Option<VmInfo>,
+    /// Reads the devices' counters; `None` unless a machine is booted. Called
+    /// on the API thread: it must neither block nor take a lock that a device
+    /// holds while it works.
+    pub counters: Option<std::sync::Arc<dyn Fn() -> VmCounters + Send + Sync>>,
+}
+
+impl fmt::Debug for VmStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VmStatus")
+            .field("info", &self.info)
+            .field("counters", &self.counters.is_some())
+            .finish()
+    }
+}
+
+/// The devices of a booted machine by identifier, as `vm.info` shows them.
+pub type DeviceTree = BTreeMap<String, DeviceNode>;
+
+/// The control thread's side of the API.
+pub trait RequestHandler {
+    /// Carries an action out. Runs on the control thread, which may take as
+    /// long as it needs.
+    fn handle(&mut self, action: VmAction) -> Result<VmReply, ApiError>;
+
+    /// The machine as it is now; asked after every action, before its answer
+    /// is sent, so a client never sees an older state than it was told of.
+    fn status(&self) -> VmStatus;
+}
