@@ -3,6 +3,8 @@
 //! space, and the encoders for every form in which people read them.
 #![forbid(unsafe_code)]
 
+pub mod encode;
+pub mod guest;
 pub mod snapshot;
 pub mod table;
 pub mod user_exit;

@@ -1,0 +1,148 @@
+//! Each form is held against a golden file beside this one. After a change that
+//! is meant, `UPDATE_GOLDENS=1 cargo test -p instrumentation` writes them anew;
+//! read the difference before committing it.
+
+use super::*;
+use crate::snapshot::{ExitSnapshot, Host, ReasonArrays, VcpuInput, VcpuSample};
+use crate::table::{Isa, STATS_SLOTS};
+use crate::user_exit::{AddressSpace, RangeMap, UserExitKind, UserExitRecorder};
+
+/// One vCPU with made-up figures, small enough to check by eye.
+fn snapshot(isa: Result<Isa, String>) -> ExitSnapshot {
+    let ranges = RangeMap::new();
+    let serial = ranges.register("serial", 0x3f8, 8, AddressSpace::Port);
+    let recorder = UserExitRecorder::new();
+    for _ in 0..3 {
+        recorder.record(UserExitKind::IoOut, serial, 1, 4_000);
+    }
+    recorder.record(UserExitKind::IoIn, Default::default(), 1, 2_000);
+    recorder.record(UserExitKind::Interrupted, Default::default(), 0, 2_000);
+    let mut arrays = ReasonArrays {
+        exits: vec![0; STATS_SLOTS],
+        cycles: vec![0; STATS_SLOTS],
+        blocked_cycles: vec![0; STATS_SLOTS],
+        userspace_cycles: vec![0; STATS_SLOTS],
+    };
+    for (slot, exits, cycles, blocked, userspace) in [
+        (0, 0, 0, 0, 0),
+        (10, 5, 4_785, 0, 0),
+        (12, 2, 900, 7_000_000, 0),
+        (30, 4, 1_234_567, 0, 60_000),
+        (86, 1, 10, 0, 0),
+    ] {
+        arrays.exits[slot] = exits;
+        arrays.cycles[slot] = cycles;
+        arrays.blocked_cycles[slot] = blocked;
+        arrays.userspace_cycles[slot] = userspace;
+    }
+    let input = VcpuInput {
+        id: 0,
+        sample: VcpuSample {
+            exits: 12,
+            guest_cycles: Some(2_000_000_000),
+            arrays: isa.is_ok().then_some(arrays),
+        },
+        user_exits: recorder.read(),
+    };
+    let host = Host {
+        isa,
+        tsc_khz: 2_000_000,
+    };
+    ExitSnapshot::from_samples(&host, &ranges.ranges(), &[input])
+}
+
+fn unpatched() -> ExitSnapshot {
+    snapshot(Err("this KVM does not count exits by reason".into()))
+}
+
+fn assert_golden(name: &str, found: &str) {
+    let path = format!("{}/src/encode/goldens/{name}", env!("CARGO_MANIFEST_DIR"));
+    if std::env::var_os("UPDATE_GOLDENS").is_some() {
+        std::fs::write(&path, found).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        found == golden,
+        "{name} should read\n{golden}\nbut reads\n{found}"
+    );
+}
+
+#[test]
+fn a_table_shows_what_occurred_most_exits_first() {
+    assert_golden(
+        "table.txt",
+        &table(&snapshot(Ok(Isa::Vmx)), &RowOptions::default()),
+    );
+}
+
+#[test]
+fn a_table_of_all_reasons_by_number_has_one_row_a_reason() {
+    let options = RowOptions {
+        sort: SortBy::Number,
+        all: true,
+    };
+    let text = reason_table(&snapshot(Ok(Isa::Vmx)), &options);
+    let numbers: Vec<u32> = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+        .collect();
+    let expected: Vec<u32> = Isa::Vmx
+        .table()
+        .reasons
+        .iter()
+        .map(|row| row.number)
+        .collect();
+    assert_eq!(numbers, expected);
+}
+
+#[test]
+fn a_table_by_cycles_puts_the_dearest_first() {
+    let options = RowOptions {
+        sort: SortBy::Cycles,
+        all: false,
+    };
+    let snapshot = snapshot(Ok(Isa::Vmx));
+    let first = options.rows(snapshot.reasons.as_ref().unwrap())[0];
+    assert_eq!(first.number, Some(30));
+}
+
+#[test]
+fn a_table_of_an_unpatched_host_says_why_it_has_no_reasons() {
+    assert_golden(
+        "table-unpatched.txt",
+        &table(&unpatched(), &RowOptions::default()),
+    );
+}
+
+#[test]
+fn csv_quotes_only_what_needs_it() {
+    assert_golden(
+        "exits.csv",
+        &csv(&snapshot(Ok(Isa::Vmx)), &RowOptions::default()),
+    );
+    let text = csv(
+        &snapshot(Ok(Isa::Svm)),
+        &RowOptions {
+            all: true,
+            ..RowOptions::default()
+        },
+    );
+    assert!(text.contains(",\"MWAIT, armed only\","));
+}
+
+#[test]
+fn csv_of_an_unpatched_host_has_kvms_totals() {
+    assert_golden(
+        "exits-unpatched.csv",
+        &csv(&unpatched(), &RowOptions::default()),
+    );
+}
+
+#[test]
+fn openmetrics_has_a_series_for_each_vm_vcpu_and_reason() {
+    let (one, two) = (snapshot(Ok(Isa::Vmx)), unpatched());
+    assert_golden(
+        "metrics.txt",
+        &openmetrics(&[("one", &one), ("t\"wo", &two)]),
+    );
+}
