@@ -1,3 +1,4 @@
 //! Placeholder.
 
 pub mod api;
+pub mod stats;

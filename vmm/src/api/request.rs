@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use api_client::config::VmConfig;
 use api_client::types::{DeviceNode, PciDeviceInfo, VmCounters, VmInfo};
@@ -75,11 +76,11 @@ impl ApiError {
     }
 
     /// A failure with the messages of an error and all its sources.
-    pub fn from_error(kind: ErrorKind, error: &dyn Error) -> Self {
-        let chain = std::iter::successors(Some(error), |error| error.source())
-            .map(ToString::to_string)
-            .collect();
-        ApiError { kind, chain }
+    pub fn from_error(kind: ErrorKind, error: &(dyn Error + 'static)) -> Self {
+        ApiError {
+            kind,
+            chain: chain_of(error),
+        }
     }
 
     /// The same failure seen from further out.
@@ -87,6 +88,17 @@ impl ApiError {
         self.chain.insert(0, message.into());
         self
     }
+}
+
+/// The messages of an error and of all its sources, outermost first.
+pub(crate) fn chain_of(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut chain = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(error) = source {
+        chain.push(error.to_string());
+        source = error.source();
+    }
+    chain
 }
 
 impl fmt::Display for ApiError {
@@ -105,7 +117,7 @@ pub struct VmStatus {
     /// Reads the devices' counters; `None` unless a machine is booted. Called
     /// on the API thread: it must neither block nor take a lock that a device
     /// holds while it works.
-    pub counters: Option<std::sync::Arc<dyn Fn() -> VmCounters + Send + Sync>>,
+    pub counters: Option<Arc<dyn Fn() -> VmCounters + Send + Sync>>,
 }
 
 impl fmt::Debug for VmStatus {

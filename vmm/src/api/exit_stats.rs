@@ -1,0 +1,144 @@
+//! The exit statistics as a resource: parameters in, snapshot out.
+
+use instrumentation::snapshot::Query;
+use instrumentation::table::ExitReason;
+
+use super::http::{ContentType, Response};
+use crate::stats::{StatsError, StatsHub};
+
+/// Understands `reason=N`, `vcpu=N` and `nonzero=true`, each at most once.
+pub fn parse_query(text: &str) -> Result<Query, String> {
+    let mut query = Query::default();
+    let mut seen = Vec::new();
+    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| format!("Parameter \"{pair}\" has no value"))?;
+        if seen.contains(&key) {
+            return Err(format!("Parameter \"{key}\" is given twice"));
+        }
+        match key {
+            "reason" => query.reason = Some(ExitReason(parse_number(key, value)?)),
+            "vcpu" => query.vcpu = Some(parse_number(key, value)?),
+            "nonzero" => {
+                query.nonzero = match value {
+                    "true" => true,
+                    "false" => false,
+                    _ => return Err(format!("nonzero is true or false, not \"{value}\"")),
+                }
+            }
+            _ => {
+                return Err(format!(
+                    "There is no parameter \"{key}\"; there are reason, vcpu and nonzero"
+                ));
+            }
+        }
+        seen.push(key);
+    }
+    Ok(query)
+}
+
+/// An unsigned number of at most 32 bits, decimal or after `0x`.
+fn parse_number(key: &str, text: &str) -> Result<u32, String> {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // The standard library would take a sign.
+    let is_number = !digits.is_empty() && digits.chars().all(|digit| digit.is_digit(radix));
+    is_number
+        .then(|| u32::from_str_radix(digits, radix).ok())
+        .flatten()
+        .ok_or_else(|| format!("{key}=\"{text}\" is not an unsigned 32-bit number"))
+}
+
+/// Answers with a snapshot.
+pub fn snapshot(hub: &StatsHub, query: &Query) -> Response {
+    match hub.snapshot(query) {
+        Ok(snapshot) => Response::json(&snapshot),
+        Err(error) => refuse(&error),
+    }
+}
+
+/// Answers with a snapshot in OpenMetrics. Without a machine there are no
+/// figures, which is no error to a scraper.
+pub fn metrics(hub: &StatsHub, vm: &str) -> Response {
+    let snapshot = match hub.snapshot(&Query::default()) {
+        Ok(snapshot) => Some(snapshot),
+        Err(StatsError::NotBooted) => None,
+        Err(error) => return refuse(&error),
+    };
+    let vms: Vec<_> = snapshot.iter().map(|snapshot| (vm, snapshot)).collect();
+    Response::text(
+        ContentType::OpenMetrics,
+        instrumentation::encode::openmetrics(&vms),
+    )
+}
+
+fn refuse(error: &StatsError) -> Response {
+    let status = match error {
+        StatsError::NotBooted | StatsError::Query(_) => 404,
+        StatsError::Sample { .. } => 500,
+    };
+    let chain = std::iter::once("The exit statistics are not available".to_owned())
+        .chain(crate::api::request::chain_of(error));
+    Response::error(status, chain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_understood() {
+        assert_eq!(parse_query("").unwrap(), Query::default());
+        assert_eq!(
+            parse_query("reason=0x30&vcpu=1&nonzero=true").unwrap(),
+            Query {
+                reason: Some(ExitReason(48)),
+                vcpu: Some(1),
+                nonzero: true
+            }
+        );
+        assert_eq!(
+            parse_query("reason=4294967295").unwrap().reason,
+            Some(ExitReason(u32::MAX))
+        );
+    }
+
+    #[test]
+    fn what_is_no_32_bit_number_is_refused() {
+        for value in [
+            "",
+            "-1",
+            "+1",
+            "abc",
+            "1.0",
+            "4294967296",
+            "0x100000000",
+            "0x",
+            "0x-1",
+            " 1",
+            "1%20",
+            "٣",
+            "EPT_VIOLATION",
+        ] {
+            assert!(parse_query(&format!("reason={value}")).is_err(), "{value}");
+            assert!(parse_query(&format!("vcpu={value}")).is_err(), "{value}");
+        }
+    }
+
+    #[test]
+    fn unknown_incomplete_and_repeated_parameters_are_refused() {
+        for text in ["reasons=1", "reason", "nonzero=1", "vcpu=1&vcpu=1", "=1"] {
+            assert!(parse_query(text).is_err(), "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_query_makes_the_parser_panic(text in "\\PC*") {
+            let _ = parse_query(&text);
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! One client's connection.
+
+use std::io::{self, ErrorKind, Read, Write};
+
+use super::message::{Parsed, Request, Response};
+use super::{MAX_BODY, MAX_HEAD};
+
+/// Bytes read from the socket at a time.
+const CHUNK: usize = 16 << 10;
+/// Bytes kept unread at most: a largest request, and what a client sent ahead.
+const MAX_INPUT: usize = MAX_HEAD + MAX_BODY;
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What a connection wants next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// To be polled again; see [`Connection::wants_read`] and
+    /// [`Connection::wants_write`].
+    Idle,
+    /// This request to be answered with [`Connection::respond`]. Until then it
+    /// reads nothing more.
+    Request(Request),
+    /// To be closed.
+    Done,
+}
+
+/// A connection over any stream that does not block.
+#[derive(Debug)]
+pub struct Connection<S> {
+    stream: S,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// How much of `output` is sent.
+    sent: usize,
+    /// A request is out for an answer. Holds whether the client wants to go on
+    /// after it.
+    answering: Option<bool>,
+    continued: bool,
+    /// The client sends no more.
+    end_of_input: bool,
+    /// Nothing more is to be read; the connection ends once all is sent.
+    closing: bool,
+}
+
+impl<S: Read + Write> Connection<S> {
+    /// A connection that has just been accepted.
+    pub fn new(stream: S) -> Self {
+        Connection {
+            stream,
+            input: Vec::new(),
+            output: Vec::new(),
+            sent: 0,
+            answering: None,
+            continued: false,
+            end_of_input: false,
+            closing: false,
+        }
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    /// Whether bytes from the client would be of use.
+    pub fn wants_read(&self) -> bool {
+        self.answering.is_none() && !self.closing && !self.end_of_input
+    }
+
+    /// Whether bytes wait to be sent.
+    pub fn wants_write(&self) -> bool {
+        self.sent < self.output.len()
+    }
+
+    /// Reads and writes what can be read and written now.
+    pub fn advance(&mut self) -> Progress {
+        match self.try_advance() {
+            Ok(progress) => progress,
+            // The client went away; it has nobody left to be told.
+            Err(_) => Progress::Done,
+        }
+    }
+
+    fn try_advance(&mut self) -> io::Result<Progress> {
+        self.flush()?;
+        if self.wants_read() {
+            // A request that came with an earlier one needs no further bytes.
+            if let Some(request) = self.next_request()? {
+                return Ok(Progress::Request(request));
+            }
+            while self.wants_read() && self.fill()? {
+                if let Some(request) = self.next_request()? {
+                    return Ok(Progress::Request(request));
+                }
+            }
+        }
+        let finished = self.closing || self.end_of_input;
+        if finished && self.answering.is_none() && !self.wants_write() {
+            return Ok(Progress::Done);
+        }
+        Ok(Progress::Idle)
+    }
+
+    /// Answers the request that [`advance`](Self::advance) gave out.
+    pub fn respond(&mut self, mut response: Response) -> Progress {
+        if let Some(keep_alive) = self.answering.take() {
+            response.close |= !keep_alive;
+            self.queue(&response);
+        }
+        self.advance()
+    }
+
+    fn queue(&mut self, response: &Response) {
+        self.output.extend_from_slice(&response.to_bytes());
+        self.closing |= response.close;
+    }
+
+    /// Takes a request out of the input, if one is complete.
+    fn next_request(&mut self) -> io::Result<Option<Request>> {
+        match Request::parse(&self.input) {
+            Parsed::Complete(request, len) => {
+                self.input.drain(..len);
+                if self.input.is_empty() {
+                    // A large body would otherwise stay allocated for as long
+                    // as the client stays connected.
+                    self.input = Vec::new();
+                }
+                self.continued = false;
+                self.answering = Some(request.keep_alive);
+                Ok(Some(request))
+            }
+            Parsed::Partial { wants_continue } => {
+                if wants_continue && !self.continued {
+                    self.continued = true;
+                    self.output.extend_from_slice(CONTINUE);
+                    self.flush()?;
+                }
+                Ok(None)
+            }
+            Parsed::Refused(response) => {
+                self.queue(&response);
+                self.flush()?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Reads once; false if there is nothing to read now.
+    fn fill(&mut self) -> io::Result<bool> {
+        let old = self.input.len();
+        let room = CHUNK.min(MAX_INPUT.saturating_sub(old).max(1));
+        self.input.resize(old + room, 0);
+        let outcome = loop {
+            match self.stream.read(&mut self.input[old..]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                outcome => break outcome,
+            }
+        };
+        let read = *outcome.as_ref().unwrap_or(&0);
+        self.input.truncate(old + read);
+        match outcome {
+            Ok(0) => {
+                self.end_of_input = true;
+                Ok(false)
+            }
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while self.wants_write() {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(written) => self.sent += written,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+        self.output = Vec::new();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn pair() -> (Connection<UnixStream>, UnixStream) {
+        let (server, client) = UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        client.set_nonblocking(true).unwrap();
+        (Connection::new(server), client)
+    }
+
+    fn received(client: &mut UnixStream) -> String {
+        let mut text = Vec::new();
+        let _ = client.read_to_end(&mut text);
+        String::from_utf8(text).unwrap()
+    }
+
+    fn path(progress: Progress) -> String {
+        match progress {
+            Progress::Request(request) => request.path,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_request_may_arrive_in_pieces() {
+        let (mut connection, mut client) = pair();
+        for byte in b"GET /a HTTP/1.1\r\nHost: x\r\n\r" {
+            client.write_all(&[*byte]).unwrap();
+            assert_eq!(connection.advance(), Progress::Idle);
+        }
+        client.write_all(b"\n").unwrap();
+        assert_eq!(path(connection.advance()), "/a");
+    }
+
+    #[test]
+    fn requests_sent_ahead_are_answered_one_after_the_other() {
+        let (mut connection, mut client) = pair();
+        client
+            .write_all(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        assert_eq!(path(connection.advance()), "/a");
+        assert!(!connection.wants_read());
+        assert_eq!(connection.advance(), Progress::Idle);
+        assert_eq!(path(connection.respond(Response::no_content())), "/b");
+        assert_eq!(connection.respond(Response::empty()), Progress::Done);
+        let text = received(&mut client);
+        assert!(text.starts_with("HTTP/1.1 204 "), "{text}");
+        assert!(text.contains("HTTP/1.1 200 "), "{text}");
+        assert!(text.contains("Connection: close"), "{text}");
+    }
+
+    #[test]
+    fn a_client_that_stops_sending_still_gets_its_answer() {
+        let (mut connection, mut client) = pair();
+        client.write_all(b"GET /a HTTP/1.1\r\n\r\n").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert_eq!(path(connection.advance()), "/a");
+        assert_eq!(connection.respond(Response::empty()), Progress::Done);
+        assert!(received(&mut client).starts_with("HTTP/1.1 200"));
+    }
+
+    #[test]
+    fn a_client_that_leaves_in_the_middle_ends_its_connection() {
+        let (mut connection, mut client) = pair();
+        client.write_all(b"GET /a HT").unwrap();
+        drop(client);
+        assert_eq!(connection.advance(), Progress::Done);
+    }
+
+    #[test]
+    fn nonsense_is_answered_and_ends_the_connection() {
+        let (mut connection, mut client) = pair();
+        client.write_all(b"\x16\x03\x01\x02\x00").unwrap();
+        assert_eq!(connection.advance(), Progress::Done);
+        assert!(received(&mut client).starts_with("HTTP/1.1 400"));
+    }
+
+    #[test]
+    fn a_large_body_and_a_slow_reader_are_no_problem() {
+        let (mut connection, mut client) = pair();
+        let body = vec![b'x'; MAX_BODY];
+        let head = format!(
+            "PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        client.write_all(head.as_bytes()).unwrap();
+        assert_eq!(connection.advance(), Progress::Idle);
+        assert_eq!(received(&mut client).as_bytes(), CONTINUE);
+        let mut sent = 0;
+        let request = loop {
+            if let Ok(written) = client.write(&body[sent..]) {
+                sent += written;
+            }
+            match connection.advance() {
+                Progress::Idle => {}
+                Progress::Request(request) => break request,
+                Progress::Done => panic!("closed"),
+            }
+        };
+        assert_eq!(request.body.len(), MAX_BODY);
+        let long = String::from_utf8(body).unwrap();
+        assert_eq!(
+            connection.respond(Response::text(super::super::ContentType::Json, long)),
+            Progress::Idle
+        );
+        assert!(connection.wants_write());
+        let mut total = 0;
+        while connection.wants_write() {
+            total += received(&mut client).len();
+            assert_eq!(connection.advance(), Progress::Idle);
+        }
+        total += received(&mut client).len();
+        assert!(total > MAX_BODY);
+    }
+}

@@ -1,0 +1,232 @@
+//! Which request means what.
+
+use api_client::config::VmConfig;
+use instrumentation::snapshot::Query;
+
+use super::exit_stats;
+use super::http::{Method, Request, Response};
+use super::request::VmAction;
+
+/// Something that a path stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `vmm.ping`
+    Ping,
+    /// `vmm.shutdown`
+    VmmShutdown,
+    /// `vm.create`
+    Create,
+    /// `vm.delete`
+    Delete,
+    /// `vm.boot`
+    Boot,
+    /// `vm.pause`
+    Pause,
+    /// `vm.resume`
+    Resume,
+    /// `vm.shutdown`
+    Shutdown,
+    /// `vm.reboot`
+    Reboot,
+    /// `vm.power-button`
+    PowerButton,
+    /// `vm.info`
+    Info,
+    /// `vm.counters`
+    Counters,
+    /// The exit statistics.
+    ExitStats,
+    /// The exit statistics for Prometheus.
+    Metrics,
+}
+
+/// Every path with its verb; matched exactly. The OpenAPI document lists the
+/// same, and a test holds the two against each other.
+pub const ROUTES: &[(Method, &str, Endpoint)] = &[
+    (Method::Get, "/api/v1/vmm.ping", Endpoint::Ping),
+    (Method::Put, "/api/v1/vmm.shutdown", Endpoint::VmmShutdown),
+    (Method::Put, "/api/v1/vm.create", Endpoint::Create),
+    (Method::Put, "/api/v1/vm.delete", Endpoint::Delete),
+    (Method::Put, "/api/v1/vm.boot", Endpoint::Boot),
+    (Method::Put, "/api/v1/vm.pause", Endpoint::Pause),
+    (Method::Put, "/api/v1/vm.resume", Endpoint::Resume),
+    (Method::Put, "/api/v1/vm.shutdown", Endpoint::Shutdown),
+    (Method::Put, "/api/v1/vm.reboot", Endpoint::Reboot),
+    (
+        Method::Put,
+        "/api/v1/vm.power-button",
+        Endpoint::PowerButton,
+    ),
+    (Method::Get, "/api/v1/vm.info", Endpoint::Info),
+    (Method::Get, "/api/v1/vm.counters", Endpoint::Counters),
+    (Method::Get, "/api/v1/vm.exit-stats", Endpoint::ExitStats),
+    (Method::Get, "/api/v1/exit-stats", Endpoint::ExitStats),
+    (Method::Get, "/exit-stats", Endpoint::ExitStats),
+    (Method::Get, "/metrics", Endpoint::Metrics),
+];
+
+/// What a request asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Call {
+    /// Who answers here.
+    Ping,
+    /// The machine's configuration and state.
+    Info,
+    /// The devices' counters.
+    Counters,
+    /// The exit statistics.
+    ExitStats(Query),
+    /// The exit statistics for Prometheus.
+    Metrics,
+    /// Something for the control thread.
+    Action(VmAction),
+}
+
+/// Understands a request, or says what is wrong with it.
+pub fn route(request: &Request) -> Result<Call, Response> {
+    let Some((method, _, endpoint)) = ROUTES.iter().find(|(_, path, _)| *path == request.path)
+    else {
+        return Err(Response::error(
+            404,
+            [
+                "Not Found".to_owned(),
+                format!("There is no resource \"{}\"", request.path),
+            ],
+        ));
+    };
+    if *method != request.method {
+        let verb = match method {
+            Method::Put => "PUT",
+            Method::Get | Method::Other => "GET",
+        };
+        return Err(bad_request(format!("{} takes {verb} only", request.path)));
+    }
+    if request.query.is_some() && *endpoint != Endpoint::ExitStats {
+        return Err(bad_request(format!("{} has no parameters", request.path)));
+    }
+    if !request.body.is_empty() && *endpoint != Endpoint::Create {
+        return Err(bad_request(format!("{} takes no body", request.path)));
+    }
+    Ok(match endpoint {
+        Endpoint::Ping => Call::Ping,
+        Endpoint::Info => Call::Info,
+        Endpoint::Counters => Call::Counters,
+        Endpoint::Metrics => Call::Metrics,
+        Endpoint::ExitStats => Call::ExitStats(
+            exit_stats::parse_query(request.query.as_deref().unwrap_or_default())
+                .map_err(bad_request)?,
+        ),
+        Endpoint::VmmShutdown => Call::Action(VmAction::VmmShutdown),
+        Endpoint::Delete => Call::Action(VmAction::Delete),
+        Endpoint::Boot => Call::Action(VmAction::Boot),
+        Endpoint::Pause => Call::Action(VmAction::Pause),
+        Endpoint::Resume => Call::Action(VmAction::Resume),
+        Endpoint::Shutdown => Call::Action(VmAction::Shutdown),
+        Endpoint::Reboot => Call::Action(VmAction::Reboot),
+        Endpoint::PowerButton => Call::Action(VmAction::PowerButton),
+        Endpoint::Create => Call::Action(VmAction::Create(Box::new(parse_config(&request.body)?))),
+    })
+}
+
+fn parse_config(body: &[u8]) -> Result<VmConfig, Response> {
+    if body.is_empty() {
+        return Err(bad_request("A configuration is missing".to_owned()));
+    }
+    // An array would pass for an object: its elements would be the fields.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err(bad_request("A configuration is an object".to_owned()));
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        Response::error(
+            400,
+            [
+                "Bad Request".to_owned(),
+                "The body is not a valid configuration".to_owned(),
+                error.to_string(),
+            ],
+        )
+    })
+}
+
+fn bad_request(why: String) -> Response {
+    Response::error(400, ["Bad Request".to_owned(), why])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(method: Method, path: &str, query: Option<&str>, body: &str) -> Request {
+        Request {
+            method,
+            path: path.to_owned(),
+            query: query.map(str::to_owned),
+            body: body.as_bytes().to_vec(),
+            keep_alive: true,
+        }
+    }
+
+    fn status(method: Method, path: &str, query: Option<&str>, body: &str) -> u16 {
+        route(&request(method, path, query, body)).map_or_else(|response| response.status, |_| 0)
+    }
+
+    #[test]
+    fn every_route_answers_to_its_verb_and_to_no_other() {
+        for (method, path, endpoint) in ROUTES {
+            let body = match endpoint {
+                Endpoint::Create => "{}",
+                _ => "",
+            };
+            assert_eq!(status(*method, path, None, body), 0, "{path}");
+            for other in [Method::Get, Method::Put, Method::Other] {
+                if other != *method {
+                    assert_eq!(status(other, path, None, body), 400, "{path}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn paths_match_exactly() {
+        for path in [
+            "",
+            "/",
+            "/api/v1",
+            "/api/v1/vm.info/",
+            "/api/v1/VM.info",
+            "/vm.info",
+            "/api/v1//vm.info",
+            "/api/v1/metrics",
+        ] {
+            assert_eq!(status(Method::Get, path, None, ""), 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_body_must_be_there_exactly_where_one_is_taken() {
+        assert_eq!(status(Method::Put, "/api/v1/vm.create", None, ""), 400);
+        assert_eq!(status(Method::Put, "/api/v1/vm.boot", None, "{}"), 400);
+        assert_eq!(status(Method::Get, "/api/v1/vm.info", None, "{}"), 400);
+    }
+
+    #[test]
+    fn parameters_are_refused_where_there_are_none() {
+        assert_eq!(status(Method::Get, "/api/v1/vm.info", Some("a=1"), ""), 400);
+        assert_eq!(status(Method::Get, "/exit-stats", Some("vcpu=1"), ""), 0);
+        assert_eq!(status(Method::Get, "/exit-stats", Some("vcpu=x"), ""), 400);
+    }
+
+    #[test]
+    fn a_bad_configuration_is_named() {
+        assert_eq!(status(Method::Put, "/api/v1/vm.create", None, " []"), 400);
+        for body in ["{", "1", "{\"cpus\": 3}", "{\"cpus\":{\"boot_vcpus\":-1}}"] {
+            let response =
+                route(&request(Method::Put, "/api/v1/vm.create", None, body)).unwrap_err();
+            assert_eq!(response.status, 400);
+            let (_, body) = response.body.unwrap();
+            let chain: Vec<String> = serde_json::from_slice(&body).unwrap();
+            assert_eq!(chain.len(), 3);
+            assert!(chain[2].contains("line 1 column"), "{chain:?}");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! The API thread: one event loop over the socket, its connections and the
+//! answers that come back from the control thread.
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::http::{Connection, Progress, Request, Response};
+use super::queue::{ApiResult, ApiSender, ReplySender, StatusBoard};
+use super::request::VmAction;
+use super::router::{Call, route};
+use super::socket::{ApiSocket, SocketError};
+use super::{answer, exit_stats};
+use crate::stats::StatsHub;
+
+/// Clients that may be connected at a time.
+const MAX_CONNECTIONS: usize = 512;
+/// How long the end of the server waits for clients to take their answers.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+const LISTENER: u64 = 0;
+const WAKE: u64 = 1;
+const FIRST_CONNECTION: u64 = 2;
+
+/// What the API thread answers from.
+#[derive(Clone)]
+pub struct ApiContext {
+    /// The way to the control thread.
+    pub sender: ApiSender,
+    /// The machine's state as the control thread last published it.
+    pub board: StatusBoard,
+    /// The exit statistics.
+    pub stats: Arc<StatsHub>,
+    /// What `vmm.ping` says.
+    pub identity: VmmIdentity,
+}
+
+/// What the VMM says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VmmIdentity {
+    /// What exactly was built.
+    pub build_version: String,
+    /// Version of the release.
+    pub version: String,
+    /// What was built in.
+    pub features: Vec<String>,
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// There is no socket to listen on.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The event loop cannot be set up.
+    #[error("Cannot set up the API server")]
+    SetUp(#[source] io::Error),
+}
+
+/// A running server. Ends with the value: see [`stop`](Self::stop).
+pub struct ApiServer {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What other threads reach of the event loop.
+struct Shared {
+    wake: EventFd,
+    stopping: AtomicBool,
+    answers: Mutex<Vec<(u64, Response)>>,
+}
+
+impl Shared {
+    fn wake(&self) {
+        if let Err(error) = self.wake.write(1) {
+            log::error!("cannot wake the API thread: {error}");
+        }
+    }
+}
+
+/// Listens at `path` and serves. `on_start` runs first on the new thread, to
+/// confine it.
+pub fn start_server(
+    path: &Path,
+    context: ApiContext,
+    on_start: impl FnOnce() + Send + 'static,
+) -> Result<ApiServer, ServerError> {
+    serve_on(ApiSocket::bind(path)?, context, on_start)
+}
+
+/// Serves on a socket that is there already.
+pub fn serve_on(
+    socket: ApiSocket,
+    context: ApiContext,
+    on_start: impl FnOnce() + Send + 'static,
+) -> Result<ApiServer, ServerError> {
+    let set_up = || -> io::Result<(EventLoop, Arc<Shared>)> {
+        let shared = Arc::new(Shared {
+            wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            stopping: AtomicBool::new(false),
+            answers: Mutex::new(Vec::new()),
+        });
+        let epoll = Epoll::new()?;
+        for (fd, token) in [
+            (socket.listener().as_raw_fd(), LISTENER),
+            (shared.wake.as_raw_fd(), WAKE),
+        ] {
+            epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, token),
+            )?;
+        }
+        let event_loop = EventLoop {
+            name: socket.name(),
+            socket,
+            epoll,
+            context,
+            shared: shared.clone(),
+            connections: HashMap::new(),
+            next_token: FIRST_CONNECTION,
+        };
+        Ok((event_loop, shared))
+    };
+    let (mut event_loop, shared) = set_up().map_err(ServerError::SetUp)?;
+    let thread = Builder::new()
+        .name("api".into())
+        .spawn(move || {
+            on_start();
+            let outcome = catch_unwind(AssertUnwindSafe(|| event_loop.run()));
+            let problem = match outcome {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "panic".to_owned(),
+            };
+            // A machine that nobody can reach any more is not left running.
+            log::error!("the API server failed and ends the VMM: {problem}");
+            event_loop
+                .context
+                .sender
+                .send(VmAction::VmmShutdown, ReplySender::new(|_| {}));
+        })
+        .map_err(ServerError::SetUp)?;
+    Ok(ApiServer {
+        shared,
+        thread: Some(thread),
+    })
+}
+
+impl ApiServer {
+    /// Sends the answers that are ready, closes all connections and removes
+    /// the socket.
+    pub fn stop(self) {}
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the API thread panicked");
+        }
+    }
+}
+
+struct Client {
+    connection: Connection<UnixStream>,
+    interest: EventSet,
+}
+
+struct EventLoop {
+    /// Name of the machine in metrics.
+    name: String,
+    socket: ApiSocket,
+    epoll: Epoll,
+    context: ApiContext,
+    shared: Arc<Shared>,
+    connections: HashMap<u64, Client>,
+    // Never used twice: a late answer cannot reach the wrong client.
+    next_token: u64,
+}
+
+impl EventLoop {
+    fn run(&mut self) -> io::Result<()> {
+        let mut events = vec![EpollEvent::default(); 64];
+        loop {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    LISTENER => self.accept(),
+                    WAKE => self.deliver_answers(),
+                    token => self.on_connection(token, event.event_set()),
+                }
+            }
+            if self.shared.stopping.load(Ordering::Acquire) {
+                self.say_farewell();
+                return Ok(());
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        loop {
+            let stream = match self.socket.listener().accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+                Err(error) => {
+                    // Out of descriptors, most likely. The client stays in the
+                    // queue; without a pause the loop would spin on it.
+                    log::warn!("cannot accept an API client: {error}");
+                    std::thread::sleep(Duration::from_millis(10));
+                    return;
+                }
+            };
+            if let Err(error) = self.admit(stream) {
+                log::warn!("cannot serve an API client: {error}");
+            }
+        }
+    }
+
+    fn admit(&mut self, mut stream: UnixStream) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        if self.connections.len() >= MAX_CONNECTIONS {
+            let response = Response::error(
+                503,
+                [
+                    "Service Unavailable".to_owned(),
+                    format!("{MAX_CONNECTIONS} clients are connected already"),
+                ],
+            );
+            return stream.write_all(&response.closing().to_bytes());
+        }
+        let token = self.next_token;
+        self.next_token += 1;
+        let interest = EventSet::IN;
+        self.epoll.ctl(
+            ControlOperation::Add,
+            stream.as_raw_fd(),
+            EpollEvent::new(interest, token),
+        )?;
+        let connection = Connection::new(stream);
+        self.connections.insert(
+            token,
+            Client {
+                connection,
+                interest,
+            },
+        );
+        Ok(())
+    }
+
+    fn on_connection(&mut self, token: u64, events: EventSet) {
+        let Some(client) = self.connections.get_mut(&token) else {
+            return;
+        };
+        // Nobody is there to read an answer. Were the client kept until its
+        // answer is ready, this event would come again and again.
+        let gone = events.intersects(EventSet::HANG_UP | EventSet::ERROR)
+            && !client.connection.wants_read();
+        let progress = if gone {
+            Progress::Done
+        } else {
+            client.connection.advance()
+        };
+        self.follow(token, progress);
+    }
+
+    /// Goes on with a connection until it has to wait.
+    fn follow(&mut self, token: u64, mut progress: Progress) {
+        while let Progress::Request(request) = progress {
+            let Some(response) = self.handle(token, &request) else {
+                progress = Progress::Idle;
+                break;
+            };
+            let Some(client) = self.connections.get_mut(&token) else {
+                return;
+            };
+            progress = client.connection.respond(response);
+        }
+        let Some(client) = self.connections.get_mut(&token) else {
+            return;
+        };
+        if progress == Progress::Done || client.update_interest(&self.epoll, token).is_err() {
+            // Closing the descriptor takes it out of the epoll set.
+            self.connections.remove(&token);
+        }
+    }
+
+    /// Answers at once, or hands the request to the control thread.
+    fn handle(&self, token: u64, request: &Request) -> Option<Response> {
+        let context = &self.context;
+        match route(request) {
+            Err(response) => Some(response),
+            Ok(Call::Ping) => Some(answer::ping(&context.identity)),
+            Ok(Call::Info) => Some(answer::info(&context.board.read())),
+            Ok(Call::Counters) => Some(answer::counters(&context.board.read())),
+            Ok(Call::ExitStats(query)) => Some(exit_stats::snapshot(&context.stats, &query)),
+            Ok(Call::Metrics) => Some(exit_stats::metrics(&context.stats, &self.name)),
+            Ok(Call::Action(action)) => {
+                self.hand_over(token, action);
+                None
+            }
+        }
+    }
+
+    fn hand_over(&self, token: u64, action: VmAction) {
+        let failure = answer::failure(&action);
+        let on_success = answer::empty_reply(&action);
+        let shared = Arc::clone(&self.shared);
+        let deliver = move |outcome: ApiResult| {
+            let response = answer::outcome(outcome, failure, on_success);
+            shared
+                .answers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((token, response));
+            shared.wake();
+        };
+        self.context.sender.send(action, ReplySender::new(deliver));
+    }
+
+    fn deliver_answers(&mut self) {
+        // Nothing to read means that nothing was written: equally quiet.
+        let _ = self.shared.wake.read();
+        let answers = std::mem::take(
+            &mut *self
+                .shared
+                .answers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        for (token, response) in answers {
+            if let Some(client) = self.connections.get_mut(&token) {
+                let progress = client.connection.respond(response);
+                self.follow(token, progress);
+            }
+        }
+    }
+
+    /// Gives clients a moment to take answers that are ready: the one that
+    /// asked for the end is among them.
+    fn say_farewell(&mut self) {
+        self.deliver_answers();
+        let deadline = Instant::now() + FAREWELL;
+        while Instant::now() < deadline {
+            self.connections
+                .retain(|_, client| client.connection.wants_write());
+            if self.connections.is_empty() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            for client in self.connections.values_mut() {
+                client.connection.advance();
+            }
+        }
+    }
+}
+
+impl Client {
+    fn update_interest(&mut self, epoll: &Epoll, token: u64) -> io::Result<()> {
+        let mut interest = EventSet::empty();
+        if self.connection.wants_read() {
+            interest |= EventSet::IN;
+        }
+        if self.connection.wants_write() {
+            interest |= EventSet::OUT;
+        }
+        if interest != self.interest {
+            epoll.ctl(
+                ControlOperation::Modify,
+                self.connection.stream().as_raw_fd(),
+                EpollEvent::new(interest, token),
+            )?;
+            self.interest = interest;
+        }
+        Ok(())
+    }
+}
