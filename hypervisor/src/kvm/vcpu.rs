@@ -1,0 +1,189 @@
+//! A virtual CPU of KVM.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use vmm_sys_util::ioctl::ioctl as raw_ioctl;
+use vmm_sys_util::ioctl_io_nr;
+
+use super::ioctl;
+use super::kick::VcpuKick;
+use crate::stats_fd::{StatsError, StatsFd};
+use crate::traits::{Error, Result, Vcpu, VcpuSetup, VmExit, VmOps};
+
+const KVMIO: u32 = 0xae;
+ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
+
+const MSR_IA32_APICBASE: u64 = 0xfee0_0000;
+const APICBASE_BSP: u64 = 1 << 8;
+const APICBASE_X2APIC: u64 = 1 << 10;
+const APICBASE_ENABLE: u64 = 1 << 11;
+
+/// A vCPU's descriptor and its shared page.
+pub(super) struct KvmVcpu {
+    fd: VcpuFd,
+    /// The kernel keeps the VM alive for its vCPUs; so does this side.
+    _vm: Arc<VmFd>,
+}
+
+impl KvmVcpu {
+    pub(super) fn new(fd: VcpuFd, vm: Arc<VmFd>) -> Self {
+        Self { fd, _vm: vm }
+    }
+
+    fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<()> {
+        if msrs.is_empty() {
+            return Ok(());
+        }
+        let entries: Vec<kvm_msr_entry> = msrs
+            .iter()
+            .map(|&(index, data)| kvm_msr_entry {
+                index,
+                data,
+                ..Default::default()
+            })
+            .collect();
+        let table = Msrs::from_entries(&entries)
+            .map_err(|_| Error::TooManyEntries("model-specific registers"))?;
+        let taken = self
+            .fd
+            .set_msrs(&table)
+            .map_err(ioctl("set model-specific registers"))?;
+        match msrs.get(taken) {
+            Some(&(refused, _)) => Err(Error::Msr(refused)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn set_up(&mut self, setup: &VcpuSetup) -> Result<()> {
+        let cpuid =
+            CpuId::from_entries(&setup.cpuid).map_err(|_| Error::TooManyEntries("CPUID leaves"))?;
+        self.fd
+            .set_cpuid2(&cpuid)
+            .map_err(ioctl("set the CPUID leaves"))?;
+        let mut special = self
+            .fd
+            .get_sregs()
+            .map_err(ioctl("read the special registers"))?;
+        let was_bsp = special.apic_base & APICBASE_BSP;
+        if let Some((_, wanted)) = &setup.registers {
+            special = *wanted;
+        }
+        special.apic_base = MSR_IA32_APICBASE | APICBASE_ENABLE | was_bsp;
+        if setup.x2apic {
+            special.apic_base |= APICBASE_X2APIC;
+        }
+        self.fd
+            .set_sregs(&special)
+            .map_err(ioctl("set the special registers"))?;
+        if let Some((general, _)) = &setup.registers {
+            self.fd
+                .set_regs(general)
+                .map_err(ioctl("set the general registers"))?;
+        }
+        self.set_msrs(&setup.msrs)
+    }
+
+    fn run(&mut self, ops: &dyn VmOps) -> Result<VmExit> {
+        // A string instruction arrives as several elements in one exit; the
+        // element's width is in the shared page only.
+        let exit = match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                let (data, length) = (data.as_mut_ptr(), data.len());
+                let width = self.io_width(length);
+                // SAFETY:
+                // - kvm-ioctls made the slice from the mapping that `self.fd`
+                //   owns; it stays mapped for as long as `self` lives.
+                // - `io_width` has let go of its view of the page, and nothing
+                //   else refers to these bytes until this block ends.
+                let data = unsafe { std::slice::from_raw_parts_mut(data, length) };
+                for element in data.chunks_exact_mut(width) {
+                    ops.pio_read(port, element);
+                }
+                VmExit::Handled
+            }
+            Ok(VcpuExit::IoOut(port, data)) => {
+                let (data, length) = (data.as_ptr(), data.len());
+                let width = self.io_width(length);
+                // SAFETY: as for IN above; the bytes are only read.
+                let data = unsafe { std::slice::from_raw_parts(data, length) };
+                for element in data.chunks_exact(width) {
+                    ops.pio_write(port, element);
+                }
+                VmExit::Handled
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                ops.mmio_read(address, data);
+                VmExit::Handled
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                ops.mmio_write(address, data);
+                VmExit::Handled
+            }
+            Ok(VcpuExit::Hlt) => VmExit::Halt,
+            Ok(VcpuExit::Shutdown) => VmExit::TripleFault,
+            Ok(VcpuExit::SystemEvent(kind, _)) => VmExit::SystemEvent(kind),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => VmExit::EntryFailure { reason, cpu },
+            Ok(VcpuExit::InternalError) => VmExit::InternalError,
+            Ok(VcpuExit::Intr) => VmExit::Interrupted,
+            Ok(_) => VmExit::Unexpected(self.fd.get_kvm_run().exit_reason),
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => VmExit::Interrupted,
+                _ => return Err(ioctl("run a vCPU")(error)),
+            },
+        };
+        Ok(exit)
+    }
+
+    fn kick_handle(&self) -> Result<Arc<VcpuKick>> {
+        VcpuKick::new(self.fd.as_raw_fd())
+            .map(Arc::new)
+            .map_err(|source| Error::Ioctl {
+                operation: "map a vCPU's shared page",
+                source,
+            })
+    }
+
+    fn stats(&self) -> Result<StatsFd> {
+        // SAFETY:
+        // - `fd` is an open vCPU descriptor and the request takes no argument.
+        // - The result is checked before it is used.
+        let stats = unsafe { raw_ioctl(&self.fd, KVM_GET_STATS_FD()) };
+        if stats < 0 {
+            let source = std::io::Error::last_os_error();
+            return Err(StatsError::Io("open", source).into());
+        }
+        // SAFETY: the kernel just made this descriptor for us; nobody else
+        // knows or closes it.
+        let file = unsafe { File::from_raw_fd(stats) };
+        Ok(StatsFd::from_file(file)?)
+    }
+
+    fn tsc_khz(&self) -> Result<u32> {
+        self.fd
+            .get_tsc_khz()
+            .map_err(ioctl("read the frequency of the time stamp counter"))
+    }
+
+    fn note_pause(&self) {
+        // Fails for guests that have no kvmclock, which then need no note.
+        let _ = self.fd.kvmclock_ctrl();
+    }
+}
+
+impl KvmVcpu {
+    /// Width in bytes of one element of the port access just reported, never
+    /// zero and never more than `length`.
+    fn io_width(&mut self, length: usize) -> usize {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: called after an exit for port I/O only, when `io` is the
+        // active member; it is plain data in any case.
+        let width = unsafe { run.__bindgen_anon_1.io.size };
+        usize::from(width).clamp(1, length.max(1))
+    }
+}

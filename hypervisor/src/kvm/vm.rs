@@ -1,0 +1,150 @@
+//! A virtual machine of KVM.
+
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::vcpu::KvmVcpu;
+use super::{ExitStatsSupport, KVM_CAP_EXIT_STATS, ioctl};
+use crate::traits::{Error, ExitStatsFeatures, IrqRoute, Result, Vcpu, Vm};
+
+// Four pages below the firmware area at the end of the first 4 GiB, used by
+// VMX for real-mode guests. The guest's memory map has to leave them out.
+const IDENTITY_MAP: u64 = 0xfffb_c000;
+const TSS: usize = 0xfffb_d000;
+
+const EXIT_STATS_GUEST_LEAVES: u64 = 1 << 0;
+const EXIT_STATS_LATENCY: u64 = 1 << 1;
+
+/// A VM's file descriptor. vCPUs keep it open, as the kernel does.
+pub(super) struct KvmVm {
+    fd: Arc<VmFd>,
+}
+
+impl KvmVm {
+    pub(super) fn new(fd: VmFd) -> Result<Self> {
+        fd.set_identity_map_address(IDENTITY_MAP)
+            .map_err(ioctl("place the identity map"))?;
+        fd.set_tss_address(TSS)
+            .map_err(ioctl("place the task state segment"))?;
+        Ok(Self { fd: Arc::new(fd) })
+    }
+}
+
+impl Vm for KvmVm {
+    fn create_irqchip(&self) -> Result<()> {
+        self.fd
+            .create_irq_chip()
+            .map_err(ioctl("create the interrupt controllers"))
+    }
+
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
+        let vcpu = self
+            .fd
+            .create_vcpu(u64::from(id))
+            .map_err(ioctl("create a vCPU"))?;
+        Ok(Box::new(KvmVcpu::new(vcpu, Arc::clone(&self.fd))))
+    }
+
+    unsafe fn map_memory(&self, slot: u32, guest: u64, size: u64, host: *mut u8) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: guest,
+            memory_size: size,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the caller vouches that the range stays mapped and that no
+        // reference into it exists; the kernel checks slot and alignment.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(ioctl("map guest memory"))
+    }
+
+    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.fd
+            .register_irqfd(event, gsi)
+            .map_err(ioctl("attach an interrupt to an event"))
+    }
+
+    fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()> {
+        let entries: Vec<kvm_irq_routing_entry> = routes.iter().map(routing_entry).collect();
+        let table = KvmIrqRouting::from_entries(&entries)
+            .map_err(|_| Error::TooManyEntries("interrupt routing table"))?;
+        self.fd
+            .set_gsi_routing(&table)
+            .map_err(ioctl("set the interrupt routing"))
+    }
+
+    fn exit_stats_support(&self) -> ExitStatsSupport {
+        ExitStatsSupport::from_raw(self.fd.check_extension_raw(KVM_CAP_EXIT_STATS.into()))
+    }
+
+    fn set_exit_stats_features(&self, features: ExitStatsFeatures) -> Result<()> {
+        let mut wanted = 0;
+        if features.guest_leaves {
+            wanted |= EXIT_STATS_GUEST_LEAVES;
+        }
+        if features.latency {
+            wanted |= EXIT_STATS_LATENCY;
+        }
+        let mut request = kvm_enable_cap {
+            cap: KVM_CAP_EXIT_STATS,
+            ..Default::default()
+        };
+        request.args[0] = wanted;
+        self.fd
+            .enable_cap(&request)
+            .map_err(ioctl("set the features of exit accounting"))
+    }
+}
+
+fn routing_entry(route: &IrqRoute) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry::default();
+    match *route {
+        IrqRoute::IoApic { gsi, pin } => {
+            entry.gsi = gsi;
+            entry.type_ = KVM_IRQ_ROUTING_IRQCHIP;
+            entry.u.irqchip = kvm_irq_routing_irqchip {
+                irqchip: KVM_IRQCHIP_IOAPIC,
+                pin,
+            };
+        }
+        IrqRoute::Msi { gsi, address, data } => {
+            entry.gsi = gsi;
+            entry.type_ = KVM_IRQ_ROUTING_MSI;
+            entry.u.msi = kvm_irq_routing_msi {
+                address_lo: address as u32,
+                address_hi: (address >> 32) as u32,
+                data,
+                ..Default::default()
+            };
+        }
+    }
+    entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_route_splits_its_address() {
+        let entry = routing_entry(&IrqRoute::Msi {
+            gsi: 24,
+            address: 0x1_fee0_1000,
+            data: 0x4021,
+        });
+        assert_eq!((entry.gsi, entry.type_), (24, KVM_IRQ_ROUTING_MSI));
+        // SAFETY: `type_` says that the message is the active field.
+        let msi = unsafe { entry.u.msi };
+        assert_eq!(
+            (msi.address_lo, msi.address_hi, msi.data),
+            (0xfee0_1000, 1, 0x4021)
+        );
+    }
+}

@@ -1,0 +1,200 @@
+//! The traits between the VMM and a hypervisor, and the small types they
+//! speak in.
+
+use std::sync::Arc;
+
+use instrumentation::table::Isa;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::kvm::ExitStatsSupport;
+use crate::kvm::kick::VcpuKick;
+use crate::stats_fd::{StatsError, StatsFd};
+use crate::x86::{CpuidEntry, Registers, SpecialRegisters};
+
+/// What went wrong in a call to the hypervisor. The operation is named here,
+/// the kernel's own word on it is the source.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device node of the hypervisor cannot be opened.
+    #[error("Cannot open {path}")]
+    Open {
+        /// The device node.
+        path: String,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel speaks another version of the interface.
+    #[error("KVM speaks interface version {0}, this program speaks 12")]
+    ApiVersion(i32),
+    /// A capability without which no guest can be run is missing.
+    #[error("KVM lacks the capability {0}")]
+    MissingCapability(&'static str),
+    /// A request to the kernel failed.
+    #[error("Cannot {operation}")]
+    Ioctl {
+        /// What was asked, as the rest of "cannot ...".
+        operation: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Fewer model-specific registers were taken than offered.
+    #[error("KVM refused the model-specific register {0:#x}")]
+    Msr(u32),
+    /// A table given to the kernel is longer than the kernel allows.
+    #[error("Too many entries for the kernel's {0}")]
+    TooManyEntries(&'static str),
+    /// The statistics cannot be opened or read.
+    #[error("Cannot read the vCPU's statistics")]
+    Stats(#[from] StatsError),
+}
+
+/// Result of a call to the hypervisor.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// The way into a hypervisor. Shared by all threads.
+pub trait Hypervisor: Send + Sync {
+    /// Creates an empty virtual machine.
+    fn create_vm(&self) -> Result<Arc<dyn Vm>>;
+    /// The CPUID leaves the host can offer to a guest.
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>>;
+    /// Whether the local APIC's deadline timer is available to guests.
+    fn has_tsc_deadline_timer(&self) -> bool;
+    /// The most vCPUs one VM can have.
+    fn max_vcpus(&self) -> usize;
+    /// What the kernel says of its exit accounting.
+    fn exit_stats_support(&self) -> ExitStatsSupport;
+    /// The instruction set of the host's virtualisation.
+    fn isa(&self) -> Option<Isa>;
+}
+
+/// Where an interrupt of a given number goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IrqRoute {
+    /// To a pin of the I/O APIC.
+    IoApic {
+        /// The interrupt's number.
+        gsi: u32,
+        /// The pin.
+        pin: u32,
+    },
+    /// As a message to local APICs.
+    Msi {
+        /// The interrupt's number.
+        gsi: u32,
+        /// The message's address.
+        address: u64,
+        /// The message's data.
+        data: u32,
+    },
+}
+
+/// What a VM can ask of the kernel's exit accounting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatsFeatures {
+    /// The guest's CPUID leaves answer.
+    pub guest_leaves: bool,
+    /// Latency histograms are kept.
+    pub latency: bool,
+}
+
+/// One virtual machine: memory slots, interrupt routing, vCPUs. Shared by the
+/// control thread and device threads.
+pub trait Vm: Send + Sync {
+    /// Creates the interrupt controllers. Comes before the first vCPU.
+    fn create_irqchip(&self) -> Result<()>;
+    /// Creates a vCPU. Its number is its local APIC's number too.
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
+    /// Shows `size` bytes of this process's memory to the guest.
+    ///
+    /// # Safety
+    /// `host` to `host + size` must stay mapped, readable and writable until
+    /// the VM is gone, and nothing else in this process may keep Rust
+    /// references into it, for the guest writes there at any time.
+    unsafe fn map_memory(&self, slot: u32, guest: u64, size: u64, host: *mut u8) -> Result<()>;
+    /// Has `event` raise the interrupt `gsi` whenever it is signalled.
+    fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()>;
+    /// Sets the whole interrupt routing table.
+    fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()>;
+    /// What the kernel says of this VM's exit accounting.
+    fn exit_stats_support(&self) -> ExitStatsSupport;
+    /// Asks for exactly these features of the exit accounting; an error on a
+    /// kernel that has none.
+    fn set_exit_stats_features(&self, features: ExitStatsFeatures) -> Result<()>;
+}
+
+/// What a vCPU starts with.
+#[derive(Debug, Clone)]
+pub struct VcpuSetup {
+    /// The answers of the CPUID instruction.
+    pub cpuid: Vec<CpuidEntry>,
+    /// Model-specific registers and their values.
+    pub msrs: Vec<(u32, u64)>,
+    /// General and special registers; `None` leaves the vCPU waiting for the
+    /// start-up message of another one.
+    pub registers: Option<(Registers, SpecialRegisters)>,
+    /// Start the local APIC in x2APIC mode.
+    pub x2apic: bool,
+}
+
+/// One virtual CPU. Belongs to the thread that runs it; [`VcpuKick`] is the
+/// one thing others may hold.
+pub trait Vcpu: Send {
+    /// Puts the vCPU into its first state.
+    fn set_up(&mut self, setup: &VcpuSetup) -> Result<()>;
+    /// Runs the guest until something that is not port or memory-mapped I/O
+    /// needs attention. I/O goes to `ops`, and the call returns
+    /// [`VmExit::Handled`] after it, so that the caller can look at requests.
+    fn run(&mut self, ops: &dyn VmOps) -> Result<VmExit>;
+    /// A handle that makes `run` return.
+    fn kick_handle(&self) -> Result<Arc<VcpuKick>>;
+    /// Opens the vCPU's statistics.
+    fn stats(&self) -> Result<StatsFd>;
+    /// The frequency of the guest's time stamp counter, which is the host's
+    /// unless somebody scaled it.
+    fn tsc_khz(&self) -> Result<u32>;
+    /// Tells the guest that it was stopped, so that its watchdogs forgive the
+    /// lost time. No effect on guests without kvmclock.
+    fn note_pause(&self);
+}
+
+/// What a running vCPU asks of the world outside. Reads of addresses that
+/// nobody owns return all ones, writes to them are dropped; neither fails.
+pub trait VmOps {
+    /// IN from `port`; `data` is one element of 1, 2 or 4 bytes.
+    fn pio_read(&self, port: u16, data: &mut [u8]);
+    /// OUT to `port`.
+    fn pio_write(&self, port: u16, data: &[u8]);
+    /// Load from `address`, 1 to 8 bytes.
+    fn mmio_read(&self, address: u64, data: &mut [u8]);
+    /// Store to `address`.
+    fn mmio_write(&self, address: u64, data: &[u8]);
+}
+
+/// Why [`Vcpu::run`] came back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmExit {
+    /// I/O was passed to [`VmOps`]; go on.
+    Handled,
+    /// A signal or a kick; look at requests, then go on.
+    Interrupted,
+    /// The guest halted and no interrupt controller in the kernel wakes it.
+    Halt,
+    /// A triple fault: the guest asks for a reset.
+    TripleFault,
+    /// The guest asked the hypervisor itself for a shutdown, a reset or
+    /// reported a crash; the number is KVM's event type.
+    SystemEvent(u32),
+    /// The processor refused to enter the guest.
+    EntryFailure {
+        /// The hardware's reason.
+        reason: u64,
+        /// The host CPU it happened on.
+        cpu: u32,
+    },
+    /// KVM met an instruction or a state that it cannot emulate.
+    InternalError,
+    /// An exit that this program never asked for; KVM's number.
+    Unexpected(u32),
+}
