@@ -7,4 +7,8 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+#[cfg(feature = "client")]
+pub mod recording;
+#[cfg(feature = "client")]
+pub mod report;
 pub mod types;

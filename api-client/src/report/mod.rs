@@ -1,0 +1,280 @@
+//! Draws a recording as one self-contained page: no script is loaded, no font,
+//! nothing from any network.
+
+mod page;
+mod phases;
+mod plot;
+mod timeline;
+
+pub use plot::PlotError;
+
+use instrumentation::snapshot::ExitSnapshot;
+
+use crate::recording::Recording;
+use page::Page;
+use timeline::Timeline;
+
+/// Why a recording has no report.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// There is nothing to draw.
+    #[error("The recording has no samples")]
+    Empty,
+    /// The recorded host could not tell reasons apart.
+    #[error("The recording has no figures by reason: {0}")]
+    NoReasons(String),
+    /// Drawing failed.
+    #[error(transparent)]
+    Plot(#[from] PlotError),
+}
+
+/// The page, as HTML.
+pub fn render(recording: &Recording) -> Result<String, ReportError> {
+    let last = recording.samples.last().ok_or(ReportError::Empty)?;
+    if last.delta.reasons.is_none() {
+        let why = last.delta.unavailable.clone().unwrap_or_default();
+        return Err(ReportError::NoReasons(why));
+    }
+    let timeline = Timeline::new(recording);
+    let mut page = Page::new(&format!("VM exits of {}", recording.header.vm));
+    summary(&mut page, &timeline, &last.delta);
+    over_time(&mut page, &timeline)?;
+    bursts(&mut page, &timeline);
+    ranking(&mut page, &timeline)?;
+    time_split(&mut page, &timeline)?;
+    devices(&mut page, recording)?;
+    Ok(page.finish())
+}
+
+fn summary(page: &mut Page, timeline: &Timeline, last: &ExitSnapshot) {
+    let exits: u64 = timeline.exits().iter().sum();
+    let seconds = timeline.end(timeline.buckets - 1);
+    let isa = last.isa.map_or("", |isa| isa.as_str()).to_uppercase();
+    page.facts(&[
+        ("Exits", exits.to_string()),
+        ("Seconds", format!("{seconds:.2}")),
+        ("Exits a second", plot::short(exits as f64 / seconds)),
+        ("vCPUs", last.vcpus.len().to_string()),
+        ("Instruction set", isa),
+        ("Host TSC", format!("{} MHz", last.tsc_khz / 1000)),
+    ]);
+    if let Some(manual) = &last.manual {
+        page.paragraph(&format!("Reasons as in {manual}."));
+    }
+}
+
+fn over_time(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
+    let rate = |exits: &[u64]| -> Vec<f64> {
+        exits
+            .iter()
+            .map(|&count| count as f64 / timeline.bucket_seconds)
+            .collect()
+    };
+    let own = timeline.reasons.len().min(plot::COLOURS - 1);
+    let mut series: Vec<plot::Series> = timeline.reasons[..own]
+        .iter()
+        .map(|row| (row.symbol.as_str(), rate(&row.exits)))
+        .collect();
+    if timeline.reasons.len() > own {
+        let mut rest = vec![0; timeline.buckets];
+        for row in &timeline.reasons[own..] {
+            for (sum, count) in rest.iter_mut().zip(&row.exits) {
+                *sum += count;
+            }
+        }
+        series.push(("all others", rate(&rest)));
+    }
+    page.heading("Exits per second, by reason");
+    page.svg(
+        &plot::stacked(timeline, &series, "exits per second")?,
+        "Exits per second over time, stacked by reason",
+    );
+    page.legend(&series.iter().map(|row| row.0).collect::<Vec<_>>());
+    page.data("seconds", timeline, &series);
+    Ok(())
+}
+
+fn bursts(page: &mut Page, timeline: &Timeline) {
+    let phases = phases::phases(timeline);
+    let bursts = phases.iter().filter(|phase| phase.burst).count();
+    page.heading("Phases");
+    page.paragraph(&match bursts {
+        0 => "The rate never passes twice its mean: exits come steadily.".into(),
+        1 => "The rate passes twice its mean in one burst.".into(),
+        n => format!("The rate passes twice its mean in {n} bursts."),
+    });
+    let rows = phases.iter().map(|phase| {
+        let start = timeline.bucket_seconds * phase.first as f64;
+        let end = timeline.end(phase.end - 1);
+        let top: Vec<String> = phase
+            .top
+            .iter()
+            .map(|(symbol, count)| format!("{symbol} {count}"))
+            .collect();
+        vec![
+            if phase.burst { "burst" } else { "calm" }.into(),
+            format!("{start:.2}"),
+            format!("{end:.2}"),
+            phase.exits.to_string(),
+            plot::short(phase.exits as f64 / (end - start)),
+            top.join(", "),
+        ]
+    });
+    page.table(
+        &["Phase", "From (s)", "To (s)", "Exits", "Exits/s", "Mostly"],
+        rows,
+    );
+}
+
+fn ranking(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
+    let exits: u64 = timeline.exits().iter().sum();
+    let kernel: f64 = timeline.reasons.iter().map(|row| row.seconds[0]).sum();
+    let label = |row: &timeline::ReasonSeries| match row.number {
+        Some(number) => format!("{} {number}", row.symbol),
+        None => row.symbol.clone(),
+    };
+    let by_count: Vec<_> = timeline
+        .reasons
+        .iter()
+        .map(|row| {
+            let share = row.total_exits as f64 * 100.0 / exits.max(1) as f64;
+            (
+                label(row),
+                row.total_exits as f64,
+                format!("{} ({share:.1} %)", row.total_exits),
+            )
+        })
+        .collect();
+    let mut by_time: Vec<_> = timeline
+        .reasons
+        .iter()
+        .map(|row| {
+            let seconds = row.seconds[0];
+            let share = seconds * 100.0 / kernel.max(f64::MIN_POSITIVE);
+            (
+                label(row),
+                seconds,
+                format!("{:.3} ms ({share:.1} %)", seconds * 1000.0),
+            )
+        })
+        .collect();
+    by_time.sort_by(|a, b| b.1.total_cmp(&a.1));
+    page.heading("Reasons by number of exits");
+    page.svg(&plot::bars(&by_count)?, "Exits of each reason");
+    page.heading("Reasons by time in the kernel");
+    page.svg(&plot::bars(&by_time)?, "Kernel time of each reason");
+    let rows = timeline.reasons.iter().map(|row| {
+        let ms = |index: usize| format!("{:.3}", row.seconds[index] * 1000.0);
+        vec![
+            row.number.map_or("-".into(), |number| number.to_string()),
+            row.symbol.clone(),
+            row.name.clone(),
+            row.total_exits.to_string(),
+            ms(0),
+            ms(1),
+            ms(2),
+        ]
+    });
+    page.table_to_copy(
+        &[
+            "#",
+            "Symbol",
+            "Name",
+            "Exits",
+            "Kernel (ms)",
+            "Asleep (ms)",
+            "User space (ms)",
+        ],
+        rows,
+    );
+    Ok(())
+}
+
+fn time_split(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
+    let share = |seconds: &[f64]| -> Vec<f64> {
+        seconds
+            .iter()
+            .map(|seconds| seconds / timeline.bucket_seconds)
+            .collect()
+    };
+    let split = &timeline.split;
+    let series = [
+        ("guest", share(&split.guest)),
+        ("KVM", share(&split.kernel)),
+        ("user space", share(&split.userspace)),
+        ("asleep", share(&split.asleep)),
+    ];
+    page.heading("Where the vCPUs' time went");
+    page.svg(
+        &plot::stacked(timeline, &series, "vCPUs")?,
+        "vCPU time over time: guest, KVM, user space, asleep",
+    );
+    page.legend(&series.each_ref().map(|row| row.0));
+    page.data("seconds", timeline, &series);
+    Ok(())
+}
+
+fn devices(page: &mut Page, recording: &Recording) -> Result<(), ReportError> {
+    let mut sums = std::collections::BTreeMap::new();
+    for row in recording
+        .samples
+        .iter()
+        .flat_map(|sample| &sample.delta.vmm.exits)
+    {
+        for device in &row.devices {
+            let key = (
+                device.id.as_str(),
+                device.address.as_deref().unwrap_or("-"),
+                row.kind.as_str(),
+                device.size,
+            );
+            let (exits, nanoseconds) = sums.entry(key).or_insert((0u64, 0u64));
+            *exits += device.exits;
+            *nanoseconds += device.nanoseconds;
+        }
+    }
+    let mut rows: Vec<_> = sums.into_iter().collect();
+    rows.sort_by_key(|(_, (exits, _))| std::cmp::Reverse(*exits));
+    page.heading("Devices behind the I/O");
+    if rows.is_empty() {
+        page.paragraph("No access to a device reached user space.");
+        return Ok(());
+    }
+    let bars: Vec<_> = rows
+        .iter()
+        .take(16)
+        .map(|((id, address, kind, _), (exits, _))| {
+            (
+                format!("{id} {address} {kind}"),
+                *exits as f64,
+                exits.to_string(),
+            )
+        })
+        .collect();
+    page.svg(&plot::bars(&bars)?, "Exits of each device access");
+    page.table_to_copy(
+        &[
+            "Device",
+            "Address",
+            "Access",
+            "Bytes",
+            "Exits",
+            "Microseconds",
+        ],
+        rows.iter()
+            .map(|((id, address, kind, size), (exits, nanoseconds))| {
+                vec![
+                    id.to_string(),
+                    address.to_string(),
+                    kind.to_string(),
+                    size.to_string(),
+                    exits.to_string(),
+                    (nanoseconds / 1000).to_string(),
+                ]
+            }),
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,134 @@
+//! Finds the bursts in a series of exits: the phases that a reader asks about.
+
+use super::timeline::Timeline;
+
+/// Consecutive buckets that are all busy or all calm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Phase {
+    /// First bucket.
+    pub first: usize,
+    /// One past the last bucket.
+    pub end: usize,
+    /// Whether the rate lies above [`threshold`] in all of them.
+    pub burst: bool,
+    /// Exits in them.
+    pub exits: u64,
+    /// The reasons with the most exits in them, most first, with their counts.
+    pub top: Vec<(String, u64)>,
+}
+
+/// Most phases that a table is readable with; the shortest ones are merged into
+/// their neighbours until no more are left.
+const MOST_PHASES: usize = 12;
+const TOP_REASONS: usize = 3;
+
+/// The rate, in exits a bucket, above which a bucket belongs to a burst: twice
+/// the mean. A steady VM never passes it.
+pub fn threshold(exits: &[u64]) -> u64 {
+    let sum: u64 = exits.iter().sum();
+    (2 * sum).div_ceil(exits.len().max(1) as u64)
+}
+
+/// The phases of a timeline, in order, without gaps.
+pub fn phases(timeline: &Timeline) -> Vec<Phase> {
+    let exits = timeline.exits();
+    let limit = threshold(&exits);
+    let mut spans: Vec<(usize, usize, bool)> = Vec::new();
+    for (bucket, &count) in exits.iter().enumerate() {
+        let burst = count > limit;
+        match spans.last_mut() {
+            Some((_, end, same)) if *same == burst => *end = bucket + 1,
+            _ => spans.push((bucket, bucket + 1, burst)),
+        }
+    }
+    while spans.len() > MOST_PHASES {
+        // Calm spans between bursts go first: merging two bursts loses less
+        // than losing one.
+        let Some(index) = (1..spans.len() - 1).min_by_key(|&i| {
+            let (first, end, burst) = spans[i];
+            (burst, end - first)
+        }) else {
+            break;
+        };
+        let end = spans[index + 1].1;
+        spans[index - 1].1 = end;
+        spans.drain(index..=index + 1);
+    }
+    spans
+        .into_iter()
+        .map(|(first, end, burst)| phase(timeline, first, end, burst))
+        .collect()
+}
+
+fn phase(timeline: &Timeline, first: usize, end: usize, burst: bool) -> Phase {
+    let mut top: Vec<(String, u64)> = timeline
+        .reasons
+        .iter()
+        .map(|series| (series.symbol.clone(), series.exits[first..end].iter().sum()))
+        .filter(|(_, count)| *count > 0)
+        .collect();
+    let exits = top.iter().map(|(_, count)| count).sum();
+    top.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    top.truncate(TOP_REASONS);
+    Phase {
+        first,
+        end,
+        burst,
+        exits,
+        top,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::timeline::{ReasonSeries, TimeSplit};
+    use super::*;
+
+    fn timeline(exits: &[u64]) -> Timeline {
+        Timeline {
+            bucket_seconds: 1.0,
+            buckets: exits.len(),
+            reasons: vec![ReasonSeries {
+                number: Some(10),
+                symbol: "CPUID".into(),
+                name: "CPUID".into(),
+                exits: exits.to_vec(),
+                total_exits: exits.iter().sum(),
+                seconds: [0.0; 3],
+            }],
+            split: TimeSplit::default(),
+        }
+    }
+
+    fn spans(exits: &[u64]) -> Vec<(usize, usize, bool)> {
+        phases(&timeline(exits))
+            .iter()
+            .map(|phase| (phase.first, phase.end, phase.burst))
+            .collect()
+    }
+
+    #[test]
+    fn a_steady_rate_is_one_calm_phase() {
+        assert_eq!(spans(&[5, 5, 6, 5]), [(0, 4, false)]);
+        assert_eq!(spans(&[0, 0]), [(0, 2, false)]);
+    }
+
+    #[test]
+    fn a_burst_stands_apart_from_what_is_around_it() {
+        assert_eq!(
+            spans(&[1, 1, 90, 80, 1, 1, 1, 1]),
+            [(0, 2, false), (2, 4, true), (4, 8, false)]
+        );
+    }
+
+    #[test]
+    fn phases_cover_the_timeline_however_many_bursts_there_are() {
+        let exits: Vec<u64> = (0..90).map(|n| if n % 3 == 0 { 100 } else { 0 }).collect();
+        let found = phases(&timeline(&exits));
+        assert!(found.len() <= MOST_PHASES);
+        assert_eq!(found[0].first, 0);
+        assert!(found.windows(2).all(|pair| pair[0].end == pair[1].first));
+        assert_eq!(found.last().map(|phase| phase.end), Some(90));
+        assert_eq!(found.iter().map(|phase| phase.exits).sum::<u64>(), 3000);
+    }
+}
