@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod config;
+pub mod options;
 #[cfg(feature = "client")]
 pub mod recording;
 #[cfg(feature = "client")]
