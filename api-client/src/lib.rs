@@ -13,3 +13,5 @@ pub mod recording;
 #[cfg(feature = "client")]
 pub mod report;
 pub mod types;
+#[cfg(feature = "client")]
+pub mod watch;

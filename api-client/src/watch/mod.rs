@@ -1,0 +1,94 @@
+//! The live view of `ch-remote exit-stats --watch`.
+//!
+//! Readings are taken on a thread of their own, so that keys work while a VMM
+//! is slow to answer; the model is driven by readings and keys alone, which is
+//! how its tests drive it.
+
+mod model;
+mod view;
+
+pub use model::{Key, Model, Outcome, Sort};
+pub use view::{Palette, draw};
+
+use std::io;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use instrumentation::snapshot::ExitSnapshot;
+use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+
+/// How long a key may wait for the screen.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Runs the view on the terminal until the user quits. `read` takes a reading.
+/// The terminal is given back as it was, also after a panic.
+pub fn run(
+    vm: &str,
+    interval: Duration,
+    mut read: impl FnMut() -> Result<ExitSnapshot, String> + Send + 'static,
+) -> io::Result<()> {
+    let (sender, readings) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("exit-stats".into())
+        .spawn(move || {
+            loop {
+                // The view is gone once nobody listens.
+                if sender.send((read(), Instant::now())).is_err() {
+                    return;
+                }
+                std::thread::sleep(interval);
+            }
+        })?;
+    let mut terminal = ratatui::try_init()?;
+    let outcome = watch(&mut terminal, &mut Model::new(vm), &readings);
+    ratatui::try_restore()?;
+    outcome
+}
+
+fn watch(
+    terminal: &mut ratatui::DefaultTerminal,
+    model: &mut Model,
+    readings: &mpsc::Receiver<(Result<ExitSnapshot, String>, Instant)>,
+) -> io::Result<()> {
+    let palette = Palette::from_environment();
+    let mut last = Instant::now();
+    loop {
+        for (reading, at) in readings.try_iter() {
+            let elapsed = at.saturating_duration_since(last);
+            // A failed reading is not one that a rate could be counted from.
+            if reading.is_ok() {
+                last = at;
+            }
+            model.update(reading, elapsed);
+        }
+        terminal.draw(|frame| draw(frame, model, palette))?;
+        if !event::poll(TICK)? {
+            continue;
+        }
+        if let Event::Key(pressed) = event::read()?
+            && pressed.kind == KeyEventKind::Press
+        {
+            let interrupted = pressed.modifiers.contains(KeyModifiers::CONTROL)
+                && pressed.code == KeyCode::Char('c');
+            let outcome = key(pressed.code).map(|key| model.key(key));
+            if interrupted || outcome == Some(Outcome::Quit) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn key(code: KeyCode) -> Option<Key> {
+    Some(match code {
+        KeyCode::Char(c) => Key::Char(c),
+        KeyCode::Enter => Key::Enter,
+        KeyCode::Esc => Key::Escape,
+        KeyCode::Backspace => Key::Backspace,
+        KeyCode::Up => Key::Up,
+        KeyCode::Down => Key::Down,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;
