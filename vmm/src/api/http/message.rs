@@ -181,9 +181,7 @@ impl ContentType {
     fn as_str(self) -> &'static str {
         match self {
             ContentType::Json => "application/json",
-            ContentType::OpenMetrics => {
-                "application/openmetrics-text; version=1.0.0; charset=utf-8"
-            }
+            ContentType::OpenMetrics => instrumentation::encode::CONTENT_TYPE,
         }
     }
 }

@@ -1,0 +1,148 @@
+//! The command line of the VMM: arguments to configuration, the API and the
+//! machine started, and one clear line if anything fails.
+#![forbid(unsafe_code)]
+
+mod args;
+mod logger;
+
+use std::error::Error;
+use std::os::unix::net::UnixListener;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use api_client::options::ApiSocketArg;
+use clap::{CommandFactory, Parser};
+use hypervisor::kvm::KvmHypervisor;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use vmm::api::{
+    ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on, start_server,
+};
+use vmm::stats::StatsHub;
+use vmm::vm::Vmm;
+
+use args::Args;
+
+const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+
+fn main() -> ExitCode {
+    if std::env::args_os().len() == 1 {
+        return match Args::command().print_help() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let wanted = !error.use_stderr();
+            // Nobody is left to tell if that fails too.
+            let _ = error.print();
+            return if wanted {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
+    };
+    if args.version {
+        println!("cloud-hypervisor {VERSION}");
+        return ExitCode::SUCCESS;
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {}", chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// All messages of an error on one line, outermost first. A message that its
+/// wrapper shows unchanged appears once.
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut messages: Vec<String> = std::iter::successors(Some(error), |&error| error.source())
+        .map(ToString::to_string)
+        .collect();
+    messages.dedup();
+    messages.join(": ")
+}
+
+fn run(args: &Args) -> anyhow::Result<()> {
+    let config = args.config()?;
+    logger::start(args)?;
+
+    let (signals, signal_end) =
+        std::os::unix::net::UnixStream::pair().context("Cannot watch signals")?;
+    for signal in [SIGTERM, SIGINT] {
+        let end = signal_end.try_clone().context("Cannot watch signals")?;
+        signal_hook::low_level::pipe::register(signal, end).context("Cannot watch signals")?;
+    }
+    vmm::vcpu::install_kick_handler()?;
+
+    let hypervisor = Arc::new(KvmHypervisor::open()?);
+    let stats = Arc::new(StatsHub::new());
+    let mut vmm = Vmm::new(hypervisor, Arc::clone(&stats), args.no_shutdown)?;
+    let (sender, requests) = api_channel().context("Cannot set up the API")?;
+    let board = StatusBoard::default();
+    let context = ApiContext {
+        sender,
+        board: board.clone(),
+        stats,
+        identity: VmmIdentity {
+            build_version: VERSION.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            features: vec!["exit_stats".into(), "kvm".into()],
+        },
+    };
+    let server = serve(args, context)?;
+    if let Some(config) = config {
+        vmm.create(Box::new(config))?;
+        vmm.boot().context("Cannot boot the machine")?;
+    }
+    let ended = vmm.run(&requests, &board, &signals)?;
+    log::info!("ended: {ended:?}");
+    if let Some(server) = server {
+        server.stop();
+    }
+    Ok(())
+}
+
+fn serve(args: &Args, context: ApiContext) -> anyhow::Result<Option<ApiServer>> {
+    let confine = || {};
+    let server = match args.api_socket()? {
+        None => return Ok(None),
+        Some(ApiSocketArg::Path(path)) => start_server(&path, context, confine),
+        Some(ApiSocketArg::Fd(number)) => {
+            let descriptor = vmm::sandbox::inherited_descriptor(number)
+                .with_context(|| format!("Cannot use descriptor {number} as the API socket"))?;
+            let socket = ApiSocket::from_listener(UnixListener::from(descriptor))
+                .context("Cannot start the API")?;
+            serve_on(socket, context, confine)
+        }
+    };
+    Ok(Some(server.context("Cannot start the API")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("inner")]
+    struct Inner;
+
+    #[derive(Debug, thiserror::Error)]
+    enum Outer {
+        #[error(transparent)]
+        Same(#[from] Inner),
+        #[error("outer")]
+        Wrapped(#[source] Inner),
+    }
+
+    #[test]
+    fn the_chain_is_one_line_without_repetition() {
+        assert_eq!(chain(&Outer::Same(Inner)), "inner");
+        assert_eq!(chain(&Outer::Wrapped(Inner)), "outer: inner");
+    }
+}

@@ -1,0 +1,248 @@
+//! From what a client wrote to what the VMM builds: sizes checked, conflicts
+//! and everything that is not available refused by name, nothing ignored
+//! silently.
+
+mod unsupported;
+
+use api_client::config::{
+    ConsoleOutputMode, CpusConfig, MemoryConfig, PayloadConfig, SerialConfig, VmConfig,
+};
+
+use crate::boot::Payload;
+use crate::devices::serial::ConsoleSink;
+use crate::memory::Backing;
+
+/// More vCPUs than this are not offered.
+pub const MAX_VCPUS: u32 = 64;
+/// Less memory than this boots nothing.
+const MIN_MEMORY: u64 = 16 << 20;
+const MEMORY_STEP: u64 = 4096;
+const DEFAULT_HUGE_PAGE: u64 = 2 << 20;
+/// Narrower than this leaves no room for the devices below 4 GiB.
+const MIN_PHYS_BITS: u8 = 32;
+
+/// Why a configuration is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing to boot.
+    #[error("No kernel is given")]
+    NoKernel,
+    /// Two things to boot.
+    #[error("Kernel and firmware exclude each other")]
+    KernelAndFirmware,
+    /// A feature that this program does not have.
+    #[error("{0} is not supported")]
+    Unsupported(String),
+    /// Number of vCPUs.
+    #[error("{0} vCPUs are asked for, 1 to {MAX_VCPUS} are possible")]
+    VcpuCount(u32),
+    /// The host's limit.
+    #[error("{asked} vCPUs are asked for, this host allows {limit}")]
+    HostVcpuLimit {
+        /// What was asked for.
+        asked: u32,
+        /// What the host allows.
+        limit: usize,
+    },
+    /// More at boot than at all.
+    #[error("{boot} vCPUs at boot are more than the maximum of {max}")]
+    BootOverMax {
+        /// At boot.
+        boot: u32,
+        /// At all.
+        max: u32,
+    },
+    /// The topology does not add up.
+    #[error("The topology has room for {product} vCPUs, the maximum is {max}")]
+    Topology {
+        /// Product of its levels.
+        product: u64,
+        /// vCPUs at all.
+        max: u32,
+    },
+    /// Physical address width.
+    #[error("{0} physical address bits are too few")]
+    PhysBits(u8),
+    /// Memory size.
+    #[error("{0} bytes of memory are too few, {MIN_MEMORY} is the minimum")]
+    MemoryTooSmall(u64),
+    /// Not a multiple of the page size.
+    #[error("{size} bytes of memory are no multiple of {step}")]
+    MemoryStep {
+        /// What was asked for.
+        size: u64,
+        /// What it must be a multiple of.
+        step: u64,
+    },
+    /// A huge page of a size that does not exist.
+    #[error("{0} bytes are no huge page size")]
+    HugePageSize(u64),
+    /// A size of huge pages without huge pages.
+    #[error("A huge page size is given, but huge pages are off")]
+    HugePageSizeAlone,
+    /// Both sharings.
+    #[error("Memory cannot be both shared and mergeable")]
+    SharedAndMergeable,
+    /// A console without its file.
+    #[error("The {0} is to go to a file, and no file is given")]
+    NoFile(&'static str),
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmParams {
+    /// Virtual CPUs.
+    pub cpus: CpuParams,
+    /// Bytes of memory.
+    pub memory_size: u64,
+    /// How the host backs it.
+    pub backing: Backing,
+    /// What to boot.
+    pub payload: Payload,
+    /// Where the serial port's output goes.
+    pub serial: ConsoleSink,
+}
+
+/// Checked virtual CPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuParams {
+    /// How many there are.
+    pub count: u32,
+    /// Threads that share a core.
+    pub threads_per_core: u32,
+    /// Logical processors of one package.
+    pub threads_per_package: u32,
+    /// Upper bound of the physical address width.
+    pub max_phys_bits: u8,
+    /// The guest may run guests of its own.
+    pub nested: bool,
+}
+
+impl TryFrom<&VmConfig> for VmParams {
+    type Error = ConfigError;
+
+    fn try_from(config: &VmConfig) -> Result<Self, ConfigError> {
+        unsupported::check(config)?;
+        let payload = payload(config.payload.as_ref())?;
+        Ok(VmParams {
+            cpus: cpus(&config.cpus)?,
+            memory_size: config.memory.size,
+            backing: backing(&config.memory)?,
+            payload,
+            serial: serial(&config.serial)?,
+        })
+    }
+}
+
+fn payload(payload: Option<&PayloadConfig>) -> Result<Payload, ConfigError> {
+    let payload = payload.ok_or(ConfigError::NoKernel)?;
+    match (&payload.kernel, &payload.firmware) {
+        (Some(_), Some(_)) => Err(ConfigError::KernelAndFirmware),
+        (None, Some(_)) => Err(ConfigError::Unsupported("Booting firmware".into())),
+        (None, None) => Err(ConfigError::NoKernel),
+        (Some(kernel), None) => Ok(Payload {
+            kernel: kernel.clone(),
+            initramfs: payload.initramfs.clone(),
+            cmdline: payload.cmdline.clone().unwrap_or_default(),
+        }),
+    }
+}
+
+fn cpus(cpus: &CpusConfig) -> Result<CpuParams, ConfigError> {
+    let (boot, max) = (cpus.boot_vcpus, cpus.max_vcpus);
+    for count in [boot, max] {
+        if !(1..=MAX_VCPUS).contains(&count) {
+            return Err(ConfigError::VcpuCount(count));
+        }
+    }
+    if boot > max {
+        return Err(ConfigError::BootOverMax { boot, max });
+    }
+    if max > boot {
+        log::warn!("vCPUs cannot be added to a running machine yet: {boot} it is, not {max}");
+    }
+    if cpus.max_phys_bits < MIN_PHYS_BITS {
+        return Err(ConfigError::PhysBits(cpus.max_phys_bits));
+    }
+    let (threads_per_core, threads_per_package) = match &cpus.topology {
+        None => (1, boot),
+        Some(topology) => {
+            let levels = [
+                topology.threads_per_core,
+                topology.cores_per_die,
+                topology.dies_per_package,
+                topology.packages,
+            ];
+            let product: u64 = levels.into_iter().map(u64::from).product();
+            if product != u64::from(max) {
+                return Err(ConfigError::Topology { product, max });
+            }
+            if levels[..3].iter().any(|level| !level.is_power_of_two()) {
+                return Err(ConfigError::Unsupported(
+                    "A topology whose threads, cores or dies are no power of two".into(),
+                ));
+            }
+            let threads = u32::from(levels[0]);
+            (threads, max / u32::from(levels[3]))
+        }
+    };
+    Ok(CpuParams {
+        count: boot,
+        threads_per_core,
+        threads_per_package,
+        max_phys_bits: cpus.max_phys_bits,
+        nested: cpus.nested,
+    })
+}
+
+fn backing(memory: &MemoryConfig) -> Result<Backing, ConfigError> {
+    if memory.size < MIN_MEMORY {
+        return Err(ConfigError::MemoryTooSmall(memory.size));
+    }
+    if memory.shared && memory.mergeable {
+        return Err(ConfigError::SharedAndMergeable);
+    }
+    let step = match (memory.hugepages, memory.hugepage_size) {
+        (false, None) => MEMORY_STEP,
+        (false, Some(_)) => return Err(ConfigError::HugePageSizeAlone),
+        (true, None) => DEFAULT_HUGE_PAGE,
+        (true, Some(size)) if size.is_power_of_two() && (MEMORY_STEP..=1 << 34).contains(&size) => {
+            size
+        }
+        (true, Some(size)) => return Err(ConfigError::HugePageSize(size)),
+    };
+    if !memory.size.is_multiple_of(step) {
+        return Err(ConfigError::MemoryStep {
+            size: memory.size,
+            step,
+        });
+    }
+    Ok(Backing {
+        shared: memory.shared,
+        hugepages: memory.hugepages,
+        hugepage_size: memory.hugepage_size,
+        thp: memory.thp,
+        mergeable: memory.mergeable,
+        prefault: memory.prefault,
+        reserve: memory.reserve,
+    })
+}
+
+fn serial(serial: &SerialConfig) -> Result<ConsoleSink, ConfigError> {
+    match serial.mode {
+        ConsoleOutputMode::Off => Ok(ConsoleSink::Off),
+        ConsoleOutputMode::Null => Ok(ConsoleSink::Null),
+        ConsoleOutputMode::Tty => Ok(ConsoleSink::Tty),
+        ConsoleOutputMode::File => serial
+            .file
+            .clone()
+            .map(ConsoleSink::File)
+            .ok_or(ConfigError::NoFile("serial port")),
+        ConsoleOutputMode::Pty | ConsoleOutputMode::Socket => Err(ConfigError::Unsupported(
+            format!("Serial port mode {:?}", serial.mode),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests;

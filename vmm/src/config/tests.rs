@@ -1,0 +1,141 @@
+use std::path::PathBuf;
+
+use api_client::config::{CpuTopology, DiskConfig};
+
+use super::*;
+
+fn config() -> VmConfig {
+    VmConfig {
+        payload: Some(PayloadConfig {
+            kernel: Some("/boot/vmlinuz".into()),
+            cmdline: Some("quiet".into()),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn check(change: impl FnOnce(&mut VmConfig)) -> Result<VmParams, ConfigError> {
+    let mut config = config();
+    change(&mut config);
+    VmParams::try_from(&config)
+}
+
+#[test]
+fn defaults_are_one_vcpu_and_512_mib() {
+    let params = check(|_| {}).unwrap();
+    assert_eq!((params.cpus.count, params.memory_size), (1, 512 << 20));
+    assert_eq!(params.serial, ConsoleSink::Null);
+    assert_eq!(params.payload.kernel, PathBuf::from("/boot/vmlinuz"));
+    assert!(params.backing.thp && params.cpus.nested);
+}
+
+#[test]
+fn something_to_boot_is_needed_and_only_one_thing() {
+    assert_eq!(check(|c| c.payload = None), Err(ConfigError::NoKernel));
+    assert_eq!(
+        check(|c| c.payload = Some(PayloadConfig::default())),
+        Err(ConfigError::NoKernel)
+    );
+    let firmware = |c: &mut VmConfig| {
+        c.payload.as_mut().unwrap().firmware = Some("/fw".into());
+    };
+    assert_eq!(check(firmware), Err(ConfigError::KernelAndFirmware));
+    assert!(matches!(
+        check(|c| {
+            firmware(c);
+            c.payload.as_mut().unwrap().kernel = None;
+        }),
+        Err(ConfigError::Unsupported(_))
+    ));
+}
+
+#[test]
+fn vcpus_are_counted_from_1_to_64() {
+    for (boot, max) in [(0, 1), (1, 0), (65, 65), (1, 65)] {
+        assert!(matches!(
+            check(|c| (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (boot, max)),
+            Err(ConfigError::VcpuCount(_))
+        ));
+    }
+    assert!(matches!(
+        check(|c| (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (4, 2)),
+        Err(ConfigError::BootOverMax { boot: 4, max: 2 })
+    ));
+    let params = check(|c| (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (64, 64)).unwrap();
+    assert_eq!(params.cpus.threads_per_package, 64);
+}
+
+#[test]
+fn a_topology_has_to_add_up() {
+    let with = |threads_per_core, cores_per_die, packages| {
+        check(|c| {
+            (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (8, 8);
+            c.cpus.topology = Some(CpuTopology {
+                threads_per_core,
+                cores_per_die,
+                dies_per_package: 1,
+                packages,
+            });
+        })
+    };
+    let cpus = with(2, 2, 2).unwrap().cpus;
+    assert_eq!((cpus.threads_per_core, cpus.threads_per_package), (2, 4));
+    assert_eq!(
+        with(2, 2, 1),
+        Err(ConfigError::Topology { product: 4, max: 8 })
+    );
+    assert!(with(0, 2, 2).is_err());
+}
+
+#[test]
+fn memory_is_whole_pages_and_enough() {
+    let with = |change: fn(&mut MemoryConfig)| check(|c| change(&mut c.memory));
+    assert!(matches!(
+        with(|m| m.size = 1 << 20),
+        Err(ConfigError::MemoryTooSmall(_))
+    ));
+    assert!(matches!(
+        with(|m| m.size += 1),
+        Err(ConfigError::MemoryStep { step: 4096, .. })
+    ));
+    assert!(matches!(
+        with(|m| {
+            m.size = (256 << 20) + 4096;
+            m.hugepages = true;
+        }),
+        Err(ConfigError::MemoryStep {
+            step: 0x20_0000,
+            ..
+        })
+    ));
+    assert!(matches!(
+        with(|m| {
+            m.hugepages = true;
+            m.hugepage_size = Some(3 << 20);
+        }),
+        Err(ConfigError::HugePageSize(_))
+    ));
+    assert_eq!(
+        with(|m| m.hugepage_size = Some(2 << 20)),
+        Err(ConfigError::HugePageSizeAlone)
+    );
+    assert_eq!(
+        with(|m| (m.shared, m.mergeable) = (true, true)),
+        Err(ConfigError::SharedAndMergeable)
+    );
+}
+
+#[test]
+fn what_is_missing_is_refused_by_name() {
+    assert_eq!(
+        check(|c| c.disks = Some(vec![DiskConfig::default()])),
+        Err(ConfigError::Unsupported("A disk".into()))
+    );
+    assert!(check(|c| c.disks = Some(Vec::new())).is_ok());
+    assert!(check(|c| c.serial.mode = ConsoleOutputMode::Socket).is_err());
+    assert_eq!(
+        check(|c| c.serial.mode = ConsoleOutputMode::File),
+        Err(ConfigError::NoFile("serial port"))
+    );
+}

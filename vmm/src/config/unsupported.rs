@@ -1,0 +1,71 @@
+//! What a configuration may ask for and this program does not have. Each entry
+//! goes when the feature comes.
+
+use api_client::config::{ConsoleOutputMode, CoreScheduling, VmConfig};
+
+use super::ConfigError;
+
+/// Refuses the first thing that is not available.
+pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
+    let asked = [
+        (has(&config.disks), "A disk"),
+        (has(&config.net), "A network device"),
+        (has(&config.fs), "A shared file system"),
+        (has(&config.pmem), "Persistent memory"),
+        (has(&config.devices), "Passing a host device through"),
+        (has(&config.user_devices), "A vfio-user device"),
+        (has(&config.vdpa), "A vDPA device"),
+        (has(&config.generic_vhost_user), "A vhost-user device"),
+        (has(&config.numa), "NUMA"),
+        (has(&config.rate_limit_groups), "A rate limit group"),
+        (has(&config.pci_segments), "A PCI segment"),
+        (config.balloon.is_some(), "A memory balloon"),
+        (config.vsock.is_some(), "A vsock device"),
+        (config.rtc.is_some(), "A real-time clock device"),
+        (config.tpm.is_some(), "A TPM"),
+        (config.pvpanic, "pvpanic"),
+        (config.iommu, "A virtual IOMMU"),
+        (config.watchdog, "A watchdog"),
+        (config.landlock_enable, "Landlock"),
+        (has(&config.landlock_rules), "Landlock"),
+        (
+            config.debug_console.mode != ConsoleOutputMode::Off,
+            "A debug console",
+        ),
+        (
+            matches!(
+                config.console.mode,
+                ConsoleOutputMode::Pty | ConsoleOutputMode::File | ConsoleOutputMode::Socket
+            ),
+            "A virtio console",
+        ),
+        (has(&config.memory.zones), "A memory zone"),
+        (
+            config.memory.hotplug_size.is_some_and(|size| size > 0)
+                || config.memory.hotplugged_size.is_some_and(|size| size > 0),
+            "Adding memory to a running machine",
+        ),
+        (config.cpus.kvm_hyperv, "Hyper-V emulation"),
+        (config.cpus.features.amx, "AMX"),
+        (has(&config.cpus.affinity), "Binding vCPUs to host CPUs"),
+        (
+            config.cpus.core_scheduling == CoreScheduling::Vcpu,
+            "A core for each vCPU",
+        ),
+        (
+            config.platform.as_ref().is_some_and(|platform| {
+                platform.tdx || platform.sev_snp || platform.num_pci_segments > 1
+            }),
+            "A confidential machine or more than one PCI segment",
+        ),
+    ];
+    match asked.into_iter().find(|(asked, _)| *asked) {
+        Some((_, what)) => Err(ConfigError::Unsupported(what.into())),
+        None => Ok(()),
+    }
+}
+
+/// An empty list asks for nothing.
+fn has<T>(list: &Option<Vec<T>>) -> bool {
+    list.as_ref().is_some_and(|list| !list.is_empty())
+}

@@ -1,0 +1,110 @@
+//! The guest's physical address map, in address order. Everything that has a
+//! fixed place in the guest is named here and nowhere else.
+
+/// Real-mode interrupt vectors and BIOS data start here; nothing of ours does.
+pub const RAM_START: u64 = 0;
+
+/// Global descriptor table of the first vCPU.
+pub const GDT_START: u64 = 0x500;
+/// An empty interrupt descriptor table, next to it.
+pub const IDT_START: u64 = 0x540;
+
+/// PVH: what the start information points to begins here.
+pub const PVH_INFO_START: u64 = 0x6000;
+/// PVH: descriptions of modules.
+pub const PVH_MODULES_START: u64 = 0x6040;
+/// PVH: memory map.
+pub const PVH_MEMMAP_START: u64 = 0x7000;
+
+/// Linux boot protocol: the zero page.
+pub const ZERO_PAGE_START: u64 = 0x7000;
+
+/// Identity-mapping page tables for 64-bit entry, three levels.
+pub const PML4_START: u64 = 0x9000;
+/// The second level.
+pub const PDPT_START: u64 = 0xa000;
+/// The third level, four pages for the first 4 GiB.
+pub const PD_START: u64 = 0xb000;
+
+/// The kernel's command line.
+pub const CMDLINE_START: u64 = 0x2_0000;
+/// Room for it, the terminating zero included.
+pub const CMDLINE_MAX: usize = 0x1_0000;
+
+/// The extended BIOS data area, where conventional memory ends.
+pub const EBDA_START: u64 = 0x9_fc00;
+
+/// The root pointer of the ACPI tables, in the area that PC systems scan for
+/// it, with the other tables behind it.
+pub const RSDP_START: u64 = 0xe_0000;
+/// End of the room for ACPI tables.
+pub const ACPI_END: u64 = 0x10_0000;
+
+/// Kernels are loaded from here on.
+pub const HIGH_RAM_START: u64 = 0x10_0000;
+
+/// RAM below 4 GiB ends here at the latest; devices live in the hole above.
+pub const LOW_RAM_END: u64 = 0xc000_0000;
+
+/// The I/O APIC's registers.
+pub const IOAPIC_START: u32 = 0xfec0_0000;
+/// The local APICs' registers.
+pub const LAPIC_START: u32 = 0xfee0_0000;
+
+/// RAM goes on here.
+pub const HIGH_RAM_4G: u64 = 0x1_0000_0000;
+
+/// Ports of the i8042 keyboard controller.
+pub const I8042_PORTS: (u16, u16) = (0x60, 5);
+/// Ports of the first serial port.
+pub const SERIAL_PORTS: (u16, u16) = (0x3f8, 8);
+/// Ports of the power registers: sleep control, sleep status, reset.
+pub const POWER_PORTS: (u16, u16) = (0x600, 3);
+
+/// Interrupt of the first serial port.
+pub const SERIAL_IRQ: u32 = 4;
+/// Pins of the I/O APIC.
+pub const IOAPIC_PINS: u32 = 24;
+
+/// Splits `size` bytes of RAM around the hole: (guest address, length).
+#[must_use]
+pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
+    if size <= LOW_RAM_END {
+        vec![(RAM_START, size)]
+    } else {
+        vec![(RAM_START, LOW_RAM_END), (HIGH_RAM_4G, size - LOW_RAM_END)]
+    }
+}
+
+// Whatever is placed by hand must not overlap.
+const _: () = {
+    assert!(GDT_START + 5 * 8 <= IDT_START);
+    assert!(PVH_INFO_START + 56 <= PVH_MODULES_START);
+    assert!(PVH_MODULES_START < PVH_MEMMAP_START);
+    assert!(PVH_MEMMAP_START + 0x1000 <= PML4_START);
+    assert!(ZERO_PAGE_START + 0x1000 <= PML4_START);
+    assert!(PD_START + 4 * 0x1000 <= CMDLINE_START);
+    assert!(CMDLINE_START + CMDLINE_MAX as u64 <= EBDA_START);
+    assert!(RSDP_START < ACPI_END);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_up_to_the_hole_is_one_range() {
+        assert_eq!(ram_ranges(256 << 20), [(0, 256 << 20)]);
+        assert_eq!(ram_ranges(LOW_RAM_END), [(0, LOW_RAM_END)]);
+    }
+
+    #[test]
+    fn memory_past_the_hole_goes_on_at_4_gib_and_none_is_lost() {
+        for size in [LOW_RAM_END + 4096, 4 << 30, 6 << 30, 1 << 40] {
+            let ranges = ram_ranges(size);
+            assert_eq!(ranges.len(), 2);
+            assert_eq!(ranges[1].0, HIGH_RAM_4G);
+            assert_eq!(ranges.iter().map(|range| range.1).sum::<u64>(), size);
+        }
+    }
+}

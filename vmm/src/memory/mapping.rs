@@ -1,0 +1,328 @@
+//! One range of this process's memory that a guest sees as RAM.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::ptr::NonNull;
+
+use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::Result as MemoryResult;
+use vm_memory::{
+    GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
+    MemoryRegionAddress, VolatileSlice,
+};
+
+/// Second-level page tables map 2 MiB at a time when guest and host address
+/// agree modulo 2 MiB; guest ranges start on such a boundary, so host ranges
+/// have to.
+const ALIGNMENT: usize = 2 << 20;
+
+/// How the host backs a range.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backing {
+    /// Other processes can map it: a file in memory instead of anonymous
+    /// pages.
+    pub shared: bool,
+    /// Pages come from the host's huge page pool.
+    pub hugepages: bool,
+    /// Their size, the host's default if absent. A power of two.
+    pub hugepage_size: Option<u64>,
+    /// Ask for transparent huge pages.
+    pub thp: bool,
+    /// The host may merge equal pages.
+    pub mergeable: bool,
+    /// Touch every page before the guest runs.
+    pub prefault: bool,
+    /// Count the memory against the host's limits at once.
+    pub reserve: bool,
+}
+
+impl Backing {
+    fn page_size_flag(&self) -> libc::c_int {
+        match self.hugepage_size {
+            Some(size) if size.is_power_of_two() => {
+                (size.trailing_zeros() as libc::c_int) << libc::MAP_HUGE_SHIFT
+            }
+            _ => 0,
+        }
+    }
+}
+
+/// A file in memory for [`Backing::shared`].
+pub(super) fn memory_file(size: u64, backing: &Backing) -> io::Result<File> {
+    let mut flags = libc::MFD_CLOEXEC;
+    if backing.hugepages {
+        // The size is encoded as for mmap.
+        flags |= libc::MFD_HUGETLB | backing.page_size_flag() as libc::c_uint;
+    }
+    // SAFETY: the name is a constant with a terminating zero; the call has no
+    // other pointer.
+    let fd = unsafe { libc::memfd_create(c"guest-ram".as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is new and nobody else knows it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    Ok(file)
+}
+
+/// A region of guest RAM that owns its mapping: the mapping goes when the last
+/// holder of the region does.
+#[derive(Debug)]
+pub struct RamRegion {
+    guest: GuestAddress,
+    host: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY:
+// - The mapping is owned by this value and unmapped only when it is dropped.
+// - Its bytes are accessed through volatile or atomic operations only, as
+//   vm-memory does, because the guest changes them at any time.
+unsafe impl Send for RamRegion {}
+// SAFETY: as above.
+unsafe impl Sync for RamRegion {}
+
+impl RamRegion {
+    /// Maps `length` bytes for the guest address `guest`; from `offset` of
+    /// `file` if there is one.
+    pub(super) fn map(
+        guest: u64,
+        length: usize,
+        file: Option<(&File, u64)>,
+        backing: &Backing,
+    ) -> io::Result<Self> {
+        let alignment = backing
+            .hugepage_size
+            .map_or(ALIGNMENT, |size| ALIGNMENT.max(size as usize));
+        let host = reserve_aligned(length, alignment)?;
+        let mut flags = libc::MAP_FIXED;
+        flags |= if file.is_some() {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+        };
+        if backing.hugepages && file.is_none() {
+            flags |= libc::MAP_HUGETLB | backing.page_size_flag();
+        }
+        if !backing.reserve {
+            flags |= libc::MAP_NORESERVE;
+        }
+        let (fd, offset) = match file {
+            Some((file, offset)) => (file.as_raw_fd(), offset as libc::off_t),
+            None => (-1, 0),
+        };
+        // SAFETY:
+        // - `host..host + length` is a reservation just made for this purpose,
+        //   so MAP_FIXED replaces nothing else.
+        // - The descriptor, if any, is open for the duration of the call.
+        let address = unsafe {
+            libc::mmap(
+                host.as_ptr().cast(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                fd,
+                offset,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            let error = io::Error::last_os_error();
+            // SAFETY: the reservation is ours and nothing refers to it.
+            unsafe { libc::munmap(host.as_ptr().cast(), length) };
+            return Err(error);
+        }
+        let region = Self {
+            guest: GuestAddress(guest),
+            host,
+            length,
+        };
+        region.advise(backing)?;
+        Ok(region)
+    }
+
+    fn advise(&self, backing: &Backing) -> io::Result<()> {
+        // Hints: a host without the feature runs the guest all the same.
+        if backing.thp && !backing.hugepages {
+            let _ = self.madvise(libc::MADV_HUGEPAGE);
+        }
+        if backing.mergeable {
+            let _ = self.madvise(libc::MADV_MERGEABLE);
+        }
+        let _ = self.madvise(libc::MADV_DONTDUMP);
+        if backing.prefault {
+            self.madvise(libc::MADV_POPULATE_WRITE)?;
+        }
+        Ok(())
+    }
+
+    fn madvise(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the range is this region's own mapping, and none of the
+        // advices used above discards or moves its content.
+        match unsafe { libc::madvise(self.host.as_ptr().cast(), self.length, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// The range in this process's memory, for the hypervisor.
+    pub(super) fn host_range(&self) -> (*mut u8, usize) {
+        (self.host.as_ptr(), self.length)
+    }
+}
+
+impl Drop for RamRegion {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is owned by this value, and slices of it borrow
+        // the value, so none is left.
+        unsafe {
+            libc::munmap(self.host.as_ptr().cast(), self.length);
+        }
+    }
+}
+
+/// Reserves address space without memory behind it, aligned.
+fn reserve_aligned(length: usize, alignment: usize) -> io::Result<NonNull<u8>> {
+    let padded = length
+        .checked_add(alignment)
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let start = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            padded,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if start == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let start = start as usize;
+    let aligned = start.next_multiple_of(alignment);
+    let tail = aligned + length;
+    let page = 4096;
+    let tail_end = (start + padded).next_multiple_of(page);
+    let tail = tail.next_multiple_of(page);
+    // SAFETY: both ranges lie within the reservation and outside of
+    // `aligned..aligned + length`, which is all that is kept.
+    unsafe {
+        if aligned > start {
+            libc::munmap(start as *mut libc::c_void, aligned - start);
+        }
+        if tail_end > tail {
+            libc::munmap(tail as *mut libc::c_void, tail_end - tail);
+        }
+    }
+    NonNull::new(aligned as *mut u8).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+}
+
+impl GuestMemoryRegion for RamRegion {
+    type B = ();
+
+    fn len(&self) -> GuestUsize {
+        self.length as GuestUsize
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.guest
+    }
+
+    fn bitmap(&self) -> BS<'_, Self::B> {}
+
+    fn get_host_address(&self, addr: MemoryRegionAddress) -> MemoryResult<*mut u8> {
+        self.check_address(addr)
+            .map(|addr| self.host.as_ptr().wrapping_add(addr.0 as usize))
+            .ok_or(GuestMemoryError::InvalidBackendAddress)
+    }
+
+    fn get_slice(
+        &self,
+        offset: MemoryRegionAddress,
+        count: usize,
+    ) -> MemoryResult<VolatileSlice<'_, BS<'_, Self::B>>> {
+        let start =
+            usize::try_from(offset.0).map_err(|_| GuestMemoryError::InvalidBackendAddress)?;
+        match start.checked_add(count) {
+            // SAFETY:
+            // - `start + count` does not exceed the mapping, checked here.
+            // - The slice borrows `self`, which keeps the mapping.
+            // - VolatileSlice makes no reference to the bytes.
+            Some(end) if end <= self.length => Ok(unsafe {
+                VolatileSlice::with_bitmap(self.host.as_ptr().add(start), count, (), None)
+            }),
+            _ => Err(GuestMemoryError::InvalidBackendAddress),
+        }
+    }
+}
+
+impl GuestMemoryRegionBytes for RamRegion {}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    const SIZE: usize = 4 << 20;
+
+    #[test]
+    fn regions_start_on_a_2_mib_boundary_of_the_host() {
+        for _ in 0..4 {
+            let region = RamRegion::map(0, SIZE, None, &Backing::default()).unwrap();
+            assert_eq!(region.host_range().0 as usize % ALIGNMENT, 0);
+        }
+    }
+
+    #[test]
+    fn accesses_past_the_end_are_errors() {
+        let region = RamRegion::map(0, SIZE, None, &Backing::default()).unwrap();
+        let end = MemoryRegionAddress(SIZE as u64);
+        assert!(region.get_slice(end, 0).is_ok());
+        assert!(region.get_slice(end, 1).is_err());
+        assert!(
+            region
+                .get_slice(MemoryRegionAddress(1), usize::MAX)
+                .is_err()
+        );
+        assert!(region.get_host_address(end).is_err());
+        assert!(
+            region
+                .write_obj(1u32, MemoryRegionAddress(SIZE as u64 - 2))
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn shared_regions_show_what_the_file_holds() {
+        let backing = Backing {
+            shared: true,
+            ..Default::default()
+        };
+        let file = memory_file(2 * SIZE as u64, &backing).unwrap();
+        let first = RamRegion::map(0, SIZE, Some((&file, SIZE as u64)), &backing).unwrap();
+        let second = RamRegion::map(0, SIZE, Some((&file, SIZE as u64)), &backing).unwrap();
+        first
+            .write_obj(0x1234_5678u32, MemoryRegionAddress(64))
+            .unwrap();
+        assert_eq!(
+            second.read_obj::<u32>(MemoryRegionAddress(64)).unwrap(),
+            0x1234_5678
+        );
+    }
+
+    #[test]
+    fn a_huge_page_pool_that_is_empty_is_an_error_and_leaks_nothing() {
+        let backing = Backing {
+            hugepages: true,
+            hugepage_size: Some(3),
+            reserve: true,
+            ..Default::default()
+        };
+        // Whether it fails depends on the host's pool; it must not panic.
+        let _ = RamRegion::map(0, SIZE, None, &backing);
+    }
+}

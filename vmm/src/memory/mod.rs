@@ -1,0 +1,84 @@
+//! Guest memory: where it lies in the guest ([`layout`]), how the host backs
+//! it, and how the rest of the VMM reads and writes it.
+//!
+//! Built by the control thread; afterwards any thread may use it.
+
+pub mod layout;
+mod mapping;
+
+use hypervisor::Vm;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
+
+pub use mapping::{Backing, RamRegion};
+
+/// The guest's RAM. Clones share the mappings.
+pub type GuestRam = GuestRegionCollection<RamRegion>;
+
+/// Why guest memory cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host does not give the memory.
+    #[error("Cannot map {0} MiB of guest memory")]
+    Map(u64, #[source] std::io::Error),
+    /// The ranges overlap or are empty.
+    #[error("Cannot arrange guest memory")]
+    Arrange(#[source] vm_memory::GuestRegionCollectionError),
+    /// The hypervisor does not take it.
+    #[error("Cannot give the guest its memory")]
+    Hypervisor(#[source] hypervisor::Error),
+}
+
+/// Maps `size` bytes of RAM around the hole below 4 GiB.
+pub fn allocate(size: u64, backing: &Backing) -> Result<GuestRam, MemoryError> {
+    let failed = |source| MemoryError::Map(size >> 20, source);
+    let file = if backing.shared {
+        Some(mapping::memory_file(size, backing).map_err(failed)?)
+    } else {
+        None
+    };
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (guest, length) in layout::ram_ranges(size) {
+        let bytes = usize::try_from(length)
+            .map_err(|_| failed(std::io::Error::from(std::io::ErrorKind::OutOfMemory)))?;
+        let source = file.as_ref().map(|file| (file, offset));
+        regions.push(RamRegion::map(guest, bytes, source, backing).map_err(failed)?);
+        offset += length;
+    }
+    GuestRam::from_regions(regions).map_err(MemoryError::Arrange)
+}
+
+/// Shows all of `ram` to the guest of `vm`. The machine that owns both stops
+/// its vCPUs before it lets go of the memory.
+pub fn attach(vm: &dyn Vm, ram: &GuestRam) -> Result<(), MemoryError> {
+    for (slot, region) in ram.iter().enumerate() {
+        let (host, length) = region.host_range();
+        // SAFETY:
+        // - The region keeps its mapping, and `vm::Machine`, which owns `ram`,
+        //   joins every vCPU thread before its fields are dropped, so no guest
+        //   code runs on an unmapped range.
+        // - This process accesses the range through volatile slices only.
+        unsafe { vm.map_memory(slot as u32, region.start_addr().0, length as u64, host) }
+            .map_err(MemoryError::Hypervisor)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+
+    #[test]
+    fn memory_above_4_gib_is_reachable_and_the_hole_is_not() {
+        let ram = allocate(layout::LOW_RAM_END + (64 << 20), &Backing::default()).unwrap();
+        let high = GuestAddress(layout::HIGH_RAM_4G + 4096);
+        ram.write_obj(0xabcd_u16, high).unwrap();
+        assert_eq!(ram.read_obj::<u16>(high).unwrap(), 0xabcd);
+        assert!(
+            ram.write_obj(1u8, GuestAddress(layout::LOW_RAM_END))
+                .is_err()
+        );
+    }
+}

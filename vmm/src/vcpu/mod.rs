@@ -1,0 +1,150 @@
+//! Virtual CPUs: what they look like to the guest, the threads that run them,
+//! and how the control thread stops and starts those threads.
+
+mod control;
+pub mod cpuid;
+mod io;
+pub mod msr;
+mod run;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use hypervisor::{Vcpu, VcpuKick};
+use instrumentation::user_exit::UserExitRecorder;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::bus::Bus;
+use crate::event::EventSink;
+use crate::sandbox::{ThreadKind, spawn};
+
+use control::Control;
+pub use control::VcpuRunState;
+use io::VcpuIo;
+
+/// Why a vCPU cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// The thread could not be started.
+    #[error("Cannot start the thread of vCPU {0}")]
+    Spawn(u32, #[source] std::io::Error),
+    /// The hypervisor refused.
+    #[error("Cannot prepare vCPU {0}")]
+    Prepare(u32, #[source] hypervisor::Error),
+    /// The signal that interrupts vCPUs is not available.
+    #[error("Cannot install the signal that interrupts vCPUs")]
+    Signal(#[source] vmm_sys_util::errno::Error),
+}
+
+/// The buses a vCPU's accesses go to.
+#[derive(Clone)]
+pub struct Buses {
+    /// I/O ports.
+    pub pio: Arc<Bus>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+}
+
+/// The signal whose only purpose is to make a system call return.
+fn kick_signal() -> i32 {
+    SIGRTMIN()
+}
+
+/// Makes the process survive the signal. Once, before the first vCPU.
+pub fn install_kick_handler() -> Result<(), VcpuError> {
+    extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(kick_signal(), ignore).map_err(VcpuError::Signal)
+}
+
+/// The control thread's hold of one vCPU thread. The thread starts parked.
+/// Dropping the handle stops and joins it.
+pub struct VcpuHandle {
+    control: Arc<Control>,
+    kick: Arc<VcpuKick>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl VcpuHandle {
+    /// Starts the thread of vCPU `id`.
+    pub fn start(
+        id: u32,
+        vcpu: Box<dyn Vcpu>,
+        buses: &Buses,
+        recorder: Arc<UserExitRecorder>,
+        events: &EventSink,
+    ) -> Result<Self, VcpuError> {
+        let kick = vcpu
+            .kick_handle()
+            .map_err(|source| VcpuError::Prepare(id, source))?;
+        let control = Arc::new(Control::new());
+        let runner = run::Runner {
+            id,
+            vcpu,
+            io: VcpuIo::new(buses.clone(), Arc::clone(&recorder)),
+            recorder,
+            control: Arc::clone(&control),
+            kick: Arc::clone(&kick),
+            events: events.clone(),
+        };
+        let guard = control::ExitGuard::new(Arc::clone(&control));
+        let thread = spawn(
+            &format!("vcpu{id}"),
+            ThreadKind::Vcpu,
+            events.clone(),
+            move || {
+                // Also when the thread panics, whoever waits for it goes on.
+                let _guard = guard;
+                runner.run();
+            },
+        )
+        .map_err(|source| VcpuError::Spawn(id, source))?;
+        Ok(Self {
+            control,
+            kick,
+            thread: Some(thread),
+        })
+    }
+
+    /// Lets the guest run.
+    pub fn resume(&self) {
+        self.control.request(VcpuRunState::Running);
+    }
+
+    /// Asks the vCPU to stop; see [`wait_parked`](Self::wait_parked). Asking
+    /// all vCPUs before waiting for the first makes them stop together.
+    pub fn request_pause(&self) {
+        self.control.request(VcpuRunState::Parked);
+        self.interrupt();
+    }
+
+    /// Waits until the vCPU stands still, between two instructions.
+    pub fn wait_parked(&self) {
+        self.control.wait_still();
+    }
+
+    /// Asks the thread to end.
+    pub fn request_stop(&self) {
+        self.control.request(VcpuRunState::Stopped);
+        self.interrupt();
+    }
+
+    fn interrupt(&self) {
+        self.kick.set_immediate_exit(true);
+        if let Some(thread) = &self.thread
+            && let Err(error) = thread.kill(kick_signal())
+        {
+            // The thread has ended already; nothing is left to interrupt.
+            log::debug!("no vCPU to interrupt: {error}");
+        }
+    }
+}
+
+impl Drop for VcpuHandle {
+    fn drop(&mut self) {
+        self.request_stop();
+        if let Some(thread) = self.thread.take() {
+            // A panic in it was reported where it happened.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The loop of a vCPU thread: obey, enter the guest, act on why it came back.
+
+use std::sync::Arc;
+
+use hypervisor::{Vcpu, VcpuKick, VmExit};
+use instrumentation::user_exit::{RangeId, UserExitKind, UserExitRecorder};
+
+use super::control::{Control, VcpuRunState};
+use super::io::VcpuIo;
+use crate::event::{EventSink, MachineEvent};
+
+// KVM_SYSTEM_EVENT_* of the kernel's interface.
+const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
+const SYSTEM_EVENT_RESET: u32 = 2;
+
+/// All that a vCPU thread owns or shares.
+pub(super) struct Runner {
+    pub(super) id: u32,
+    pub(super) vcpu: Box<dyn Vcpu>,
+    pub(super) io: VcpuIo,
+    pub(super) recorder: Arc<UserExitRecorder>,
+    pub(super) control: Arc<Control>,
+    pub(super) kick: Arc<VcpuKick>,
+    pub(super) events: EventSink,
+}
+
+impl Runner {
+    pub(super) fn run(mut self) {
+        loop {
+            match self.control.wish() {
+                VcpuRunState::Running => {}
+                VcpuRunState::Parked => {
+                    if !self.settle() || self.stand_still() == VcpuRunState::Stopped {
+                        return;
+                    }
+                    continue;
+                }
+                VcpuRunState::Stopped => return,
+            }
+            if !self.step() {
+                return;
+            }
+        }
+    }
+
+    /// Enters the guest once and handles what made it exit. False when the
+    /// guest is not to be entered again.
+    fn step(&mut self) -> bool {
+        let exit = match self.vcpu.run(&self.io) {
+            Ok(exit) => exit,
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                return self.fail(format!(
+                    "vCPU {}: {error}: {}",
+                    self.id,
+                    cause.unwrap_or_default()
+                ));
+            }
+        };
+        if let Some(kind) = kind_of(exit) {
+            self.recorder.record(kind, RangeId::default(), 0, 0);
+        }
+        match exit {
+            VmExit::Handled | VmExit::Interrupted | VmExit::Halt => true,
+            VmExit::TripleFault | VmExit::SystemEvent(SYSTEM_EVENT_RESET) => {
+                self.end(MachineEvent::Reset)
+            }
+            VmExit::SystemEvent(SYSTEM_EVENT_SHUTDOWN) => self.end(MachineEvent::PowerOff),
+            VmExit::SystemEvent(kind) => {
+                self.fail(format!("vCPU {}: the guest crashed (event {kind})", self.id))
+            }
+            VmExit::EntryFailure { reason, cpu } => self.fail(format!(
+                "vCPU {}: the processor refused to enter the guest: reason {reason:#x} on CPU {cpu}",
+                self.id
+            )),
+            VmExit::InternalError => self.fail(format!(
+                "vCPU {}: KVM cannot go on (internal error)",
+                self.id
+            )),
+            VmExit::Unexpected(number) => {
+                self.fail(format!("vCPU {}: unexpected exit {number}", self.id))
+            }
+        }
+    }
+
+    /// Completes an I/O instruction that is half done: its result reaches the
+    /// guest's registers with the next entry only. The request to exit at once
+    /// makes KVM do that and nothing more; an instruction of several parts
+    /// comes back for each.
+    fn settle(&mut self) -> bool {
+        self.kick.set_immediate_exit(true);
+        loop {
+            match self.vcpu.run(&self.io) {
+                Ok(VmExit::Handled) => {}
+                Ok(_) => return true,
+                Err(error) => return self.fail(format!("vCPU {}: {error}", self.id)),
+            }
+        }
+    }
+
+    fn stand_still(&mut self) -> VcpuRunState {
+        self.vcpu.note_pause();
+        let wish = self.control.park();
+        // A wish that comes after this line finds the flag set again by the
+        // one who made it; one from before is seen by the caller.
+        self.kick.set_immediate_exit(false);
+        wish
+    }
+
+    fn fail(&self, text: String) -> bool {
+        self.end(MachineEvent::Failed(text))
+    }
+
+    fn end(&self, event: MachineEvent) -> bool {
+        self.events.send(event);
+        false
+    }
+}
+
+/// How the accounting names an exit; I/O is recorded where it is served.
+fn kind_of(exit: VmExit) -> Option<UserExitKind> {
+    match exit {
+        VmExit::Handled => None,
+        VmExit::Interrupted => Some(UserExitKind::Interrupted),
+        VmExit::Halt => Some(UserExitKind::Hlt),
+        VmExit::TripleFault => Some(UserExitKind::Shutdown),
+        VmExit::SystemEvent(_) => Some(UserExitKind::SystemEvent),
+        VmExit::EntryFailure { .. } => Some(UserExitKind::FailEntry),
+        VmExit::InternalError => Some(UserExitKind::InternalError),
+        VmExit::Unexpected(_) => Some(UserExitKind::Other),
+    }
+}

@@ -1,0 +1,190 @@
+//! From checked parameters to a machine whose vCPUs wait for the start. The
+//! one place that knows all parts.
+
+use std::sync::Arc;
+
+use hypervisor::{Hypervisor, VcpuSetup, Vm};
+use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::machine::Machine;
+use crate::boot::registers::Entry;
+use crate::boot::{self, BootError, acpi};
+use crate::bus::{Bus, BusError};
+use crate::config::{ConfigError, VmParams};
+use crate::devices::serial::{ConsoleSink, InputError, Serial, SerialInput, open_sink};
+use crate::devices::{I8042, PowerRegisters};
+use crate::event::EventSink;
+use crate::interrupt::{self, InterruptError, IrqLine};
+use crate::memory::layout::{I8042_PORTS, POWER_PORTS, SERIAL_IRQ, SERIAL_PORTS};
+use crate::memory::{self, MemoryError};
+use crate::stats::VmStats;
+use crate::vcpu::cpuid::{self, CpuProfile};
+use crate::vcpu::{Buses, VcpuError, VcpuHandle, msr};
+
+/// Why a machine cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The configuration.
+    #[error("The configuration is not valid")]
+    Config(#[from] ConfigError),
+    /// The hypervisor.
+    #[error("The hypervisor cannot run the machine")]
+    Hypervisor(#[from] hypervisor::Error),
+    /// Guest memory.
+    #[error("The guest's memory cannot be set up")]
+    Memory(#[from] MemoryError),
+    /// Kernel and tables.
+    #[error("The guest cannot be loaded")]
+    Boot(#[from] BootError),
+    /// Interrupts.
+    #[error("The guest's interrupts cannot be set up")]
+    Interrupt(#[from] InterruptError),
+    /// Device addresses.
+    #[error("The guest's devices cannot be placed")]
+    Bus(#[from] BusError),
+    /// A device's connection to the host.
+    #[error("The serial port's output cannot be opened")]
+    SerialOutput(#[source] std::io::Error),
+    /// The terminal.
+    #[error("The serial port's input cannot be set up")]
+    SerialInput(#[from] InputError),
+    /// vCPUs.
+    #[error("The guest's vCPUs cannot be started")]
+    Vcpu(#[from] VcpuError),
+}
+
+/// Builds the machine, and what its statistics are read from. Nothing stays
+/// behind if it fails.
+pub fn build(
+    hypervisor: &dyn Hypervisor,
+    params: &VmParams,
+    events: &EventSink,
+) -> Result<(Machine, VmStats), BuildError> {
+    let limit = hypervisor.max_vcpus();
+    if params.cpus.count as usize > limit {
+        return Err(ConfigError::HostVcpuLimit {
+            asked: params.cpus.count,
+            limit,
+        }
+        .into());
+    }
+    let vm = hypervisor.create_vm()?;
+    vm.create_irqchip()?;
+    interrupt::route_ioapic(vm.as_ref())?;
+
+    let ram = memory::allocate(params.memory_size, &params.backing)?;
+    let rsdp = acpi::write_tables(
+        &ram,
+        &acpi::Platform {
+            vcpus: params.cpus.count,
+            serial: params.serial != ConsoleSink::Off,
+        },
+    )?;
+    let entry = boot::load(&ram, &params.payload, rsdp)?;
+    memory::attach(vm.as_ref(), &ram)?;
+
+    let ranges = Arc::new(RangeMap::new());
+    let buses = Buses {
+        pio: Arc::new(Bus::new(AddressSpace::Port, Arc::clone(&ranges))),
+        mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
+    };
+    let input = add_devices(vm.as_ref(), &buses, params, events)?;
+
+    let (vcpus, stats) = create_vcpus(hypervisor, vm.as_ref(), params, entry, &buses, events)?;
+    let stats = VmStats {
+        vcpus: stats.vcpus,
+        ranges,
+        isa: hypervisor.isa(),
+        tsc_khz: stats.tsc_khz,
+        kvm: vm.exit_stats_support(),
+    };
+    Ok((Machine::new(vcpus, input, buses, vm, ram), stats))
+}
+
+/// The platform's devices; the terminal's input comes back if there is one.
+fn add_devices(
+    vm: &dyn Vm,
+    buses: &Buses,
+    params: &VmParams,
+    events: &EventSink,
+) -> Result<Option<SerialInput>, BuildError> {
+    let place = |name: &str, (base, length): (u16, u16), device| {
+        buses
+            .pio
+            .insert(name, u64::from(base), u64::from(length), device)
+    };
+    place("i8042", I8042_PORTS, Arc::new(I8042::new(events.clone())))?;
+    place(
+        "power",
+        POWER_PORTS,
+        Arc::new(PowerRegisters::new(events.clone())),
+    )?;
+    let Some(output) = open_sink(&params.serial).map_err(BuildError::SerialOutput)? else {
+        return Ok(None);
+    };
+    let event = || {
+        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(|source| BuildError::SerialInput(InputError::Prepare(source)))
+    };
+    let drained = match params.serial {
+        ConsoleSink::Tty => Some(event()?),
+        _ => None,
+    };
+    let notice = drained
+        .as_ref()
+        .map(EventFd::try_clone)
+        .transpose()
+        .map_err(InputError::Prepare)?;
+    let serial = Serial::new(IrqLine::connect(vm, SERIAL_IRQ)?, output, notice);
+    place("serial", SERIAL_PORTS, serial.clone())?;
+    match drained {
+        Some(drained) => Ok(Some(SerialInput::start(serial, drained, events.clone())?)),
+        None => Ok(None),
+    }
+}
+
+/// The parts of the statistics that come from the vCPUs.
+struct VcpuStats {
+    vcpus: Vec<(hypervisor::StatsFd, Arc<UserExitRecorder>)>,
+    tsc_khz: u32,
+}
+
+fn create_vcpus(
+    hypervisor: &dyn Hypervisor,
+    vm: &dyn Vm,
+    params: &VmParams,
+    entry: Entry,
+    buses: &Buses,
+    events: &EventSink,
+) -> Result<(Vec<VcpuHandle>, VcpuStats), BuildError> {
+    let supported = hypervisor.supported_cpuid()?;
+    let profile = CpuProfile {
+        threads_per_core: params.cpus.threads_per_core,
+        threads_per_package: params.cpus.threads_per_package,
+        max_phys_bits: params.cpus.max_phys_bits,
+        nested: params.cpus.nested,
+        tsc_deadline: hypervisor.has_tsc_deadline_timer(),
+    };
+    let mut handles = Vec::new();
+    let mut stats = VcpuStats {
+        vcpus: Vec::new(),
+        tsc_khz: 0,
+    };
+    for id in 0..params.cpus.count {
+        let mut vcpu = vm.create_vcpu(id)?;
+        vcpu.set_up(&VcpuSetup {
+            cpuid: cpuid::for_vcpu(&supported, &profile, id),
+            msrs: msr::boot_msrs(),
+            registers: (id == 0).then(|| entry.registers()),
+            x2apic: true,
+        })?;
+        if id == 0 {
+            stats.tsc_khz = vcpu.tsc_khz()?;
+        }
+        let recorder = Arc::new(UserExitRecorder::new());
+        stats.vcpus.push((vcpu.stats()?, Arc::clone(&recorder)));
+        handles.push(VcpuHandle::start(id, vcpu, buses, recorder, events)?);
+    }
+    Ok((handles, stats))
+}

@@ -1,0 +1,374 @@
+//! The control thread: it owns configuration and machine, carries out what the
+//! API asks, and reacts to what the guest does to itself.
+//!
+//! Everything that changes the machine happens here, one thing after another,
+//! so there is nothing to lock. Events come from vCPU and device threads
+//! through a channel; each machine has a number, so that the last words of a
+//! machine that is gone do not end the next.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use api_client::config::VmConfig;
+use api_client::types::{DeviceNode, VmInfo};
+use hypervisor::Hypervisor;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::builder::{BuildError, build};
+use super::machine::Machine;
+use super::state::{TransitionError, VmState};
+use crate::api::{
+    ApiError, ApiQueue, ErrorKind, RequestHandler, StatusBoard, VmAction, VmReply, VmStatus,
+};
+use crate::config::{ConfigError, VmParams};
+use crate::event::{EventSink, MachineEvent};
+use crate::stats::StatsHub;
+
+/// Why a request or the control thread itself failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// There is no configuration.
+    #[error("No virtual machine has been created")]
+    NotCreated,
+    /// There is one already.
+    #[error("A virtual machine has been created already")]
+    AlreadyCreated,
+    /// The state does not allow it.
+    #[error(transparent)]
+    Transition(#[from] TransitionError),
+    /// The machine could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// Not there yet.
+    #[error("{0} is not supported")]
+    Unsupported(&'static str),
+    /// No descriptors for the event loop.
+    #[error("Cannot set up the control thread")]
+    SetUp(#[source] io::Error),
+    /// The machine ended by itself, and not as the guest wanted.
+    #[error("The virtual machine failed: {0}")]
+    Failed(String),
+}
+
+impl ControlError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            ControlError::NotCreated => ErrorKind::NotFound,
+            ControlError::Build(BuildError::Config(_)) | ControlError::Unsupported(_) => {
+                ErrorKind::BadRequest
+            }
+            _ => ErrorKind::Internal,
+        }
+    }
+}
+
+/// How the control thread's work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The guest switched itself off.
+    PowerOff,
+    /// A client asked for the end.
+    Request,
+    /// A signal did.
+    Signal,
+}
+
+const API: u64 = 0;
+const EVENTS: u64 = 1;
+const SIGNALS: u64 = 2;
+
+/// Tells the control thread something; clones go to threads and devices.
+#[derive(Clone)]
+struct EventQueue {
+    sender: Sender<(u64, MachineEvent)>,
+    wake: Arc<EventFd>,
+}
+
+impl EventQueue {
+    fn sink(&self, machine: u64) -> EventSink {
+        let queue = self.clone();
+        EventSink::new(move |event| {
+            // Without a receiver the process is ending anyway.
+            if queue.sender.send((machine, event)).is_ok()
+                && let Err(error) = queue.wake.write(1)
+            {
+                log::error!("cannot wake the control thread: {error}");
+            }
+        })
+    }
+}
+
+/// Configuration, machine, and what is needed to make one from the other.
+pub struct Vmm {
+    hypervisor: Arc<dyn Hypervisor>,
+    stats: Arc<StatsHub>,
+    /// The guest's power-off ends the machine only, not the process.
+    no_shutdown: bool,
+    queue: EventQueue,
+    events: Receiver<(u64, MachineEvent)>,
+    config: Option<Box<VmConfig>>,
+    state: VmState,
+    machine: Option<Machine>,
+    /// Number of the machine.
+    generation: u64,
+    ended: Option<Ended>,
+}
+
+impl Vmm {
+    /// A control thread without a machine.
+    pub fn new(
+        hypervisor: Arc<dyn Hypervisor>,
+        stats: Arc<StatsHub>,
+        no_shutdown: bool,
+    ) -> Result<Self, ControlError> {
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(ControlError::SetUp)?;
+        let (sender, events) = channel();
+        Ok(Self {
+            hypervisor,
+            stats,
+            no_shutdown,
+            queue: EventQueue {
+                sender,
+                wake: Arc::new(wake),
+            },
+            events,
+            config: None,
+            state: VmState::Created,
+            machine: None,
+            generation: 0,
+            ended: None,
+        })
+    }
+
+    /// Keeps a configuration, to be booted later.
+    pub fn create(&mut self, config: Box<VmConfig>) -> Result<(), ControlError> {
+        if self.config.is_some() {
+            return Err(ControlError::AlreadyCreated);
+        }
+        self.config = Some(config);
+        self.state = VmState::Created;
+        Ok(())
+    }
+
+    /// Builds the machine and lets it run.
+    pub fn boot(&mut self) -> Result<(), ControlError> {
+        let config = self.config.as_ref().ok_or(ControlError::NotCreated)?;
+        if !self.state.may_become(VmState::Running) || self.machine.is_some() {
+            return Err(TransitionError {
+                from: self.state,
+                to: VmState::Running,
+            }
+            .into());
+        }
+        let params = VmParams::try_from(config.as_ref()).map_err(BuildError::Config)?;
+        self.generation += 1;
+        let sink = self.queue.sink(self.generation);
+        let (machine, stats) = build(self.hypervisor.as_ref(), &params, &sink)?;
+        self.stats.publish(stats);
+        self.state.change(VmState::Running)?;
+        machine.resume();
+        self.machine = Some(machine);
+        log::info!("the machine runs");
+        Ok(())
+    }
+
+    /// Stops all vCPUs.
+    pub fn pause(&mut self) -> Result<(), ControlError> {
+        let machine = self.booted()?;
+        self.require(VmState::Paused)?;
+        machine.pause();
+        self.state.change(VmState::Paused)?;
+        Ok(())
+    }
+
+    /// Lets them go on.
+    pub fn resume(&mut self) -> Result<(), ControlError> {
+        let machine = self.booted()?;
+        self.require(VmState::Running)?;
+        machine.resume();
+        self.state.change(VmState::Running)?;
+        Ok(())
+    }
+
+    /// Ends the machine and keeps its configuration.
+    pub fn shutdown(&mut self) -> Result<(), ControlError> {
+        self.booted()?;
+        self.take_down()
+    }
+
+    /// Ends the machine and boots it again.
+    pub fn reboot(&mut self) -> Result<(), ControlError> {
+        self.shutdown()?;
+        self.boot()
+    }
+
+    /// Forgets the configuration, ending the machine if it runs.
+    pub fn delete(&mut self) -> Result<(), ControlError> {
+        if self.machine.is_some() {
+            self.take_down()?;
+        }
+        self.config = None;
+        self.stats.clear();
+        Ok(())
+    }
+
+    fn booted(&self) -> Result<&Machine, ControlError> {
+        if self.config.is_none() {
+            return Err(ControlError::NotCreated);
+        }
+        self.machine
+            .as_ref()
+            .ok_or(ControlError::Transition(TransitionError {
+                from: self.state,
+                to: VmState::Shutdown,
+            }))
+    }
+
+    fn require(&self, next: VmState) -> Result<(), TransitionError> {
+        let mut state = self.state;
+        state.change(next)
+    }
+
+    fn take_down(&mut self) -> Result<(), ControlError> {
+        self.state.change(VmState::Shutdown)?;
+        // Joins the vCPU threads, so the figures are final afterwards.
+        self.machine = None;
+        self.stats.retire();
+        self.state.change(VmState::Created)?;
+        log::info!("the machine is shut down");
+        Ok(())
+    }
+
+    /// Works until the guest, a client or a signal ends it. `signals` becomes
+    /// readable when a signal asks for the end.
+    pub fn run(
+        &mut self,
+        requests: &ApiQueue,
+        board: &StatusBoard,
+        signals: &impl AsRawFd,
+    ) -> Result<Ended, ControlError> {
+        let epoll = Epoll::new().map_err(ControlError::SetUp)?;
+        for (fd, token) in [
+            (requests.as_raw_fd(), API),
+            (self.queue.wake.as_raw_fd(), EVENTS),
+            (signals.as_raw_fd(), SIGNALS),
+        ] {
+            epoll
+                .ctl(
+                    ControlOperation::Add,
+                    fd,
+                    EpollEvent::new(EventSet::IN, token),
+                )
+                .map_err(ControlError::SetUp)?;
+        }
+        board.publish(self.status());
+        loop {
+            let mut ready = [EpollEvent::default(); 3];
+            let count = match epoll.wait(-1, &mut ready) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(ControlError::SetUp(error)),
+            };
+            for event in &ready[..count] {
+                match event.data() {
+                    API => requests.serve(self, board),
+                    EVENTS => {
+                        self.hear_machine()?;
+                        board.publish(self.status());
+                    }
+                    _ => self.ended = Some(Ended::Signal),
+                }
+            }
+            if let Some(ended) = self.ended {
+                if self.machine.is_some() {
+                    self.take_down()?;
+                }
+                return Ok(ended);
+            }
+        }
+    }
+
+    fn hear_machine(&mut self) -> Result<(), ControlError> {
+        // Nothing to read means that nothing was written: equally quiet.
+        let _ = self.queue.wake.read();
+        while let Ok((generation, event)) = self.events.try_recv() {
+            if generation != self.generation || self.machine.is_none() {
+                log::debug!("an ended machine says {event:?}");
+                continue;
+            }
+            match event {
+                MachineEvent::PowerOff if self.no_shutdown => self.take_down()?,
+                MachineEvent::PowerOff => self.ended = Some(Ended::PowerOff),
+                MachineEvent::Reset => {
+                    log::info!("the guest resets the machine");
+                    self.reboot()?;
+                }
+                MachineEvent::Failed(text) => return Err(ControlError::Failed(text)),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl RequestHandler for Vmm {
+    fn handle(&mut self, action: VmAction) -> Result<VmReply, ApiError> {
+        let outcome = match action {
+            VmAction::Create(config) => self.create(config),
+            VmAction::Delete => self.delete(),
+            VmAction::Boot => self.boot(),
+            VmAction::Pause => self.pause(),
+            VmAction::Resume => self.resume(),
+            VmAction::Shutdown => self.shutdown(),
+            VmAction::Reboot => self.reboot(),
+            VmAction::PowerButton => Err(ControlError::Unsupported("The power button")),
+            VmAction::VmmShutdown => {
+                self.ended = Some(Ended::Request);
+                Ok(())
+            }
+        };
+        outcome
+            .map(|()| VmReply::Empty)
+            .map_err(|error| ApiError::from_error(error.kind(), &error))
+    }
+
+    fn status(&self) -> VmStatus {
+        let Some(config) = &self.config else {
+            return VmStatus::default();
+        };
+        let booted = self.machine.is_some();
+        VmStatus {
+            info: Some(VmInfo {
+                config: config.as_ref().clone(),
+                state: self.state.into(),
+                memory_actual_size: config.memory.size,
+                device_tree: booted.then(|| device_tree(config)),
+            }),
+            counters: booted.then(|| Arc::new(BTreeMap::new) as Arc<_>),
+        }
+    }
+}
+
+fn device_tree(config: &VmConfig) -> BTreeMap<String, DeviceNode> {
+    let mut tree = BTreeMap::new();
+    if config.serial.mode != api_client::config::ConsoleOutputMode::Off {
+        let id = "__serial".to_string();
+        tree.insert(
+            id.clone(),
+            DeviceNode {
+                id,
+                ..Default::default()
+            },
+        );
+    }
+    tree
+}
+
+impl From<ConfigError> for ControlError {
+    fn from(error: ConfigError) -> Self {
+        ControlError::Build(BuildError::Config(error))
+    }
+}

@@ -1,0 +1,63 @@
+//! A booted machine: everything that exists from boot to shutdown.
+
+use std::sync::Arc;
+
+use hypervisor::Vm;
+
+use crate::devices::serial::SerialInput;
+use crate::memory::GuestRam;
+use crate::vcpu::{Buses, VcpuHandle};
+
+/// Owned by the control thread. Fields are dropped in order: first the threads
+/// that use the rest, last the memory that the guest used.
+pub struct Machine {
+    vcpus: Vec<VcpuHandle>,
+    _input: Option<SerialInput>,
+    _buses: Buses,
+    _vm: Arc<dyn Vm>,
+    _ram: GuestRam,
+}
+
+impl Machine {
+    pub(super) fn new(
+        vcpus: Vec<VcpuHandle>,
+        input: Option<SerialInput>,
+        buses: Buses,
+        vm: Arc<dyn Vm>,
+        ram: GuestRam,
+    ) -> Self {
+        Self {
+            vcpus,
+            _input: input,
+            _buses: buses,
+            _vm: vm,
+            _ram: ram,
+        }
+    }
+
+    /// Lets all vCPUs run.
+    pub fn resume(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.resume();
+        }
+    }
+
+    /// Stops all vCPUs and returns when they stand still.
+    pub fn pause(&self) {
+        for vcpu in &self.vcpus {
+            vcpu.request_pause();
+        }
+        for vcpu in &self.vcpus {
+            vcpu.wait_parked();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // All at once; each handle then waits for its own thread.
+        for vcpu in &self.vcpus {
+            vcpu.request_stop();
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The machine's life: its states, how it is built, and the control thread
+//! that owns every change.
+
+mod builder;
+mod control;
+mod machine;
+mod state;
+
+pub use builder::{BuildError, build};
+pub use control::{ControlError, Ended, Vmm};
+pub use machine::Machine;
+pub use state::{TransitionError, VmState};
