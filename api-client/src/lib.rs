@@ -6,10 +6,16 @@
 //! of the VMM.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "client")]
+pub mod client;
 pub mod config;
+#[cfg(feature = "client")]
+pub mod exporter;
 pub mod options;
 #[cfg(feature = "client")]
 pub mod recording;
+#[cfg(feature = "client")]
+pub mod remote;
 #[cfg(feature = "client")]
 pub mod report;
 pub mod types;

@@ -1,0 +1,151 @@
+//! The API over its Unix socket: one request, one response, and a deadline for
+//! both.
+
+mod response;
+mod stream;
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+
+pub use response::Response;
+use response::ResponseError;
+use stream::DeadlineStream;
+
+/// The verbs of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Read.
+    Get,
+    /// Act.
+    Put,
+}
+
+impl Method {
+    fn as_str(self) -> &'static str {
+        match self {
+            Method::Get => "GET",
+            Method::Put => "PUT",
+        }
+    }
+
+    /// How long an answer may take. Reading never waits for anything; a boot
+    /// or a shutdown may have a lot to do.
+    pub fn patience(self) -> Duration {
+        match self {
+            Method::Get => Duration::from_secs(10),
+            Method::Put => Duration::from_secs(600),
+        }
+    }
+}
+
+/// Why there is no response.
+#[derive(Debug, Error)]
+pub enum ClientError {
+    /// Nobody answers at the socket.
+    #[error("Cannot connect to the API socket {}", .path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The request could not be sent.
+    #[error("Cannot send the request to {}", .path.display())]
+    Send {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The response did not come, or is none.
+    #[error("No valid answer from {}", .path.display())]
+    Receive {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: ResponseError,
+    },
+}
+
+/// A VMM's API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client for the socket at `path`. Connects for every request, so that
+    /// a VMM that restarts is simply found again.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Client { path: path.into() }
+    }
+
+    /// The socket.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Asks for a resource, with as much patience as the verb deserves.
+    pub fn request(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&[u8]>,
+    ) -> Result<Response, ClientError> {
+        self.request_within(method, target, body, method.patience())
+    }
+
+    /// Asks for a resource; everything together may take `patience`.
+    pub fn request_within(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&[u8]>,
+        patience: Duration,
+    ) -> Result<Response, ClientError> {
+        let path = || self.path.clone();
+        let deadline = Instant::now() + patience;
+        let mut stream = DeadlineStream::connect(&self.path, deadline).map_err(|source| {
+            ClientError::Connect {
+                path: path(),
+                source,
+            }
+        })?;
+        let mut request = format!(
+            "{} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n",
+            method.as_str()
+        )
+        .into_bytes();
+        if let Some(body) = body {
+            request.extend_from_slice(
+                format!(
+                    "Content-Type: application/json\r\nContent-Length: {}\r\n",
+                    body.len()
+                )
+                .as_bytes(),
+            );
+        }
+        request.extend_from_slice(b"\r\n");
+        request.extend_from_slice(body.unwrap_or_default());
+        let sent = stream.write_all(&request);
+        let received = Response::read(&mut stream);
+        match (sent, received) {
+            // A server that refuses a body may answer before it has read it.
+            (_, Ok(response)) => Ok(response),
+            (Err(source), Err(_)) => Err(ClientError::Send {
+                path: path(),
+                source,
+            }),
+            (Ok(()), Err(source)) => Err(ClientError::Receive {
+                path: path(),
+                source,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

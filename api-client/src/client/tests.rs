@@ -1,0 +1,100 @@
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+fn socket() -> (tempfile::TempDir, PathBuf, UnixListener) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("api.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    (dir, path, listener)
+}
+
+#[test]
+fn a_request_has_cloud_hypervisors_form() {
+    let (_dir, path, listener) = socket();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = vec![0; 4096];
+        let len = stream.read(&mut request).unwrap();
+        stream.write_all(b"HTTP/1.1 204 \r\n\r\n").unwrap();
+        String::from_utf8(request[..len].to_vec()).unwrap()
+    });
+    let response = Client::new(&path)
+        .request(Method::Put, "/api/v1/vm.create", Some(b"{}"))
+        .unwrap();
+    assert_eq!((response.status, response.body), (204, None));
+    assert_eq!(
+        server.join().unwrap(),
+        "PUT /api/v1/vm.create HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\
+         Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    );
+}
+
+#[test]
+fn nobody_at_the_socket_is_an_error_that_names_it() {
+    let error = Client::new("/no/such/socket")
+        .request(Method::Get, "/", None)
+        .unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Cannot connect to the API socket /no/such/socket"
+    );
+    let long = "x".repeat(200);
+    assert!(matches!(
+        Client::new(&long).request(Method::Get, "/", None),
+        Err(ClientError::Connect { .. })
+    ));
+}
+
+#[test]
+fn a_server_that_hangs_costs_no_more_than_the_patience() {
+    let (_dir, path, _listener) = socket();
+    let client = Client::new(&path);
+    let start = Instant::now();
+    let patience = Duration::from_millis(50);
+    let error = client
+        .request_within(Method::Get, "/", None, patience)
+        .unwrap_err();
+    assert!(matches!(error, ClientError::Receive { .. }), "{error:?}");
+    assert!(start.elapsed() >= patience);
+    assert!(start.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn a_full_queue_of_clients_is_no_trap() {
+    let (_dir, path, listener) = socket();
+    rustix::net::listen(&listener, 1).unwrap();
+    // Nobody accepts, and the kernel keeps two waiting.
+    let mut streams = Vec::new();
+    let error = loop {
+        let deadline = Instant::now() + Duration::from_millis(50);
+        match DeadlineStream::connect(&path, deadline) {
+            Ok(stream) => streams.push(stream),
+            Err(error) => break error,
+        }
+        assert!(streams.len() < 10);
+    };
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+}
+
+#[test]
+fn an_answer_that_drips_in_does_not_extend_the_deadline() {
+    let (_dir, path, listener) = socket();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n");
+        while stream.write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let start = Instant::now();
+    assert!(
+        Client::new(&path)
+            .request_within(Method::Get, "/", None, Duration::from_millis(60))
+            .is_err()
+    );
+    assert!(start.elapsed() < Duration::from_secs(2));
+    server.join().unwrap();
+}

@@ -1,0 +1,61 @@
+//! Cloud Hypervisor's own subcommands: a request, its body printed as it came.
+
+use std::fs;
+use std::io::Read;
+
+use super::Command;
+use super::output::{Failure, print};
+use crate::client::{Client, Method};
+
+/// The request behind a subcommand.
+fn request(command: &Command) -> (Method, &'static str) {
+    match command {
+        Command::Boot => (Method::Put, "vm.boot"),
+        Command::Counters => (Method::Get, "vm.counters"),
+        Command::Create { .. } => (Method::Put, "vm.create"),
+        Command::Delete => (Method::Put, "vm.delete"),
+        Command::ExitStats(_) => (Method::Get, "vm.exit-stats"),
+        Command::Info => (Method::Get, "vm.info"),
+        Command::Pause => (Method::Put, "vm.pause"),
+        Command::Ping => (Method::Get, "vmm.ping"),
+        Command::PowerButton => (Method::Put, "vm.power-button"),
+        Command::Reboot => (Method::Put, "vm.reboot"),
+        Command::Resume => (Method::Put, "vm.resume"),
+        Command::Shutdown => (Method::Put, "vm.shutdown"),
+        Command::ShutdownVmm => (Method::Put, "vmm.shutdown"),
+    }
+}
+
+/// Sends the request and prints the answer.
+pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
+    let body = match command {
+        Command::Create { path } => Some(configuration(path)?),
+        _ => None,
+    };
+    let (method, resource) = request(command);
+    let response = client.request(method, &format!("/api/v1/{resource}"), body.as_deref())?;
+    if !response.is_success() {
+        return Err(Failure::from_response(&response));
+    }
+    match response.body {
+        Some(body) => print(&format!("{body}\n")),
+        None => Ok(()),
+    }
+}
+
+/// Reads a configuration. Text that is not JSON at all is told of here, in one
+/// line and with the name of the file; the rest is the server's to judge.
+fn configuration(path: &str) -> Result<Vec<u8>, Failure> {
+    let (name, bytes) = match path {
+        "-" => {
+            let mut bytes = Vec::new();
+            let read = std::io::stdin().lock().read_to_end(&mut bytes);
+            ("standard input", read.map(|_| bytes))
+        }
+        path => (path, fs::read(path)),
+    };
+    let bytes = bytes.map_err(|error| Failure::Line(format!("Cannot read {name}: {error}")))?;
+    serde_json::from_slice::<serde::de::IgnoredAny>(&bytes)
+        .map_err(|error| Failure::Line(format!("{name} is not valid JSON: {error}")))?;
+    Ok(bytes)
+}

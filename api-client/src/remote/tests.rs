@@ -1,0 +1,67 @@
+use super::*;
+
+#[test]
+fn the_command_line_is_well_formed() {
+    definition().debug_assert();
+}
+
+#[test]
+fn subcommands_are_listed_in_order() {
+    let names: Vec<String> = definition()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .collect();
+    let mut sorted = names.clone();
+    sorted.sort();
+    assert_eq!(names, sorted);
+}
+
+#[test]
+fn socket_and_subcommand_are_required() {
+    for args in [
+        &["ch-remote"][..],
+        &["ch-remote", "ping"],
+        &["ch-remote", "--api-socket", "/a"],
+        &["ch-remote", "--api-socket", "/a", "pong"],
+    ] {
+        assert!(Cli::try_parse_from(args).is_err(), "{args:?}");
+    }
+}
+
+#[test]
+fn a_watch_has_an_interval_of_its_own_or_one_second() {
+    let parse = |extra: &[&str]| {
+        let args = [&["ch-remote", "--api-socket", "/a", "exit-stats"], extra].concat();
+        match Cli::try_parse_from(args).unwrap().command {
+            Command::ExitStats(args) => args,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(parse(&[]).watch, None);
+    assert_eq!(parse(&["--watch"]).watch.unwrap().as_secs(), 1);
+    assert_eq!(parse(&["--watch", "2.5"]).watch.unwrap().as_millis(), 2500);
+    let args = parse(&["--watch", "--reason", "-1", "--format", "csv"]);
+    assert_eq!(args.reason.as_deref(), Some("-1"));
+}
+
+#[test]
+fn failures_look_like_cloud_hypervisors() {
+    let response = crate::client::Response {
+        status: 500,
+        body: Some("[\"Error from API\",\"VM is not running\"]".into()),
+    };
+    assert_eq!(
+        Failure::from_response(&response).to_string(),
+        "Error: ch-remote exited with the following chain of errors:\n  \
+         0: http client error\n  1: Server responded with InternalServerError\n  \
+         2: Error from API\n  3: VM is not running\n"
+    );
+    let error = Client::new("/no/such.sock")
+        .request(crate::client::Method::Get, "/", None)
+        .unwrap_err();
+    assert_eq!(
+        Failure::from(error).to_string(),
+        "Error: Cannot connect to the API socket /no/such.sock: \
+         No such file or directory (os error 2)\n"
+    );
+}

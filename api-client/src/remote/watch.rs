@@ -1,0 +1,83 @@
+//! `ch-remote exit-stats --watch` as lines: one an interval.
+
+use std::time::{Duration, Instant};
+
+use instrumentation::snapshot::{ExitSnapshot, Query};
+
+use super::exit_stats::{Format, ReadError, Render, read};
+use super::output::{Failure, print};
+use crate::client::Client;
+
+/// Reasons named in a line.
+const TOP: usize = 5;
+
+/// Prints what happened in each interval until the VM or the reader is gone.
+pub fn run(
+    client: &Client,
+    narrow: &Query,
+    interval: Duration,
+    render: &Render<'_>,
+) -> Result<(), Failure> {
+    let start = Instant::now();
+    let mut last = read(client, "")?.snapshot;
+    let mut last_at = start;
+    let mut next = start + interval;
+    loop {
+        // Against a fixed schedule, so that the work between does not add up.
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+        next = (next + interval).max(Instant::now());
+        let now = Instant::now();
+        let current = match read(client, "") {
+            Ok(reading) => reading.snapshot,
+            // The VM or its VMM ended, which is how a watch ends.
+            Err(ReadError::Client(_) | ReadError::Refused(_)) => {
+                eprintln!("The VM is gone.");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let delta = match current.since(&last) {
+            Ok(delta) => delta,
+            Err(_) => {
+                eprintln!("The VM was booted again; counting starts anew.");
+                current.clone()
+            }
+        };
+        let delta = delta
+            .narrow(narrow)
+            .map_err(|error| Failure::from_error(&error))?;
+        let seconds = (now - last_at).as_secs_f64();
+        print(&match render.format() {
+            Format::Table => line((now - start).as_secs_f64(), seconds, &delta, render),
+            _ => render.snapshot(&delta)?,
+        })?;
+        last = current;
+        last_at = now;
+    }
+}
+
+/// `   12.0s   3456 exits/s  HLT 2000 (57.9%)  …`
+fn line(at: f64, seconds: f64, delta: &ExitSnapshot, render: &Render<'_>) -> String {
+    let rate = |exits: u64| exits as f64 / seconds.max(f64::MIN_POSITIVE);
+    let total = delta.totals.exits;
+    let mut text = format!("{at:8.1}s {:>10.0} exits/s", rate(total));
+    match (&delta.reasons, &delta.unavailable) {
+        (Some(reasons), _) => {
+            for row in render.rows().rows(reasons).iter().take(TOP) {
+                let share = match total {
+                    0 => 0.0,
+                    total => row.counters.exits as f64 * 100.0 / total as f64,
+                };
+                text.push_str(&format!(
+                    "  {} {:.0} ({share:.1}%)",
+                    row.symbol,
+                    rate(row.counters.exits)
+                ));
+            }
+        }
+        (None, Some(why)) => text.push_str(&format!("  ({why})")),
+        (None, None) => {}
+    }
+    text.push('\n');
+    text
+}
