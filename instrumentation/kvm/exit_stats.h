@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * VM-exit accounting: counts and times every VM exit, per reason and vCPU.
+ *
+ * A vCPU is always in one of four places: in the guest, in the kernel on behalf
+ * of its last exit, asleep in the kernel, or out in user space. Each change of
+ * place reads the TSC once and books the ticks since the last change to the
+ * place that is left, so the four add up to the vCPU's life from its first VM
+ * entry on.
+ *
+ * The figures are the last members of struct kvm_vcpu_stat, whose bytes the
+ * binary statistics file publishes as they are. Their only writer is the task
+ * inside KVM_RUN, which holds vcpu->mutex. Readers take no lock: each figure is
+ * one aligned u64 that only grows, and nothing resets it while its vCPU lives.
+ *
+ *   exits_by_reason			exits, per slot
+ *   exit_cycles_by_reason		host TSC ticks in KVM on behalf of those exits
+ *   exit_blocked_cycles_by_reason	ticks asleep in KVM after such an exit
+ *   exit_userspace_cycles_by_reason	ticks out in user space after such an exit
+ *   guest_cycles			ticks in the guest
+ */
+#ifndef __KVM_X86_EXIT_STATS_H
+#define __KVM_X86_EXIT_STATS_H
+
+#include <linux/jump_label.h>
+#include <linux/kvm_host.h>
+#include <asm/msr.h>
+
+#include "exit_stats_types.h"
+
+/* KVM_CHECK_EXTENSION and KVM_ENABLE_CAP; "EXST", far from KVM's own numbers */
+#define KVM_CAP_EXIT_STATS		0x45585354
+
+#define KVM_EXIT_STATS_VERSION		1
+
+/* Bits of KVM_CHECK_EXTENSION's answer: 7:0 version, 15:8 instruction set. */
+#define KVM_EXIT_STATS_CAP_ISA_SHIFT	8
+#define KVM_EXIT_STATS_CAP_ACCOUNTING	BIT(16)
+#define KVM_EXIT_STATS_CAP_LEAVES	BIT(17)
+#define KVM_EXIT_STATS_CAP_LATENCY	BIT(18)
+
+/* Bits of KVM_ENABLE_CAP's args[0]. */
+#define KVM_EXIT_STATS_LEAVES		BIT_ULL(0)
+#define KVM_EXIT_STATS_LATENCY		BIT_ULL(1)
+
+enum kvm_exit_stats_isa {
+	KVM_EXIT_STATS_ISA_NONE,
+	KVM_EXIT_STATS_ISA_VMX,
+	KVM_EXIT_STATS_ISA_SVM,
+};
+
+/*
+ * Slots of the exits that need no table to find: exit_stats.c ties these to the
+ * generated header.
+ */
+#define KVM_EXIT_STATS_VMX_LAST		85
+#define KVM_EXIT_STATS_VMX_REST		86
+#define KVM_EXIT_STATS_SVM_LOW_LAST	0xa6
+#define KVM_EXIT_STATS_SVM_NPF		0x400
+#define KVM_EXIT_STATS_SVM_HIGH_LAST	0x403
+#define KVM_EXIT_STATS_SVM_REST		171
+
+/* The clock is stopped and starts at the next VM entry. */
+#define KVM_EXIT_STATS_F_START		0
+/* Histograms are on. */
+#define KVM_EXIT_STATS_F_LATENCY	1
+/* Histograms were just switched on: the open exit was seen only in part. */
+#define KVM_EXIT_STATS_F_PARTIAL	2
+
+DECLARE_STATIC_KEY_TRUE(kvm_exit_stats_key);
+
+void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now);
+void kvm_exit_stats_no_entry(struct kvm_vcpu *vcpu, u32 slot);
+void __kvm_exit_stats_run_begin(struct kvm_vcpu *vcpu);
+void __kvm_exit_stats_run_end(struct kvm_vcpu *vcpu);
+void __kvm_exit_stats_block(struct kvm_vcpu *vcpu);
+void __kvm_exit_stats_unblock(struct kvm_vcpu *vcpu);
+void __kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu);
+
+void kvm_exit_stats_register(enum kvm_exit_stats_isa isa,
+			     int (*const *handlers)(struct kvm_vcpu *vcpu),
+			     size_t nr);
+void kvm_exit_stats_vcpu_init(struct kvm_vcpu *vcpu);
+void kvm_exit_stats_vcpu_postcreate(struct kvm_vcpu *vcpu);
+void kvm_exit_stats_vcpu_destroy(struct kvm_vcpu *vcpu);
+int kvm_exit_stats_check_extension(struct kvm *kvm);
+int kvm_exit_stats_enable_cap(struct kvm *kvm, struct kvm_enable_cap *cap);
+void kvm_exit_stats_create_debugfs(struct kvm *kvm);
+bool kvm_exit_stats_debugfs_readonly(const char *name);
+
+/* For the leaves: what the accounting knows, and what a reason's number means. */
+enum kvm_exit_stats_isa kvm_exit_stats_isa(void);
+int kvm_exit_stats_lookup(u32 reason);
+bool kvm_exit_stats_leaves_on(struct kvm *kvm);
+bool kvm_exit_stats_cpuid(struct kvm_vcpu *vcpu, u32 *eax, u32 *ebx, u32 *ecx,
+			  u32 *edx);
+
+/* Ends the kernel's share of the last exit; called with interrupts off. */
+static __always_inline u64 kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
+{
+	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
+	u64 now = rdtsc();
+
+	if (unlikely(READ_ONCE(clock->flags)))
+		kvm_exit_stats_entry_slow(vcpu, now);
+	else
+		vcpu->stat.exit_cycles_by_reason[clock->slot] += now - clock->last;
+	return now;
+}
+
+/* Ends the guest's turn that began at @entry. */
+static __always_inline void kvm_exit_stats_exit(struct kvm_vcpu *vcpu, u64 entry)
+{
+	u64 now = rdtsc();
+
+	vcpu->stat.guest_cycles += now - entry;
+	vcpu->arch.exit_stats.last = now;
+}
+
+/*
+ * Runs the statement that enters the guest, with the clock read on both sides.
+ * One branch decides for both: a turn that began untimed ends untimed, however
+ * the key changes meanwhile.
+ */
+#define kvm_exit_stats_enter_guest(vcpu, ...)				\
+do {									\
+	struct kvm_vcpu *__vcpu = (vcpu);				\
+									\
+	if (static_branch_likely(&kvm_exit_stats_key)) {		\
+		u64 __entry = kvm_exit_stats_entry(__vcpu);		\
+									\
+		__VA_ARGS__;						\
+		kvm_exit_stats_exit(__vcpu, __entry);			\
+	} else {							\
+		__VA_ARGS__;						\
+	}								\
+} while (0)
+
+/*
+ * Counts the exit that vcpu_run() is about to return. Exactly one call for each
+ * return, because KVM's own counter is raised once for each. As with KVM's other
+ * statistics, a plain addition by the only writer; readers use READ_ONCE().
+ */
+static __always_inline void kvm_exit_stats_count(struct kvm_vcpu *vcpu, u32 slot)
+{
+	vcpu->arch.exit_stats.slot = slot;
+	vcpu->stat.exits_by_reason[slot]++;
+}
+
+/* @reason: the VMCS field or KVM's stand-in for it; only bits 15:0 name it. */
+static __always_inline void kvm_exit_stats_count_vmx(struct kvm_vcpu *vcpu,
+						     u32 reason)
+{
+	u32 slot = (u16)reason;
+
+	if (!static_branch_likely(&kvm_exit_stats_key))
+		return;
+	if (unlikely(slot > KVM_EXIT_STATS_VMX_LAST))
+		slot = KVM_EXIT_STATS_VMX_REST;
+	kvm_exit_stats_count(vcpu, slot);
+}
+
+/* KVM made up an exit without entering the guest: reason 33, to emulate. */
+static __always_inline void kvm_exit_stats_count_vmx_emulation(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		kvm_exit_stats_no_entry(vcpu, KVM_EXIT_STATS_VMX_REST);
+}
+
+/* @code: low half of the VMCB's exit code. */
+static __always_inline void kvm_exit_stats_count_svm(struct kvm_vcpu *vcpu,
+						     u32 code)
+{
+	u32 slot = code;
+
+	if (!static_branch_likely(&kvm_exit_stats_key))
+		return;
+	if (slot > KVM_EXIT_STATS_SVM_LOW_LAST) {
+		if (code >= KVM_EXIT_STATS_SVM_NPF &&
+		    code <= KVM_EXIT_STATS_SVM_HIGH_LAST)
+			slot = code - KVM_EXIT_STATS_SVM_NPF +
+			       KVM_EXIT_STATS_SVM_LOW_LAST + 1;
+		else
+			slot = KVM_EXIT_STATS_SVM_REST;
+	}
+	kvm_exit_stats_count(vcpu, slot);
+}
+
+/* KVM_RUN came in from user space. */
+static inline void kvm_exit_stats_run_begin(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		__kvm_exit_stats_run_begin(vcpu);
+}
+
+/* KVM_RUN is about to return to user space. */
+static inline void kvm_exit_stats_run_end(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		__kvm_exit_stats_run_end(vcpu);
+}
+
+/* The vCPU is about to sleep or to poll in place of sleeping. */
+static inline void kvm_exit_stats_block(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		__kvm_exit_stats_block(vcpu);
+}
+
+/* It woke. */
+static inline void kvm_exit_stats_unblock(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		__kvm_exit_stats_unblock(vcpu);
+}
+
+/* The vCPU's task got a CPU, maybe another one. */
+static inline void kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		__kvm_exit_stats_vcpu_load(vcpu);
+}
+
+/*
+ * The end of kvm_vcpu_stats_desc[]. A bucket a slot: for the first array a
+ * histogram to the letter, for the others the same shape with a sum of ticks in
+ * each bucket.
+ */
+#define KVM_EXIT_STATS_DESC(name, unit)					\
+	STATS_DESC_LINEAR_HIST(VCPU, name, unit, KVM_STATS_BASE_POW10, 0,	\
+			       KVM_EXIT_STATS_SLOTS, 1)
+
+#define KVM_EXIT_STATS_DESCS()							\
+	KVM_EXIT_STATS_DESC(exits_by_reason, KVM_STATS_UNIT_NONE),		\
+	KVM_EXIT_STATS_DESC(exit_cycles_by_reason, KVM_STATS_UNIT_CYCLES),	\
+	KVM_EXIT_STATS_DESC(exit_blocked_cycles_by_reason,			\
+			    KVM_STATS_UNIT_CYCLES),				\
+	KVM_EXIT_STATS_DESC(exit_userspace_cycles_by_reason,			\
+			    KVM_STATS_UNIT_CYCLES),				\
+	STATS_DESC_CUMULATIVE(VCPU, guest_cycles, KVM_STATS_UNIT_CYCLES,	\
+			      KVM_STATS_BASE_POW10, 0)
+
+#endif /* __KVM_X86_EXIT_STATS_H */
