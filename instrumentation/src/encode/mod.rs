@@ -8,7 +8,7 @@ mod table;
 
 pub use csv::csv;
 pub use guest::guest_table;
-pub use openmetrics::{CONTENT_TYPE, openmetrics};
+pub use openmetrics::{CONTENT_TYPE, openmetrics, openmetrics_of_host};
 pub use table::{reason_table, table, user_exit_table};
 
 use crate::snapshot::ReasonCounters;

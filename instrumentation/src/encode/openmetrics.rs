@@ -17,14 +17,58 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// knows it. Reasons that never occurred have no series.
 pub fn openmetrics(vms: &[(&str, &ExitSnapshot)]) -> String {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Vms(vms
+    registry.register_collector(Box::new(vms_of(vms.iter().copied())));
+    text_of(&registry)
+}
+
+/// The same for a whole host, some of whose VMs may not have answered: the
+/// gauge `kvm_exit_stats_up` is 1 for each that did and 0 for the others.
+pub fn openmetrics_of_host(vms: &[(&str, Option<&ExitSnapshot>)]) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Up(vms
         .iter()
-        .map(|(name, snapshot)| (name.to_string(), (*snapshot).clone()))
+        .map(|(name, snapshot)| (name.to_string(), snapshot.is_some()))
         .collect())));
+    let answered = vms
+        .iter()
+        .filter_map(|(name, snapshot)| snapshot.map(|snapshot| (*name, snapshot)));
+    registry.register_collector(Box::new(vms_of(answered)));
+    text_of(&registry)
+}
+
+fn vms_of<'a>(vms: impl Iterator<Item = (&'a str, &'a ExitSnapshot)>) -> Vms {
+    Vms(vms
+        .map(|(name, snapshot)| (name.to_string(), snapshot.clone()))
+        .collect())
+}
+
+fn text_of(registry: &Registry) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail, and the collector has no error of its own.
-    let _ = encode(&mut text, &registry);
+    let _ = encode(&mut text, registry);
     text
+}
+
+/// Which VMs answered.
+#[derive(Debug)]
+struct Up(Vec<(String, bool)>);
+
+impl Collector for Up {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let mut family = encoder.encode_descriptor(
+            "kvm_exit_stats_up",
+            "Whether the VM answered",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (vm, up) in &self.0 {
+            let labels: Labels = vec![("vm", vm.as_str().into())];
+            family
+                .encode_family(&labels)?
+                .encode_gauge(&i64::from(*up))?;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]

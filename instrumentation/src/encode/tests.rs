@@ -146,3 +146,13 @@ fn openmetrics_has_a_series_for_each_vm_vcpu_and_reason() {
         &openmetrics(&[("one", &one), ("t\"wo", &two)]),
     );
 }
+
+#[test]
+fn openmetrics_of_a_host_says_which_vms_did_not_answer() {
+    let one = snapshot(Ok(Isa::Vmx));
+    let text = openmetrics_of_host(&[("one", Some(&one)), ("two", None)]);
+    assert!(text.contains("kvm_exit_stats_up{vm=\"one\"} 1\n"));
+    assert!(text.contains("kvm_exit_stats_up{vm=\"two\"} 0\n"));
+    assert!(text.contains("kvm_exits_total{vm=\"one\""));
+    assert!(!text.contains("kvm_exits_total{vm=\"two\""));
+}
