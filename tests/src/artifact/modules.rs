@@ -1,0 +1,203 @@
+//! The patched kvm.ko, kvm-intel.ko and kvm-amd.ko for a kernel of the
+//! distribution, built as `instrumentation/kvm/README.md` says.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::kernel::Kernel;
+use super::stamp::{self, Inputs};
+use crate::command::{command, output, text};
+use crate::progress::step;
+use crate::tree::Tree;
+
+/// The modules that make up KVM on x86.
+pub const KVM_MODULES: [&str; 3] = ["kvm", "kvm-intel", "kvm-amd"];
+
+/// Where KVM lives in the kernel's source.
+const KVM_FOLDER: &str = "arch/x86/kvm";
+
+/// Builds the modules unless they are current; returns their folder.
+pub fn build(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
+    let ours = tree.root().join("instrumentation/kvm");
+    let out = tree.modules(&kernel.release);
+    let sources = Sources::find(&ours, kernel)?;
+    let hash = sources
+        .files
+        .iter()
+        .chain([&sources.patch])
+        .try_fold(
+            Inputs::new().value(&kernel.release).value(&kernel.version),
+            |inputs, file| inputs.file(file),
+        )?
+        .hash();
+    if !stamp::is_current(&out, &hash) {
+        let work = prepared_tree(tree, kernel)?;
+        step(
+            &format!("Building KVM's modules for {}", kernel.release),
+            || {
+                stamp::unless_current(&out, &hash, || compile(&sources, kernel, &work, &out))
+                    .map(drop)
+            },
+        )?;
+    }
+    Ok(out)
+}
+
+/// Our part of the modules.
+struct Sources {
+    files: Vec<PathBuf>,
+    patch: PathBuf,
+}
+
+impl Sources {
+    fn find(ours: &Path, kernel: &Kernel) -> Result<Sources> {
+        let mut files: Vec<PathBuf> = fs::read_dir(ours)
+            .with_context(|| format!("Cannot list {}", ours.display()))?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|suffix| suffix == "c" || suffix == "h")
+            })
+            .collect();
+        files.sort();
+        let patch = ours.join(format!("patches/{}.patch", kernel.series.as_str()));
+        anyhow::ensure!(
+            patch.is_file(),
+            "There is no patch for Linux {}: {} is missing",
+            kernel.series.as_str(),
+            patch.display()
+        );
+        Ok(Sources { files, patch })
+    }
+}
+
+/// The distribution's source, configured as the running kernel is. Made once.
+fn prepared_tree(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
+    let work = tree.cache().join(format!("linux-{}", kernel.release));
+    let hash = Inputs::new()
+        .value(&kernel.release)
+        .value(&kernel.version)
+        .hash();
+    if stamp::is_current(&work, &hash) {
+        return Ok(work);
+    }
+    let archive = kernel.source_archive()?;
+    let headers = kernel.headers()?;
+    if work.exists() {
+        fs::remove_dir_all(&work)?;
+    }
+    stamp::unless_current(&work, &hash, || {
+        step("Unpacking the kernel's source", || unpack(&archive, &work))?;
+        step("Preparing the kernel's source", || {
+            for name in [".config", "Module.symvers"] {
+                let from = headers.join(name);
+                fs::copy(&from, work.join(name))
+                    .with_context(|| format!("Cannot copy {}", from.display()))?;
+            }
+            output(make(kernel, &work).args(["olddefconfig", "modules_prepare"])).map(drop)
+        })
+    })?;
+    Ok(work)
+}
+
+fn unpack(archive: &Path, work: &Path) -> Result<()> {
+    let parent = work.parent().context("No place for the source")?;
+    let partial = parent.join("linux.partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    fs::create_dir_all(&partial)?;
+    // A seventh of the source is register lists of one graphics driver.
+    output(
+        command("tar", ["--strip-components=1"])
+            .arg("--exclude=*/drivers/gpu/drm/amd/include")
+            .arg("-C")
+            .arg(&partial)
+            .arg("-xf")
+            .arg(archive),
+    )?;
+    fs::rename(&partial, work).with_context(|| format!("Cannot make {}", work.display()))
+}
+
+fn compile(sources: &Sources, kernel: &Kernel, work: &Path, out: &Path) -> Result<()> {
+    restore(work)?;
+    for file in &sources.files {
+        let name = file.file_name().context("A source file has no name")?;
+        let to = Path::new(KVM_FOLDER).join(name);
+        fs::copy(file, work.join(&to))
+            .with_context(|| format!("Cannot copy {}", file.display()))?;
+    }
+    // The patch is kept beside the tree: that copy is what restore() reverts.
+    fs::copy(&sources.patch, applied_patch(work))?;
+    output(
+        command(
+            "patch",
+            ["-p1", "--no-backup-if-mismatch", "--forward", "-i"],
+        )
+        .arg(&sources.patch)
+        .current_dir(work),
+    )
+    .context("The patch does not apply")?;
+    output(make(kernel, work).args([&format!("M={KVM_FOLDER}"), "modules"]))?;
+    fs::create_dir_all(out)?;
+    for module in KVM_MODULES {
+        let built = work.join(KVM_FOLDER).join(format!("{module}.ko"));
+        let vermagic = text(command("modinfo", ["-F", "vermagic"]).arg(&built))?;
+        anyhow::ensure!(
+            vermagic.split(' ').next() == Some(&kernel.release),
+            "{module}.ko is for {vermagic}, not for {}",
+            kernel.release
+        );
+        output(
+            command("strip", ["--strip-debug", "-o"])
+                .arg(out.join(format!("{module}.ko")))
+                .arg(&built),
+        )?;
+    }
+    Ok(())
+}
+
+/// Takes an earlier patch out, so that the next build compiles only what changed.
+fn restore(work: &Path) -> Result<()> {
+    let applied = applied_patch(work);
+    if applied.exists() {
+        output(
+            command(
+                "patch",
+                [
+                    "-p1",
+                    "--no-backup-if-mismatch",
+                    "--reverse",
+                    "--force",
+                    "-i",
+                ],
+            )
+            .arg(&applied)
+            .current_dir(work),
+        )
+        .with_context(|| {
+            format!(
+                "{} is in a strange state; remove it and try again",
+                work.display()
+            )
+        })?;
+        fs::remove_file(&applied)?;
+    }
+    Ok(())
+}
+
+fn applied_patch(work: &Path) -> PathBuf {
+    work.join(".applied.patch")
+}
+
+fn make(kernel: &Kernel, work: &Path) -> Command {
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut make = command("make", [format!("-j{jobs}")]);
+    // Debian's release string is not the one that the version makes by itself.
+    make.arg(format!("KERNELRELEASE={}", kernel.release))
+        .current_dir(work);
+    make
+}

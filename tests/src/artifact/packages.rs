@@ -1,0 +1,122 @@
+//! Debian packages that the lab's programs come from.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::command::{command, output, text};
+use crate::progress::step;
+
+/// For emulated hosts: emulators, firmware, what packs their images.
+const HOST: &[&str] = &[
+    "bochs",
+    "bochsbios",
+    "bochs-term",
+    "vgabios",
+    "qemu-system-x86",
+    "seabios",
+    "isolinux",
+    "syslinux-common",
+    "xorriso",
+    "busybox-static",
+    "xz-utils",
+];
+
+/// For building kernel modules.
+const MODULES: &[&str] = &[
+    "gcc",
+    "make",
+    "patch",
+    "flex",
+    "bison",
+    "bc",
+    "libelf-dev",
+    "libssl-dev",
+    "pahole",
+    "kmod",
+];
+
+/// Installs what is missing when we may, else says which one command does.
+pub fn ensure_installed() -> Result<()> {
+    let missing = missing()?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let install = format!(
+        "apt-get install -y --no-install-recommends {}",
+        missing.join(" ")
+    );
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "Packages are missing. This installs them:\n\n    sudo sh -c 'apt-get update && {install}'\n"
+        );
+    }
+    step(&format!("Installing {} packages", missing.len()), || {
+        refresh_lists()?;
+        let mut apt = command("sh", ["-c", &install]);
+        output(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
+        Ok(())
+    })
+}
+
+fn missing() -> Result<Vec<&'static str>> {
+    let out = Command::new("dpkg-query")
+        .args(["-W", "-f=${Package} ${db:Status-Status}\n"])
+        .args(HOST)
+        .args(MODULES)
+        .stderr(Stdio::null())
+        .output()
+        .context("Cannot start dpkg-query: the lab needs Debian or a relative of it")?;
+    let listed = String::from_utf8_lossy(&out.stdout).into_owned();
+    let installed: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.strip_suffix(" installed"))
+        .collect();
+    Ok(HOST
+        .iter()
+        .chain(MODULES)
+        .copied()
+        .filter(|package| !installed.contains(package))
+        .collect())
+}
+
+/// Fetches the lists of packages when we may.
+pub fn refresh_lists() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        output(&mut command("apt-get", ["update", "-q"]))?;
+    }
+    Ok(())
+}
+
+/// The version that apt would install; `None` when it knows no such package.
+pub fn candidate(package: &str) -> Result<Option<String>> {
+    let shown = text(command("apt-cache", ["policy", package]).env("LC_ALL", "C"))?;
+    Ok(shown
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))
+        .filter(|version| *version != "(none)")
+        .map(str::to_owned))
+}
+
+/// The first dependency of a package, which for a kernel's metapackage is the
+/// kernel.
+pub fn first_dependency(package: &str) -> Result<Option<String>> {
+    let shown = text(command("apt-cache", ["depends", package]).env("LC_ALL", "C"))?;
+    Ok(shown
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Depends: "))
+        .map(str::to_owned))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_package_is_listed_twice() {
+        let mut all: Vec<_> = HOST.iter().chain(MODULES).collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), HOST.len() + MODULES.len());
+    }
+}

@@ -1,0 +1,113 @@
+//! `cargo lab`: the one entry point for work on this repository.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lab::artifact::kernel::Series;
+use lab::check;
+use lab::host::Isa;
+use lab::task::{self, TestOptions};
+use lab::tree::Tree;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo lab",
+    bin_name = "cargo lab",
+    about = "Builds emulated KVM hosts with real VMX and SVM and proves the system in them"
+)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Boot Linux in our VMM on a KVM that counts exits, and show the counts
+    Demo {
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Build modules to target/lab/RELEASE and static programs to target/lab/bin
+    Build {
+        /// Kernel series of the modules
+        #[arg(long, value_enum, default_value = "6.1")]
+        kernel: Series,
+    },
+    /// Check everything that must hold
+    Test {
+        /// Only an SVM host: a few minutes
+        #[arg(long)]
+        quick: bool,
+        /// Only emulated hosts of this instruction set
+        #[arg(long, value_parser = isa)]
+        isa: Option<Isa>,
+        /// The suites on this machine's own KVM, which must be ours
+        #[arg(long, conflicts_with_all = ["quick", "isa"])]
+        bare: bool,
+        /// Only trials of the suites whose name contains this
+        filter: Option<String>,
+    },
+    /// Play in an emulated host
+    Shell {
+        #[command(flatten)]
+        host: HostArgs,
+    },
+    /// Write the C header with the exit-reason tables
+    Table {
+        /// Only say whether it is current
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct HostArgs {
+    /// Instruction set of the host's CPU: vmx or svm
+    #[arg(long, default_value = "vmx", value_parser = isa)]
+    isa: Isa,
+    /// Kernel series of host and guest
+    #[arg(long, value_enum, default_value = "6.1")]
+    kernel: Series,
+}
+
+fn isa(text: &str) -> Result<Isa, String> {
+    [Isa::Vmx, Isa::Svm]
+        .into_iter()
+        .find(|isa| isa.as_str() == text)
+        .ok_or_else(|| "it is neither vmx nor svm".to_owned())
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let tree = Tree::discover()?;
+    match command {
+        Command::Demo { host } => task::demo(&tree, host.isa, host.kernel),
+        Command::Build { kernel } => {
+            let built = task::build(&tree, kernel)?;
+            println!("modules:  {}", built.modules.display());
+            println!("programs: {}", tree.bin().display());
+            Ok(())
+        }
+        Command::Test {
+            bare: true, filter, ..
+        } => task::bare(&tree, filter.as_deref()),
+        Command::Test {
+            quick, isa, filter, ..
+        } => task::test(&tree, &TestOptions { quick, filter, isa }),
+        Command::Shell { host } => task::shell(&tree, host.isa, host.kernel),
+        Command::Table { check: true } => check::table_is_current(&tree),
+        Command::Table { check: false } => check::write_table(&tree),
+    }
+}

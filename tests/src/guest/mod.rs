@@ -1,0 +1,10 @@
+//! Guests: Linux for behaviour, a few bytes of our own for exact numbers.
+
+mod elf;
+mod linux;
+mod tiny;
+mod vmlinux;
+
+pub use linux::{SCRIPT_END, UP, initramfs};
+pub use tiny::{CpuidQuery, CpuidReading, Instruction, MAGIC, Program, cpuid_reader, readings};
+pub use vmlinux::extract as extract_vmlinux;

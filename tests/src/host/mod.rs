@@ -1,0 +1,193 @@
+//! KVM hosts: two emulated ones with real VMX and real SVM, and the machine
+//! that the lab runs on.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+pub use instrumentation::table::Isa;
+
+use crate::artifact::cpio::Cpio;
+use crate::artifact::host_image::compress;
+use crate::console::Console;
+
+pub mod bare;
+mod bochs;
+mod qemu;
+mod terminal;
+
+pub use bochs::Bochs;
+pub use qemu::Qemu;
+
+/// Kernel parameters of every emulated host. Address-space randomisation and
+/// mitigations would only make runs less alike; the loop calibration is
+/// skipped because the emulators' clocks need none.
+const KERNEL_PARAMETERS: &str = "console=ttyS0 panic=-1 quiet mitigations=off nokaslr \
+                                 tsc=reliable lpj=1000000";
+
+/// Memory of an emulated host in MiB.
+const MEMORY_MIB: u32 = 1536;
+
+/// How long a host may take to power off after its last word.
+const POWER_OFF: Duration = Duration::from_secs(30);
+
+/// Which KVM modules a host loads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Modules {
+    /// The distribution's own.
+    Stock,
+    /// Ours, from this folder.
+    Patched(PathBuf),
+}
+
+impl Modules {
+    /// As it is written.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Modules::Stock => "stock",
+            Modules::Patched(_) => "patched",
+        }
+    }
+}
+
+/// What a host boots from.
+#[derive(Clone, Debug)]
+pub struct BootFiles {
+    /// The distribution's bzImage.
+    pub kernel: PathBuf,
+    /// The root file system.
+    pub initramfs: PathBuf,
+    /// The whole command line.
+    pub cmdline: String,
+}
+
+/// An emulator that boots Debian's kernel as a KVM host.
+pub trait EmulatedHost: Sync {
+    /// Which virtualisation extension its CPU has.
+    fn isa(&self) -> Isa;
+
+    /// How long a run of all suites may take.
+    fn deadline(&self) -> Duration;
+
+    /// Starts the emulator with the first serial port written to
+    /// `logs/console.log` and the second to `logs/results.log`.
+    fn start(&self, files: &BootFiles, logs: &Path) -> Result<Child>;
+
+    /// Connects the host's first serial port with our terminal until it
+    /// powers off.
+    fn shell(&self, files: &BootFiles, logs: &Path) -> Result<ExitStatus>;
+}
+
+/// The emulated host of an instruction set.
+pub fn emulated(isa: Isa) -> &'static dyn EmulatedHost {
+    match isa {
+        Isa::Vmx => &Bochs,
+        Isa::Svm => &Qemu,
+    }
+}
+
+/// Boots a host, runs a script in it and passes every line of its results to
+/// `relay`. Returns the script's exit status.
+pub fn run(
+    host: &dyn EmulatedHost,
+    kernel: &Path,
+    image: &Path,
+    script: &str,
+    logs: &Path,
+    relay: &mut dyn FnMut(&str),
+) -> Result<i32> {
+    let initramfs = logs.join("initramfs");
+    let run = Cpio::new()
+        .file("/lab/run", 0o755, script.as_bytes())
+        .finish();
+    append(image, &run, &initramfs)?;
+    let files = BootFiles {
+        kernel: kernel.to_owned(),
+        initramfs,
+        cmdline: KERNEL_PARAMETERS.to_owned(),
+    };
+    let mut child = host.start(&files, logs)?;
+    let outcome = watch(&mut child, host.deadline(), logs, relay);
+    let _ = child.kill();
+    let _ = child.wait();
+    // Large and rebuilt each time; the logs beside it are what is kept.
+    let _ = fs::remove_file(&files.initramfs);
+    outcome
+}
+
+/// Boots a host and gives its console to the person at the terminal.
+pub fn shell(host: &dyn EmulatedHost, kernel: &Path, image: &Path, logs: &Path) -> Result<()> {
+    let files = BootFiles {
+        kernel: kernel.to_owned(),
+        initramfs: image.to_owned(),
+        cmdline: format!("{KERNEL_PARAMETERS} lab=shell"),
+    };
+    let status = host.shell(&files, logs)?;
+    if !status.success() {
+        bail!(
+            "The emulator ended with {status}; its logs are in {}",
+            logs.display()
+        );
+    }
+    Ok(())
+}
+
+/// The image followed by a small archive; the kernel unpacks both.
+fn append(image: &Path, archive: &[u8], to: &Path) -> Result<()> {
+    let packed = to.with_extension("more");
+    compress(archive, &packed)?;
+    let mut whole = fs::read(image).with_context(|| format!("Cannot read {}", image.display()))?;
+    whole.resize(whole.len().next_multiple_of(4), 0);
+    whole.extend(fs::read(&packed)?);
+    fs::remove_file(&packed)?;
+    fs::write(to, whole).with_context(|| format!("Cannot write {}", to.display()))
+}
+
+fn watch(
+    child: &mut Child,
+    within: Duration,
+    logs: &Path,
+    relay: &mut dyn FnMut(&str),
+) -> Result<i32> {
+    let console = Console::new(&logs.join("console.log"));
+    let mut results = Console::new(&logs.join("results.log"));
+    let mut deadline = Instant::now() + within;
+    let mut status = None;
+    loop {
+        let ended = child
+            .try_wait()
+            .context("Cannot wait for the emulator")?
+            .is_some();
+        for line in results.new_lines() {
+            match line.strip_prefix("@lab exit ") {
+                Some(code) => {
+                    status = Some(code.trim().parse().unwrap_or(1));
+                    deadline = Instant::now() + POWER_OFF;
+                }
+                None => relay(&line),
+            }
+        }
+        match (status, ended) {
+            (Some(status), true) => return Ok(status),
+            (None, true) => {
+                bail!(
+                    "The host powered off before its script ended\n{}",
+                    console.tail()
+                )
+            }
+            (Some(_), false) if Instant::now() >= deadline => {
+                bail!("The host did not power off\n{}", console.tail())
+            }
+            (None, false) if Instant::now() >= deadline => bail!(
+                "The host did not finish within {} s\n{}\n{}",
+                within.as_secs(),
+                results.tail(),
+                console.tail()
+            ),
+            _ => sleep(Duration::from_millis(50)),
+        }
+    }
+}

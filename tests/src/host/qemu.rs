@@ -1,0 +1,68 @@
+//! SVM: QEMU's TCG, which emulates AMD's extension on any machine.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::{BootFiles, EmulatedHost, Isa, MEMORY_MIB};
+use crate::command::command;
+
+/// CPUs of the host, so that guests do run at the same time.
+const CPUS: u32 = 2;
+
+/// The emulated SVM host.
+pub struct Qemu;
+
+impl EmulatedHost for Qemu {
+    fn isa(&self) -> Isa {
+        Isa::Svm
+    }
+
+    fn deadline(&self) -> Duration {
+        Duration::from_secs(600)
+    }
+
+    fn start(&self, files: &BootFiles, logs: &Path) -> Result<Child> {
+        let log = logs.join("emulator.log");
+        let output =
+            File::create(&log).with_context(|| format!("Cannot write {}", log.display()))?;
+        machine(files)
+            .args(["-display", "none", "-monitor", "none"])
+            .args([
+                "-serial",
+                &format!("file:{}", logs.join("console.log").display()),
+            ])
+            .args([
+                "-serial",
+                &format!("file:{}", logs.join("results.log").display()),
+            ])
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .context("Cannot start qemu-system-x86_64")
+    }
+
+    fn shell(&self, files: &BootFiles, _logs: &Path) -> Result<ExitStatus> {
+        machine(files)
+            .arg("-nographic")
+            .status()
+            .context("Cannot start qemu-system-x86_64")
+    }
+}
+
+fn machine(files: &BootFiles) -> Command {
+    let mut qemu = command("qemu-system-x86_64", ["-accel", "tcg,thread=multi"]);
+    qemu.args(["-cpu", "max,+svm", "-nodefaults", "-no-reboot"])
+        .args(["-smp", &CPUS.to_string()])
+        .args(["-m", &MEMORY_MIB.to_string()])
+        .arg("-kernel")
+        .arg(&files.kernel)
+        .arg("-initrd")
+        .arg(&files.initramfs)
+        .args(["-append", &files.cmdline]);
+    qemu
+}

@@ -1,0 +1,13 @@
+//! What the kernel itself says about exits, by ways that our code has no part
+//! in: the `kvm_exit` tracepoint, KVM's debugfs counters, its dispatch tables
+//! and its log.
+
+mod dispatch;
+mod exits;
+mod histogram;
+mod log;
+
+pub use dispatch::handled_reasons;
+pub use exits::{debugfs_exits, debugfs_vms};
+pub use histogram::{ExitHistogram, Histogram};
+pub use log::warnings;

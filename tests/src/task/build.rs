@@ -1,0 +1,47 @@
+//! Programs, modules and images.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::artifact::kernel::{Kernel, Series};
+use crate::artifact::{binaries, guest_image, host_image, modules, packages};
+use crate::host::Modules;
+use crate::tree::Tree;
+
+/// Everything that a host boots from.
+pub struct Built {
+    /// The kernel of host and guest.
+    pub kernel: Kernel,
+    /// The folder with our modules for it.
+    pub modules: PathBuf,
+    /// The guest's base image.
+    pub guest: PathBuf,
+}
+
+/// Makes what is missing or out of date.
+pub fn build(tree: &Tree, series: Series) -> Result<Built> {
+    packages::ensure_installed()?;
+    let kernel = Kernel::fetch(tree, series)?;
+    let modules = modules::build(tree, &kernel)?;
+    binaries::build(tree)?;
+    let guest = guest_image::build(tree, &kernel)?;
+    Ok(Built {
+        kernel,
+        modules,
+        guest,
+    })
+}
+
+impl Built {
+    /// The root file system of a host with our modules.
+    pub fn patched_host(&self, tree: &Tree) -> Result<PathBuf> {
+        let modules = Modules::Patched(self.modules.clone());
+        host_image::build(tree, &self.kernel, &modules, &self.guest)
+    }
+
+    /// The root file system of a host with the distribution's modules.
+    pub fn stock_host(&self, tree: &Tree) -> Result<PathBuf> {
+        host_image::build(tree, &self.kernel, &Modules::Stock, &self.guest)
+    }
+}

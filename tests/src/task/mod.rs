@@ -1,0 +1,11 @@
+//! What `cargo lab` does, one module a command.
+
+mod build;
+mod demo;
+mod shell;
+mod test;
+
+pub use build::{Built, build};
+pub use demo::demo;
+pub use shell::shell;
+pub use test::{Options as TestOptions, bare, test};

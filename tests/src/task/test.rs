@@ -1,0 +1,274 @@
+//! Everything that must hold.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::{Arguments, Trial};
+
+use super::{Built, build};
+use crate::artifact::kernel::Series;
+use crate::check;
+use crate::command::{command, output, visible};
+use crate::host::{self, Isa, bare as this_machine};
+use crate::progress::seconds;
+use crate::tree::Tree;
+
+/// What of it to run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Only what takes a few minutes: one host, SVM.
+    pub quick: bool,
+    /// Only trials of the suites whose name contains this, no other checks.
+    pub filter: Option<String>,
+    /// Only hosts of this instruction set.
+    pub isa: Option<Isa>,
+}
+
+/// One boot of a host and the suites in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Round {
+    isa: Isa,
+    series: Series,
+    patched: bool,
+}
+
+/// The slow one first: it runs while the others do.
+const ROUNDS: [Round; 3] = [
+    Round {
+        isa: Isa::Vmx,
+        series: Series::V6_1,
+        patched: true,
+    },
+    Round {
+        isa: Isa::Svm,
+        series: Series::V6_1,
+        patched: true,
+    },
+    Round {
+        isa: Isa::Svm,
+        series: Series::V6_1,
+        patched: false,
+    },
+];
+
+impl Round {
+    fn modules(self) -> &'static str {
+        if self.patched { "patched" } else { "stock" }
+    }
+
+    fn name(self) -> String {
+        format!(
+            "{}-{}-{}",
+            self.isa.as_str(),
+            self.series.as_str(),
+            self.modules()
+        )
+    }
+
+    fn is_wanted(self, options: &Options) -> bool {
+        options.isa.is_none_or(|isa| isa == self.isa)
+            && (!options.quick || (self.isa == Isa::Svm && self.patched))
+    }
+
+    fn run(
+        self,
+        tree: &Tree,
+        built: &Built,
+        options: &Options,
+        relay: &mut dyn FnMut(String),
+    ) -> Result<()> {
+        let image = if self.patched {
+            built.patched_host(tree)?
+        } else {
+            built.stock_host(tree)?
+        };
+        let logs = tree.fresh_log_dir(&self.name())?;
+        let filter = options.filter.as_deref().unwrap_or_default();
+        let script = format!(
+            "exec lab-suites --isa {} --modules {} run '{}'",
+            self.isa.as_str(),
+            self.modules(),
+            filter.replace('\'', "")
+        );
+        let started = Instant::now();
+        let kernel = built.kernel.bzimage();
+        let status = host::run(
+            host::emulated(self.isa),
+            &kernel,
+            &image,
+            &script,
+            &logs,
+            &mut |line| {
+                relay(line.to_owned());
+            },
+        )?;
+        relay(format!(
+            "(the whole round took {})",
+            seconds(started.elapsed())
+        ));
+        ensure!(status == 0, "Trials failed; logs are in {}", logs.display());
+        Ok(())
+    }
+}
+
+/// Runs it all; an error tells which parts failed.
+pub fn test(tree: &Tree, options: &Options) -> Result<()> {
+    let started = Instant::now();
+    let mut failed: Vec<String> = Vec::new();
+    let mut part = |name: &str, outcome: Result<()>| {
+        if let Err(error) = outcome {
+            eprintln!("lab: {name}: {error:#}");
+            failed.push(name.to_owned());
+        }
+    };
+    let whole = options.filter.is_none();
+    if whole {
+        heading("habits");
+        part("habits", habits(tree));
+    }
+    let built = build(tree, Series::V6_1)?;
+    let (slow, quick): (Vec<Round>, Vec<Round>) = ROUNDS
+        .into_iter()
+        .filter(|round| round.is_wanted(options))
+        .partition(|round| round.isa == Isa::Vmx);
+
+    thread::scope(|scope| {
+        let (lines, slow_lines) = mpsc::channel();
+        let built = &built;
+        // Prepared here, so that two rounds never make the same image at once.
+        part("images", built.patched_host(tree).map(drop));
+        let background = scope.spawn(move || {
+            let mut outcomes = Vec::new();
+            for round in slow {
+                let _ = lines.send(title(round, built));
+                let outcome = round.run(tree, built, options, &mut |line| {
+                    // The receiver lives until the sender is dropped.
+                    let _ = lines.send(line);
+                });
+                outcomes.push((round, outcome));
+            }
+            outcomes
+        });
+        if whole {
+            heading("clippy");
+            part("clippy", cargo(tree, &CLIPPY));
+            heading("unit tests");
+            part("unit tests", cargo(tree, &["test", "--workspace"]));
+        }
+        for round in quick {
+            println!("{}", title(round, built));
+            part(
+                &round.name(),
+                round.run(tree, built, options, &mut |line| println!("{line}")),
+            );
+        }
+        for line in slow_lines {
+            println!("{line}");
+        }
+        match background.join() {
+            Ok(outcomes) => {
+                for (round, outcome) in outcomes {
+                    part(&round.name(), outcome);
+                }
+            }
+            Err(_) => part("vmx", Err(anyhow::anyhow!("The lab itself panicked"))),
+        }
+    });
+    ensure!(failed.is_empty(), "Failed: {}", failed.join(", "));
+    println!("\nlab: everything holds, in {}", seconds(started.elapsed()));
+    Ok(())
+}
+
+const CLIPPY: [&str; 6] = [
+    "clippy",
+    "--workspace",
+    "--all-targets",
+    "--quiet",
+    "--",
+    "-Dwarnings",
+];
+
+/// Checks of the source that take no time, as trials with a result line.
+fn habits(tree: &Tree) -> Result<()> {
+    let arguments = Arguments {
+        test_threads: Some(1),
+        ..Arguments::default()
+    };
+    let trial = |name: &str, check: fn(&Tree) -> Result<()>| {
+        let tree = tree.clone();
+        Trial::test(name, move || {
+            check(&tree).map_err(|error| format!("{error:#}").into())
+        })
+    };
+    let trials = vec![
+        trial("habits::source_is_formatted", |tree| {
+            output(command("cargo", ["fmt", "--all", "--check"]).current_dir(tree.root())).map(drop)
+        }),
+        trial(
+            "habits::c_table_is_what_the_rust_tables_make",
+            check::table_is_current,
+        ),
+        trial(
+            "habits::modules_of_the_vmm_name_only_what_is_below",
+            check::arrows_point_down,
+        ),
+        trial(
+            "habits::commit_subjects_name_an_area",
+            check::subjects_name_an_area,
+        ),
+    ];
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    ensure!(
+        !conclusion.has_failed(),
+        "{} habits are broken",
+        conclusion.num_failed
+    );
+    Ok(())
+}
+
+fn cargo(tree: &Tree, args: &[&str]) -> Result<()> {
+    visible(command("cargo", args).current_dir(tree.root()))
+}
+
+fn heading(name: &str) {
+    println!("\n== {name} ==");
+}
+
+fn title(round: Round, built: &Built) -> String {
+    format!(
+        "\n== suites on an emulated {} host, Linux {}, {} KVM ==",
+        round.isa.as_str().to_uppercase(),
+        built.kernel.release,
+        round.modules()
+    )
+}
+
+/// Runs the suites on this very machine, which must have our modules loaded.
+pub fn bare(tree: &Tree, filter: Option<&str>) -> Result<()> {
+    let isa = this_machine::isa()?;
+    if !rustix::process::geteuid().is_root() {
+        bail!("The suites read tracefs and debugfs: run them as root");
+    }
+    let built = build(tree, Series::V6_1)?;
+    let root = tree.lab().join("bare");
+    let guest = root.join("guest");
+    fs::create_dir_all(&guest).with_context(|| format!("Cannot make {}", guest.display()))?;
+    for (target, link) in [
+        (tree.bin(), root.join("bin")),
+        (built.kernel.bzimage(), guest.join("vmlinuz")),
+        (built.guest, guest.join("initramfs")),
+    ] {
+        let _ = fs::remove_file(&link);
+        symlink(&target, &link).with_context(|| format!("Cannot link {}", link.display()))?;
+    }
+    let mut suites = command(
+        &tree.bin().join("lab-suites").to_string_lossy(),
+        ["--shared", "--isa", isa.as_str(), "--modules", "patched"],
+    );
+    suites.arg("--root").arg(&root).arg("run").args(filter);
+    visible(&mut suites)
+}

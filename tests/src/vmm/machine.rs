@@ -1,0 +1,338 @@
+//! One process of our VMM and the guest in it.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::http::{Response, request};
+use super::stats::Stats;
+use crate::console::Console;
+use crate::oracle;
+
+/// How long the API may take to come up.
+const API_UP: Duration = Duration::from_secs(60);
+/// How long a process may take to end once told to.
+const END: Duration = Duration::from_secs(60);
+
+/// Where the guest's serial console goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serial {
+    /// A file that the VMM writes.
+    File,
+    /// The VMM's own terminal: its standard input and output, which are kept
+    /// and fed here.
+    Terminal,
+}
+
+/// What to boot.
+#[derive(Clone, Debug)]
+pub struct MachineSpec {
+    /// Kernel or tiny guest.
+    pub kernel: PathBuf,
+    /// Initramfs, if any.
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line, if any.
+    pub cmdline: Option<String>,
+    /// vCPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// The serial console.
+    pub serial: Serial,
+}
+
+impl MachineSpec {
+    /// A tiny guest.
+    pub fn tiny(kernel: &Path) -> Self {
+        MachineSpec {
+            kernel: kernel.to_owned(),
+            initramfs: None,
+            cmdline: None,
+            vcpus: 1,
+            memory_mib: 64,
+            serial: Serial::File,
+        }
+    }
+
+    /// A Linux guest.
+    pub fn linux(kernel: &Path, initramfs: &Path, vcpus: u32) -> Self {
+        MachineSpec {
+            kernel: kernel.to_owned(),
+            initramfs: Some(initramfs.to_owned()),
+            cmdline: Some(
+                "console=ttyS0 quiet panic=-1 reboot=k mitigations=off tsc=reliable lpj=1000000"
+                    .into(),
+            ),
+            vcpus,
+            memory_mib: 256,
+            serial: Serial::Terminal,
+        }
+    }
+}
+
+/// How a process ended.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its status.
+    pub status: ExitStatus,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+/// A running VMM; killed when dropped.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    dir: PathBuf,
+    bin: PathBuf,
+    serial: Console,
+}
+
+impl Machine {
+    /// Starts the VMM with a guest. `dir` is the machine's own.
+    pub fn boot(bin: &Path, dir: &Path, spec: &MachineSpec) -> Result<Machine> {
+        let serial = dir.join("serial.log");
+        let mut args: Vec<String> = vec!["--kernel".into(), shown(&spec.kernel)];
+        if let Some(initramfs) = &spec.initramfs {
+            args.extend(["--initramfs".into(), shown(initramfs)]);
+        }
+        if let Some(cmdline) = &spec.cmdline {
+            args.extend(["--cmdline".into(), cmdline.clone()]);
+        }
+        args.extend(["--cpus".into(), format!("boot={}", spec.vcpus)]);
+        args.extend(["--memory".into(), format!("size={}M", spec.memory_mib)]);
+        args.extend(["--console".into(), "off".into(), "--serial".into()]);
+        args.push(match spec.serial {
+            Serial::File => format!("file={}", serial.display()),
+            Serial::Terminal => "tty".into(),
+        });
+        let output = match spec.serial {
+            Serial::File => "stdout.log",
+            Serial::Terminal => "serial.log",
+        };
+        Machine::start(bin, dir, &args, output)
+    }
+
+    /// Starts the VMM without a guest.
+    pub fn idle(bin: &Path, dir: &Path) -> Result<Machine> {
+        Machine::start(bin, dir, &[], "stdout.log")
+    }
+
+    fn start(bin: &Path, dir: &Path, args: &[String], output: &str) -> Result<Machine> {
+        fs::create_dir_all(dir).with_context(|| format!("Cannot make {}", dir.display()))?;
+        let child = Command::new(bin.join("cloud-hypervisor"))
+            .arg("--api-socket")
+            .arg(dir.join("api.sock"))
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(File::create(dir.join(output))?)
+            .stderr(File::create(dir.join("stderr.log"))?)
+            .spawn()
+            .context("Cannot start cloud-hypervisor")?;
+        let serial = Console::new(&dir.join("serial.log"));
+        let mut machine = Machine {
+            child,
+            dir: dir.to_owned(),
+            bin: bin.to_owned(),
+            serial,
+        };
+        machine.wait_for_api()?;
+        Ok(machine)
+    }
+
+    fn wait_for_api(&mut self) -> Result<()> {
+        let deadline = Instant::now() + API_UP;
+        while request(&self.socket(), "GET", "/api/v1/vmm.ping", None).is_err() {
+            if !self.is_running() {
+                bail!("The VMM ended at once: {}", self.stderr().trim());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "The API did not come up: {}",
+                self.stderr()
+            );
+            sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The API socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("api.sock")
+    }
+
+    /// The guest's serial console.
+    pub fn serial(&self) -> &Console {
+        &self.serial
+    }
+
+    /// What the VMM wrote to standard error so far.
+    pub fn stderr(&self) -> String {
+        fs::read_to_string(self.dir.join("stderr.log")).unwrap_or_default()
+    }
+
+    /// Whether the process still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Waits for a line on the serial console.
+    pub fn wait_for(&mut self, needle: &str, within: Duration) -> Result<String> {
+        let Machine { child, serial, .. } = self;
+        let line = serial.wait_for(needle, within, || matches!(child.try_wait(), Ok(None)));
+        line.with_context(|| format!("The VMM said: {}", self.stderr().trim()))
+    }
+
+    /// Waits until the serial console carried this many bytes.
+    pub fn wait_for_bytes(&mut self, count: u64, within: Duration) -> Result<Vec<u8>> {
+        let deadline = Instant::now() + within;
+        loop {
+            let bytes = self.serial.bytes();
+            if bytes.len() as u64 >= count {
+                return Ok(bytes);
+            }
+            ensure!(
+                self.is_running() && Instant::now() < deadline,
+                "The guest sent {} of {count} bytes; the VMM said: {}",
+                bytes.len(),
+                self.stderr().trim()
+            );
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Types a line on the guest's serial console.
+    pub fn type_line(&mut self, line: &str) -> Result<()> {
+        let stdin = self
+            .child
+            .stdin
+            .as_mut()
+            .context("The terminal is closed")?;
+        stdin
+            .write_all(format!("{line}\n").as_bytes())
+            .context("Cannot type")?;
+        stdin.flush().context("Cannot type")
+    }
+
+    /// A request to the API.
+    pub fn api(&self, method: &str, path: &str, body: Option<&str>) -> Result<Response> {
+        request(&self.socket(), method, path, body)
+    }
+
+    /// A request that must succeed.
+    pub fn must(&self, method: &str, path: &str, body: Option<&str>) -> Result<Response> {
+        let response = self.api(method, path, body)?;
+        ensure!(
+            matches!(response.status, 200 | 204),
+            "{method} {path} gave {}: {}",
+            response.status,
+            response.body
+        );
+        Ok(response)
+    }
+
+    /// Runs `ch-remote` against this machine.
+    pub fn ch_remote(&self, args: &[&str]) -> Result<Output> {
+        Command::new(self.bin.join("ch-remote"))
+            .arg("--api-socket")
+            .arg(self.socket())
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .context("Cannot start ch-remote")
+    }
+
+    /// Runs `ch-remote`, which must succeed, and returns what it printed.
+    pub fn ch_remote_text(&self, args: &[&str]) -> Result<String> {
+        let out = self.ch_remote(args)?;
+        ensure!(
+            out.status.success(),
+            "ch-remote {args:?} failed: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    }
+
+    /// The statistics over REST.
+    pub fn stats(&self) -> Result<Stats> {
+        Stats::read(&self.must("GET", "/api/v1/vm.exit-stats", None)?.json()?)
+    }
+
+    /// KVM's own count of this machine's exits.
+    pub fn debugfs_exits(&self) -> Result<u64> {
+        oracle::debugfs_exits(self.pid())
+    }
+
+    /// Waits until this machine's exits no longer move, as when its guest has
+    /// halted for good.
+    pub fn wait_until_silent(&self, within: Duration) -> Result<()> {
+        let deadline = Instant::now() + within;
+        let mut before = self.debugfs_exits()?;
+        loop {
+            sleep(Duration::from_millis(300));
+            let now = self.debugfs_exits()?;
+            if now == before && now > 0 {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "The guest still exits: {before}, then {now}"
+            );
+            before = now;
+        }
+    }
+
+    /// Waits for the process to end by itself.
+    pub fn wait_for_end(&mut self) -> Result<Finished> {
+        let deadline = Instant::now() + END;
+        loop {
+            if let Some(status) = self.child.try_wait().context("Cannot wait for the VMM")? {
+                return Ok(Finished {
+                    status,
+                    stderr: self.stderr(),
+                });
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "The VMM did not end\n{}\n{}",
+                self.stderr(),
+                self.serial.tail()
+            );
+            sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Ends the process over the API and waits for it.
+    pub fn shut_down(mut self) -> Result<Finished> {
+        self.must("PUT", "/api/v1/vmm.shutdown", None)?;
+        self.wait_for_end()
+    }
+
+    /// Kills the process without warning.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill().context("Cannot kill the VMM")?;
+        self.child.wait().context("Cannot wait for the VMM")?;
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,84 @@
+//! The demonstration: a Linux guest, and its exits seen from three sides.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use lab::guest;
+
+use crate::site::Site;
+
+/// Marks that the demonstration's sections begin with; `lab` makes headings
+/// of them and a report.
+const SECTION: &str = "@section ";
+
+/// Lines of a long text that are enough to see what it is.
+const EXCERPT: usize = 24;
+
+/// Boots the guest and prints what can be read.
+pub fn show(site: &Site) -> Result<()> {
+    let (io, cpuid) = (site.numbers().io, site.numbers().cpuid);
+    let busiest = match site.isa() {
+        instrumentation::table::Isa::Vmx => 48,
+        instrumentation::table::Isa::Svm => 0x400,
+    };
+    let script = format!(
+        "dmesg | head -n 3; dmesg | grep -E 'Hypervisor|kvm-clock: Using|smp: Brought|Run /init'\n\
+         echo \"$(uname -sr), up $(cut -d' ' -f1 /proc/uptime) s\"\n\
+         echo '@part leaves'\n\
+         exit-stats --format leaves | sed -n 1p\n\
+         exit-stats --format leaves | grep -E '^0x4ffffff[bef]'\n\
+         exit-stats --format leaves | grep -E '  ({io:#010x}|{cpuid:#010x}|{busiest:#010x})  '\n\
+         echo '@part cpuid'\n\
+         echo '# cpuid -1 -l 0x4ffffffd -s {busiest}'; cpuid -1 -l 0x4ffffffd -s {busiest}\n\
+         echo '@part reader'\n\
+         echo '# exit-stats'; exit-stats\n\
+         echo '@part end'\n\
+         read -r word\n"
+    );
+    section("The guest boots")?;
+    let mut machine = site.boot_linux(&script, 1)?;
+    machine.wait_for("@part end", site.linux_deadline())?;
+    let serial = machine.serial().text();
+    let up = serial
+        .find(guest::UP)
+        .context("The guest did not come up")?;
+    print_part(&serial[up..], guest::UP, "@part leaves")?;
+    section("The leaves, as the guest reads them")?;
+    print_part(&serial, "@part leaves\n", "@part cpuid")?;
+    print_part(&serial, "@part cpuid\n", "@part reader")?;
+    print_part(&serial, "@part reader\n", "@part end")?;
+    machine.must("PUT", "/api/v1/vm.pause", None)?;
+    section("The same, as the operator reads them: ch-remote exit-stats")?;
+    print!("{}", machine.ch_remote_text(&["exit-stats"])?);
+    section("And over REST: GET /exit-stats?nonzero=true, its beginning")?;
+    let body = machine
+        .must("GET", "/exit-stats?nonzero=true", None)?
+        .json()?;
+    let pretty = serde_json::to_string_pretty(&body)?;
+    for line in pretty.lines().take(EXCERPT) {
+        println!("{line}");
+    }
+    println!("…");
+    section("KVM's own count of the same guest's exits, from debugfs")?;
+    println!("{}", machine.debugfs_exits()?);
+    machine.must("PUT", "/api/v1/vm.resume", None)?;
+    machine.type_line("")?;
+    let finished = machine.wait_for_end()?;
+    section("The guest powered off; the VMM's exit status")?;
+    println!("{}", finished.status);
+    Ok(())
+}
+
+fn section(title: &str) -> Result<()> {
+    println!("{SECTION}{title}");
+    std::io::stdout().flush().context("Cannot print")
+}
+
+fn print_part(text: &str, from: &str, to: &str) -> Result<()> {
+    let (_, rest) = text
+        .split_once(from)
+        .with_context(|| format!("No {from:?}"))?;
+    let (part, _) = rest.split_once(to).with_context(|| format!("No {to:?}"))?;
+    println!("{}", part.trim_end());
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! The suites: run on a KVM host, emulated or real, they start our VMM there
+//! and hold it against the kernel's own oracles. `lab` packs this program into
+//! every host that it boots and relays what it prints.
+
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use libtest_mimic::{Arguments, Completion, Trial};
+
+mod accounting;
+mod boot;
+mod ch_remote;
+mod demo;
+mod errors;
+mod evidence;
+mod host;
+mod isolation;
+mod leaves;
+mod lifecycle;
+mod rest;
+mod site;
+mod stock_kvm;
+
+use site::{Site, SiteArgs, Skipped};
+
+/// A trial: what it proves is its name.
+type Check = fn(&Site) -> Result<()>;
+
+/// Trials that belong together.
+struct Suite {
+    name: &'static str,
+    /// On which modules it has something to say.
+    applies: fn(&Site) -> bool,
+    trials: &'static [(&'static str, Check)],
+}
+
+/// Names each trial after its function.
+#[macro_export]
+macro_rules! trials {
+    ($($check:ident),+ $(,)?) => {
+        &[$((stringify!($check), $check as $crate::Check)),+]
+    };
+}
+
+const SUITES: [Suite; 11] = [
+    boot::SUITE,
+    boot::VARIANTS,
+    leaves::SUITE,
+    accounting::SUITE,
+    isolation::SUITE,
+    rest::SUITE,
+    ch_remote::SUITE,
+    lifecycle::SUITE,
+    errors::SUITE,
+    stock_kvm::SUITE,
+    // Last: it looks back on what all the others did to the host.
+    host::SUITE,
+];
+
+#[derive(Parser)]
+#[command(about = "Runs the suites on this KVM host")]
+struct Args {
+    #[command(flatten)]
+    site: SiteArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the suites (the default).
+    Run {
+        /// Only trials whose name contains this.
+        filter: Option<String>,
+        /// List the trials instead.
+        #[arg(long)]
+        list: bool,
+    },
+    /// Boot a guest and show what can be read of its exits.
+    Demo,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let site = match Site::new(args.site) {
+        Ok(site) => Arc::new(site),
+        Err(error) => {
+            eprintln!("lab-suites: {error:#}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match args.command.unwrap_or(Command::Run {
+        filter: None,
+        list: false,
+    }) {
+        Command::Run { filter, list } => run(&site, filter, list),
+        Command::Demo => match demo::show(&site) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("The demonstration failed: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(site: &Arc<Site>, filter: Option<String>, list: bool) -> ExitCode {
+    let arguments = Arguments {
+        // The trials share a tracepoint and two CPUs: one after the other.
+        test_threads: Some(1),
+        filter,
+        list,
+        ..Arguments::default()
+    };
+    let trials = SUITES
+        .iter()
+        .filter(|suite| (suite.applies)(site))
+        .flat_map(|suite| {
+            suite.trials.iter().map(|&(name, check)| {
+                let site = Arc::clone(site);
+                Trial::ignorable_test(format!("{}::{name}", suite.name), move || {
+                    judge(&site, check(&site))
+                })
+            })
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// A skip is an outcome with a reason, and no outcome at all where everything
+/// is required.
+fn judge(site: &Site, outcome: Result<()>) -> Result<Completion, libtest_mimic::Failed> {
+    match outcome {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) => match error.downcast_ref::<Skipped>() {
+            Some(skipped) if !site.all_required() => {
+                Ok(Completion::ignored_with(skipped.to_string()))
+            }
+            Some(skipped) => Err(format!("skipped, but required here: {skipped}").into()),
+            None => Err(format!("{error:#}").into()),
+        },
+    }
+}

@@ -1,0 +1,222 @@
+//! Where the suites run and what they find there.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use clap::{Args, ValueEnum};
+use instrumentation::table::{ExitTable, Isa};
+use lab::guest::{self, CpuidQuery, CpuidReading};
+use lab::vmm::{Machine, MachineSpec};
+
+use crate::evidence::LinuxRun;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Modules {
+    /// The distribution's KVM.
+    Stock,
+    /// The KVM that counts.
+    Patched,
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct SiteArgs {
+    /// Which extension the host's CPU has: vmx or svm.
+    #[arg(long, value_parser = isa)]
+    isa: Isa,
+    /// Which KVM is loaded.
+    #[arg(long, value_enum)]
+    modules: Modules,
+    /// The folder with `bin` and `guest`.
+    #[arg(long, default_value = "/lab")]
+    root: PathBuf,
+    /// This is a machine that others use: leave its devices alone, and accept
+    /// that not every trial can run.
+    #[arg(long)]
+    shared: bool,
+}
+
+fn isa(text: &str) -> Result<Isa, String> {
+    [Isa::Vmx, Isa::Svm]
+        .into_iter()
+        .find(|isa| isa.as_str() == text)
+        .ok_or_else(|| "it is neither vmx nor svm".to_owned())
+}
+
+/// A trial that cannot say anything here.
+#[derive(Debug)]
+pub struct Skipped(String);
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+/// Ends a trial without a verdict.
+pub fn skip(reason: &str) -> Result<()> {
+    Err(Skipped(reason.to_owned()).into())
+}
+
+/// The exit reasons that trials raise, by the numbers of the host's manual.
+#[derive(Clone, Copy, Debug)]
+pub struct Numbers {
+    pub cpuid: u32,
+    pub io: u32,
+    pub hlt: u32,
+    pub read_msr: u32,
+    pub write_msr: u32,
+    pub hypercall: u32,
+}
+
+pub struct Site {
+    args: SiteArgs,
+    scratch: PathBuf,
+    machines: AtomicU32,
+    linux: OnceLock<Result<LinuxRun, String>>,
+}
+
+impl Site {
+    pub fn new(args: SiteArgs) -> Result<Site> {
+        let scratch = std::env::temp_dir().join(format!("lab-suites-{}", std::process::id()));
+        fs::create_dir_all(&scratch)
+            .with_context(|| format!("Cannot make {}", scratch.display()))?;
+        Ok(Site {
+            args,
+            scratch,
+            machines: AtomicU32::new(0),
+            linux: OnceLock::new(),
+        })
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.args.isa
+    }
+
+    pub fn table(&self) -> &'static ExitTable {
+        self.args.isa.table()
+    }
+
+    pub fn is_patched(&self) -> bool {
+        self.args.modules == Modules::Patched
+    }
+
+    /// Whether a trial that cannot run counts as failed.
+    pub fn all_required(&self) -> bool {
+        !self.args.shared
+    }
+
+    /// Whether the host is ours alone.
+    pub fn is_shared(&self) -> bool {
+        self.args.shared
+    }
+
+    /// Bochs takes the better part of a minute to boot Linux in a guest.
+    pub fn boots_quickly(&self) -> bool {
+        self.args.shared || self.isa() == Isa::Svm
+    }
+
+    pub fn numbers(&self) -> Numbers {
+        match self.isa() {
+            Isa::Vmx => Numbers {
+                cpuid: 10,
+                io: 30,
+                hlt: 12,
+                read_msr: 31,
+                write_msr: 32,
+                hypercall: 18,
+            },
+            Isa::Svm => Numbers {
+                cpuid: 0x72,
+                io: 0x7b,
+                hlt: 0x78,
+                read_msr: 0x7c,
+                write_msr: 0x7c,
+                hypercall: 0x81,
+            },
+        }
+    }
+
+    pub fn bin(&self) -> PathBuf {
+        self.args.root.join("bin")
+    }
+
+    pub fn kernel(&self) -> PathBuf {
+        self.args.root.join("guest/vmlinuz")
+    }
+
+    pub fn base_initramfs(&self) -> PathBuf {
+        self.args.root.join("guest/initramfs")
+    }
+
+    /// A folder of its own for a machine or a trial.
+    pub fn fresh_dir(&self) -> Result<PathBuf> {
+        let number = self.machines.fetch_add(1, Ordering::Relaxed);
+        let dir = self.scratch.join(number.to_string());
+        fs::create_dir_all(&dir).with_context(|| format!("Cannot make {}", dir.display()))?;
+        Ok(dir)
+    }
+
+    /// Boots a tiny guest.
+    pub fn boot_tiny(&self, image: &[u8]) -> Result<Machine> {
+        let dir = self.fresh_dir()?;
+        let kernel = dir.join("guest.elf");
+        fs::write(&kernel, image).context("Cannot write the guest")?;
+        Machine::boot(&self.bin(), &dir, &MachineSpec::tiny(&kernel))
+    }
+
+    /// Boots a Linux guest that runs `script`.
+    pub fn boot_linux(&self, script: &str, vcpus: u32) -> Result<Machine> {
+        self.boot_linux_from(&self.kernel(), script, vcpus)
+    }
+
+    /// The same with another kernel file.
+    pub fn boot_linux_from(&self, kernel: &Path, script: &str, vcpus: u32) -> Result<Machine> {
+        let dir = self.fresh_dir()?;
+        let initramfs = dir.join("initramfs");
+        guest::initramfs(&self.base_initramfs(), script, &initramfs)?;
+        Machine::boot(
+            &self.bin(),
+            &dir,
+            &MachineSpec::linux(kernel, &initramfs, vcpus),
+        )
+    }
+
+    /// What a guest reads when it asks these leaves, one after the other.
+    pub fn ask(&self, queries: &[CpuidQuery]) -> Result<Vec<CpuidReading>> {
+        let mut machine = self.boot_tiny(&guest::cpuid_reader(queries))?;
+        let bytes = guest::Program::report_writes(queries.len());
+        let serial = machine.wait_for_bytes(bytes, self.tiny_deadline())?;
+        guest::readings(&serial, queries.len())
+    }
+
+    /// How long a tiny guest may take.
+    pub fn tiny_deadline(&self) -> Duration {
+        Duration::from_secs(120)
+    }
+
+    /// How long Linux may take to reach its init.
+    pub fn linux_deadline(&self) -> Duration {
+        Duration::from_secs(if self.boots_quickly() { 120 } else { 300 })
+    }
+
+    /// What a Linux guest showed; booted once, looked at by many trials.
+    pub fn linux(&self) -> Result<&LinuxRun> {
+        self.linux
+            .get_or_init(|| LinuxRun::record(self).map_err(|error| format!("{error:#}")))
+            .as_ref()
+            .map_err(|error| anyhow!("The Linux guest could not be observed: {error}"))
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.scratch);
+    }
+}
