@@ -113,8 +113,31 @@ pub trait Vm: Send + Sync {
     /// the VM is gone, and nothing else in this process may keep Rust
     /// references into it, for the guest writes there at any time.
     unsafe fn map_memory(&self, slot: u32, guest: u64, size: u64, host: *mut u8) -> Result<()>;
+    /// Shows `size` bytes of this process's memory to the guest for reading.
+    /// What the guest writes there comes out as memory-mapped I/O.
+    ///
+    /// # Safety
+    /// `host` to `host + size` must stay mapped and readable until
+    /// [`unmap_memory`](Self::unmap_memory) of the same slot or the end of the
+    /// VM, and must not change under Rust references that somebody keeps.
+    unsafe fn map_readonly_memory(
+        &self,
+        slot: u32,
+        guest: u64,
+        size: u64,
+        host: *const u8,
+    ) -> Result<()>;
+    /// Takes memory away from the guest.
+    fn unmap_memory(&self, slot: u32) -> Result<()>;
     /// Has `event` raise the interrupt `gsi` whenever it is signalled.
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()>;
+    /// Undoes [`register_irqfd`](Self::register_irqfd).
+    fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()>;
+    /// Has the guest's writes to `address`, of whatever width, signal `event`
+    /// and do nothing else.
+    fn register_ioeventfd(&self, event: &EventFd, address: u64) -> Result<()>;
+    /// Undoes [`register_ioeventfd`](Self::register_ioeventfd).
+    fn unregister_ioeventfd(&self, event: &EventFd, address: u64) -> Result<()>;
     /// Sets the whole interrupt routing table.
     fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()>;
     /// What the kernel says of this VM's exit accounting.

@@ -20,11 +20,13 @@ const API_VERSION: i32 = 12;
 const KVM_CAP_EXIT_STATS: u32 = 0x4558_5354;
 
 /// Without these no guest of ours can run.
-const REQUIRED: [(Cap, &str); 7] = [
+const REQUIRED: [(Cap, &str); 9] = [
     (Cap::Irqchip, "IRQCHIP"),
     (Cap::Irqfd, "IRQFD"),
     (Cap::Ioeventfd, "IOEVENTFD"),
+    (Cap::IoeventfdNoLength, "IOEVENTFD_NO_LENGTH"),
     (Cap::UserMemory, "USER_MEMORY"),
+    (Cap::ReadonlyMem, "READONLY_MEM"),
     (Cap::ImmediateExit, "IMMEDIATE_EXIT"),
     (Cap::SetTssAddr, "SET_TSS_ADDR"),
     (Cap::ExtCpuid, "EXT_CPUID"),

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
-    kvm_userspace_memory_region,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY,
+    KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
+    kvm_irq_routing_msi, kvm_userspace_memory_region,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
@@ -65,10 +65,57 @@ impl Vm for KvmVm {
         unsafe { self.fd.set_user_memory_region(region) }.map_err(ioctl("map guest memory"))
     }
 
+    unsafe fn map_readonly_memory(
+        &self,
+        slot: u32,
+        guest: u64,
+        size: u64,
+        host: *const u8,
+    ) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: guest,
+            memory_size: size,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: the caller vouches that the range stays mapped; the flag
+        // keeps the guest from writing to it; the kernel checks the rest.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(ioctl("map memory that the guest may read"))
+    }
+
+    fn unmap_memory(&self, slot: u32) -> Result<()> {
+        let region = kvm_userspace_memory_region {
+            slot,
+            ..Default::default()
+        };
+        // SAFETY: a size of zero removes the slot; no memory is named.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(ioctl("unmap guest memory"))
+    }
+
     fn register_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
         self.fd
             .register_irqfd(event, gsi)
             .map_err(ioctl("attach an interrupt to an event"))
+    }
+
+    fn unregister_irqfd(&self, event: &EventFd, gsi: u32) -> Result<()> {
+        self.fd
+            .unregister_irqfd(event, gsi)
+            .map_err(ioctl("detach an interrupt from an event"))
+    }
+
+    fn register_ioeventfd(&self, event: &EventFd, address: u64) -> Result<()> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(ioctl("attach an event to an address"))
+    }
+
+    fn unregister_ioeventfd(&self, event: &EventFd, address: u64) -> Result<()> {
+        self.fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(ioctl("detach an event from an address"))
     }
 
     fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()> {
