@@ -176,6 +176,8 @@ impl FromStr for LandlockConfig {
     fn from_str(text: &str) -> Result<Self, OptionError> {
         let options = Options::parse(text, &["path", "access"], &[])?;
         let access = required("access", options.text("access"))?;
+        // Brackets are optional round it.
+        let access = access.trim_matches(['[', ']']).to_owned();
         if !["r", "w", "rw"].contains(&access.as_str()) {
             return Err(OptionError::Value {
                 key: "access".into(),

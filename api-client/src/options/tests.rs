@@ -219,6 +219,7 @@ fn the_machine_as_a_whole() {
             "tdx": true, "sev_snp": true,
         }),
     );
+    same::<LandlockConfig>("path=/a,access=[r]", json!({"path": "/a", "access": "r"}));
     same::<LandlockConfig>("path=/a,access=rw", json!({"path": "/a", "access": "rw"}));
     assert!(message::<LandlockConfig>("path=/a,access=x").contains("r, w or rw"));
 }

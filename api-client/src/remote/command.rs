@@ -7,14 +7,14 @@ use super::Command;
 use super::output::{Failure, print};
 use crate::client::{Client, Method};
 
-/// The request behind a subcommand.
-fn request(command: &Command) -> (Method, &'static str) {
-    match command {
+/// The request behind a subcommand; `None` for one that is more than that.
+fn request(command: &Command) -> Option<(Method, &'static str)> {
+    Some(match command {
         Command::Boot => (Method::Put, "vm.boot"),
         Command::Counters => (Method::Get, "vm.counters"),
         Command::Create { .. } => (Method::Put, "vm.create"),
         Command::Delete => (Method::Put, "vm.delete"),
-        Command::ExitStats(_) => (Method::Get, "vm.exit-stats"),
+        Command::ExitStats(_) | Command::Exporter(_) => return None,
         Command::Info => (Method::Get, "vm.info"),
         Command::Pause => (Method::Put, "vm.pause"),
         Command::Ping => (Method::Get, "vmm.ping"),
@@ -23,7 +23,7 @@ fn request(command: &Command) -> (Method, &'static str) {
         Command::Resume => (Method::Put, "vm.resume"),
         Command::Shutdown => (Method::Put, "vm.shutdown"),
         Command::ShutdownVmm => (Method::Put, "vmm.shutdown"),
-    }
+    })
 }
 
 /// Sends the request and prints the answer.
@@ -32,7 +32,9 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
         Command::Create { path } => Some(configuration(path)?),
         _ => None,
     };
-    let (method, resource) = request(command);
+    let Some((method, resource)) = request(command) else {
+        return Ok(());
+    };
     let response = client.request(method, &format!("/api/v1/{resource}"), body.as_deref())?;
     if !response.is_success() {
         return Err(Failure::from_response(&response));

@@ -1,5 +1,6 @@
 //! `ch-remote exit-stats`
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,12 +10,17 @@ use instrumentation::snapshot::{ExitSnapshot, Query};
 use instrumentation::table::{ExitReason, Isa, ReasonStatus};
 
 use super::output::{Failure, print};
+use super::recording::RecordingCommand;
 use super::watch;
 use crate::client::{Client, ClientError, Method, Response};
 
 /// Exits of a VM by reason.
 #[derive(Args, Clone, Debug, Default)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct ExitStatsArgs {
+    /// Recordings, in place of the figures of the moment
+    #[command(subcommand)]
+    pub recording: Option<RecordingCommand>,
     /// Only this reason: its number, its Linux symbol or its name in the manual
     #[arg(long, value_name = "N|NAME", allow_hyphen_values = true)]
     pub reason: Option<String>,
@@ -30,7 +36,7 @@ pub struct ExitStatsArgs {
     /// Form of the output
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Go on, and print what happened in every interval
+    /// Go on: a live view on a terminal, a line an interval elsewhere
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
           value_parser = parse_seconds)]
     pub watch: Option<Duration>,
@@ -122,7 +128,7 @@ pub fn read(client: &Client, query: &str) -> Result<Reading, ReadError> {
     Ok(Reading { snapshot, text })
 }
 
-/// Does what the arguments say.
+/// Shows figures as the arguments say.
 pub fn run(client: &Client, args: &ExitStatsArgs) -> Result<(), Failure> {
     let reason = args
         .reason
@@ -134,12 +140,16 @@ pub fn run(client: &Client, args: &ExitStatsArgs) -> Result<(), Failure> {
     let reading = read(client, &query)?;
     let narrow = parsed_query(reason.as_deref(), args.vcpu.as_deref());
     let render = Render {
-        name: vm_name(client.path()),
+        name: client.path().display().to_string(),
         args,
         reason: narrow.reason,
     };
     if let Some(interval) = args.watch {
-        return watch::run(client, &narrow, interval, &render);
+        let on_screen = args.format == Format::Table && std::io::stdout().is_terminal();
+        return match on_screen {
+            true => watch::on_screen(client, query, interval),
+            false => watch::as_lines(client, &narrow, interval, &render),
+        };
     }
     if let Some(path) = &args.since {
         let delta = since(client, path, &narrow)?;
@@ -231,15 +241,6 @@ fn parsed_query(reason: Option<&str>, vcpu: Option<&str>) -> Query {
         vcpu: vcpu.and_then(number),
         nonzero: false,
     }
-}
-
-/// The VM's name in metrics: its socket's, as on the server's side.
-fn vm_name(socket: &Path) -> String {
-    socket
-        .file_stem()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
 }
 
 /// How a snapshot is printed.

@@ -3,17 +3,22 @@
 
 mod command;
 mod exit_stats;
+mod exporter;
 mod output;
+mod recording;
 mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::client::Client;
 pub use exit_stats::ExitStatsArgs;
+pub use exporter::ExporterArgs;
 use output::Failure;
+pub use recording::RecordingCommand;
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -27,8 +32,8 @@ use output::Failure;
 )]
 pub struct Cli {
     /// Unix socket of the API
-    #[arg(long, value_name = "PATH", required = true)]
-    pub api_socket: PathBuf,
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -51,6 +56,8 @@ pub enum Command {
     Delete,
     /// VM exits by reason, as the host's KVM counts them
     ExitStats(ExitStatsArgs),
+    /// Serve the exits of all of a host's VMs to Prometheus
+    Exporter(ExporterArgs),
     /// Configuration and state of the VM
     Info,
     /// Pause the VM
@@ -87,9 +94,29 @@ pub fn definition() -> clap::Command {
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {
-    let client = Client::new(&cli.api_socket);
+    // What needs no VMM needs no socket.
     match &cli.command {
-        Command::ExitStats(args) => exit_stats::run(&client, args),
+        Command::Exporter(args) => return exporter::run(args),
+        Command::ExitStats(ExitStatsArgs {
+            recording: Some(RecordingCommand::Report(args)),
+            ..
+        }) => return recording::report(args),
+        _ => {}
+    }
+    let Some(path) = &cli.api_socket else {
+        definition()
+            .error(
+                ErrorKind::MissingRequiredArgument,
+                "the argument --api-socket <PATH> is required",
+            )
+            .exit();
+    };
+    let client = Client::new(path);
+    match &cli.command {
+        Command::ExitStats(args) => match &args.recording {
+            Some(RecordingCommand::Record(args)) => recording::record(&client, args),
+            _ => exit_stats::run(&client, args),
+        },
         command => command::run(&client, command),
     }
 }

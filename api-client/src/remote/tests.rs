@@ -17,10 +17,9 @@ fn subcommands_are_listed_in_order() {
 }
 
 #[test]
-fn socket_and_subcommand_are_required() {
+fn a_known_subcommand_is_required() {
     for args in [
         &["ch-remote"][..],
-        &["ch-remote", "ping"],
         &["ch-remote", "--api-socket", "/a"],
         &["ch-remote", "--api-socket", "/a", "pong"],
     ] {
@@ -64,4 +63,22 @@ fn failures_look_like_cloud_hypervisors() {
         "Error: Cannot connect to the API socket /no/such.sock: \
          No such file or directory (os error 2)\n"
     );
+}
+
+#[test]
+fn recordings_are_subcommands_of_the_statistics() {
+    let parse = |args: &[&str]| Cli::try_parse_from([&["ch-remote"], args].concat());
+    let record = parse(&["--api-socket", "/a", "exit-stats", "record", "-o", "f"]).unwrap();
+    assert!(matches!(
+        record.command,
+        Command::ExitStats(ExitStatsArgs {
+            recording: Some(RecordingCommand::Record(_)),
+            ..
+        })
+    ));
+    // Neither of these needs a VMM.
+    parse(&["exit-stats", "report", "f", "-o", "g"]).unwrap();
+    parse(&["exporter", "--listen", "127.0.0.1:9283", "/run/*.sock"]).unwrap();
+    assert!(parse(&["exit-stats", "report"]).is_err());
+    assert!(parse(&["exit-stats", "--all", "report", "f", "-o", "g"]).is_err());
 }

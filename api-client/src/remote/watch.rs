@@ -1,4 +1,5 @@
-//! `ch-remote exit-stats --watch` as lines: one an interval.
+//! `ch-remote exit-stats --watch`: the live view on a terminal; elsewhere lines,
+//! one an interval.
 
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,20 @@ use crate::client::Client;
 /// Reasons named in a line.
 const TOP: usize = 5;
 
+/// Shows the live view until the user has seen enough.
+pub fn on_screen(client: &Client, query: String, interval: Duration) -> Result<(), Failure> {
+    let vm = client.path().display().to_string();
+    let client = client.clone();
+    crate::watch::run(&vm, interval, move || {
+        read(&client, &query)
+            .map(|reading| reading.snapshot)
+            .map_err(|error| error.to_string())
+    })
+    .map_err(|error| Failure::Line(format!("Cannot use the terminal: {error}")))
+}
+
 /// Prints what happened in each interval until the VM or the reader is gone.
-pub fn run(
+pub fn as_lines(
     client: &Client,
     narrow: &Query,
     interval: Duration,
@@ -22,6 +35,7 @@ pub fn run(
     let mut last = read(client, "")?.snapshot;
     let mut last_at = start;
     let mut next = start + interval;
+    let mut headed = false;
     loop {
         // Against a fixed schedule, so that the work between does not add up.
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -47,10 +61,17 @@ pub fn run(
             .narrow(narrow)
             .map_err(|error| Failure::from_error(&error))?;
         let seconds = (now - last_at).as_secs_f64();
-        print(&match render.format() {
+        let text = match render.format() {
             Format::Table => line((now - start).as_secs_f64(), seconds, &delta, render),
             _ => render.snapshot(&delta)?,
-        })?;
+        };
+        // One heading is enough for all rows that follow.
+        let heading = match render.format() {
+            Format::Csv if headed => text.find('\n').map_or(0, |end| end + 1),
+            _ => 0,
+        };
+        print(&text[heading..])?;
+        headed = true;
         last = current;
         last_at = now;
     }

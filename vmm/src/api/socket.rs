@@ -111,12 +111,11 @@ impl ApiSocket {
         &self.listener
     }
 
-    /// A name for what listens here: the socket's, without its extension.
+    /// A name for the machine behind it: the path; empty if it is not known.
     pub fn name(&self) -> String {
         self.place
             .as_ref()
-            .and_then(|place| place.path.file_stem())
-            .map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+            .map_or_else(String::new, |place| place.path.display().to_string())
     }
 }
 
@@ -228,7 +227,7 @@ mod tests {
             let mode = fs::metadata(path).unwrap().permissions().mode();
             assert_eq!(mode & 0o077, 0, "{}", path.display());
         }
-        assert_eq!(socket.name(), "api");
+        assert_eq!(socket.name(), path.display().to_string());
         drop(socket);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

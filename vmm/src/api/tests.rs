@@ -446,7 +446,7 @@ fn an_unpatched_host_is_no_error_and_says_why() {
 }
 
 #[test]
-fn metrics_carry_the_name_of_the_socket() {
+fn metrics_carry_the_path_of_the_socket() {
     let fixture = Fixture::new();
     let ask = || {
         let mut stream = fixture.connect();
@@ -461,7 +461,8 @@ fn metrics_carry_the_name_of_the_socket() {
     fixture.hub.publish(machine(1, PATCHED));
     let text = ask();
     assert!(text.contains("Content-Type: application/openmetrics-text"));
-    assert!(text.contains("vm=\"vm\""), "{text}");
+    let label = format!("vm=\"{}\"", fixture.path.display());
+    assert!(text.contains(&label), "{text}");
 }
 
 #[test]
