@@ -11,6 +11,8 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "client")]
 pub mod exporter;
+#[cfg(test)]
+mod openapi;
 pub mod options;
 #[cfg(feature = "client")]
 pub mod recording;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::VmConfig;
 
 /// Answer of `vmm.ping`.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmmPing {
     /// What exactly was built.
@@ -20,6 +21,7 @@ pub struct VmmPing {
 }
 
 /// States of a virtual machine.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmState {
     /// Configured, not running.
@@ -35,6 +37,7 @@ pub enum VmState {
 }
 
 /// A device of a booted machine.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceNode {
     /// Identifier of the device.
@@ -53,6 +56,7 @@ pub struct DeviceNode {
 }
 
 /// Answer of `vm.info`.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmInfo {
     /// The configuration.
@@ -71,6 +75,7 @@ pub struct VmInfo {
 pub type VmCounters = BTreeMap<String, BTreeMap<String, u64>>;
 
 /// Answer to adding a device to a running machine.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciDeviceInfo {
     /// Identifier of the device.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::PciCommon;
 
 /// A virtio balloon device.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BalloonConfig {
     /// Identity and place on the PCI bus.

@@ -10,6 +10,7 @@ use super::PciCommon;
 pub const DEBUG_CONSOLE_IO_BASE: u16 = 0xe9;
 
 /// Where a console's bytes go.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConsoleOutputMode {
     /// There is no such device.
@@ -27,6 +28,7 @@ pub enum ConsoleOutputMode {
 }
 
 /// The 16550 serial port.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SerialConfig {
     /// Where its bytes go.
@@ -50,6 +52,7 @@ impl Default for SerialConfig {
 }
 
 /// The virtio console.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConsoleConfig {
     /// Identity and place on the PCI bus.
@@ -77,6 +80,7 @@ impl Default for ConsoleConfig {
 }
 
 /// The port that firmware and early kernels write their messages to.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DebugConsoleConfig {
     /// Where its bytes go.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_MAX_PHYS_BITS: u8 = 46;
 
 /// Virtual CPUs: how many, how they are arranged, what they offer.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "CpusWire")]
 pub struct CpusConfig {
@@ -40,18 +41,29 @@ impl Default for CpusConfig {
 }
 
 // The wire form: only here can `max_vcpus` be told apart from absent.
+#[cfg_attr(test, derive(schemars::JsonSchema, Serialize))]
 #[derive(Deserialize)]
 #[serde(default)]
 struct CpusWire {
+    /// CPUs present at boot.
     boot_vcpus: u32,
+    /// CPUs that can be present at all; `boot_vcpus` if absent.
     max_vcpus: Option<u32>,
+    /// Arrangement in sockets, dies, cores and threads.
     topology: Option<CpuTopology>,
+    /// Whether to offer KVM's Hyper-V enlightenments.
     kvm_hyperv: bool,
+    /// Upper bound of the physical address width.
     max_phys_bits: u8,
+    /// Host CPUs that each virtual CPU may run on.
     affinity: Option<Vec<CpuAffinity>>,
+    /// Features that are off unless asked for.
     features: CpuFeatures,
+    /// Whether the guest may run guests of its own.
     nested: bool,
+    /// Which vCPU threads may share a core.
     core_scheduling: CoreScheduling,
+    /// CPU model to present.
     profile: CpuProfile,
 }
 
@@ -90,6 +102,7 @@ impl From<CpusWire> for CpusConfig {
 }
 
 /// Arrangement of the virtual CPUs.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuTopology {
     /// Threads in a core.
@@ -103,6 +116,7 @@ pub struct CpuTopology {
 }
 
 /// Host CPUs that one virtual CPU may run on.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuAffinity {
     /// The virtual CPU.
@@ -112,6 +126,7 @@ pub struct CpuAffinity {
 }
 
 /// CPU features that are off unless asked for.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CpuFeatures {
@@ -120,6 +135,7 @@ pub struct CpuFeatures {
 }
 
 /// Which vCPU threads the host's scheduler may put on one core together.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CoreScheduling {
     /// Threads of the same virtual machine only.
@@ -132,6 +148,7 @@ pub enum CoreScheduling {
 }
 
 /// CPU model that the guest sees.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CpuProfile {
     /// What the host has and KVM supports.

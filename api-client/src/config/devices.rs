@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::PciCommon;
 
 /// A host device handed to the guest by VFIO.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DeviceConfig {
@@ -29,6 +30,7 @@ pub struct DeviceConfig {
 }
 
 /// A device served by another process over vfio-user.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserDeviceConfig {
     /// Identity and place on the PCI bus.
@@ -39,6 +41,7 @@ pub struct UserDeviceConfig {
 }
 
 /// A vDPA device of the host.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VdpaConfig {
     /// Identity and place on the PCI bus.
@@ -66,6 +69,7 @@ fn one_queue() -> usize {
 }
 
 /// A virtio device of any type served by another process.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GenericVhostUserConfig {
     /// Identity and place on the PCI bus.
@@ -80,6 +84,7 @@ pub struct GenericVhostUserConfig {
 }
 
 /// The real-time clock as a PCI device.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RtcConfig {
     /// Identity and place on the PCI bus.
@@ -88,6 +93,7 @@ pub struct RtcConfig {
 }
 
 /// A TPM emulated by another process.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TpmConfig {
     /// Control socket of the emulator.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{PciCommon, RateLimiterConfig};
 
 /// A virtio block device.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DiskConfig {
@@ -75,6 +76,7 @@ impl Default for DiskConfig {
 }
 
 /// Host CPUs that serve one queue.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtQueueAffinity {
     /// The queue.
@@ -84,6 +86,7 @@ pub struct VirtQueueAffinity {
 }
 
 /// Format of a disk image.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ImageType {
     /// VMware's flat image.
@@ -102,6 +105,7 @@ pub enum ImageType {
 }
 
 /// What an advisory lock on a disk image covers.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum LockGranularity {
     /// The bytes of the image as it is now.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::PciCommon;
 
 /// A virtio file system served by another process.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FsConfig {
     /// Identity and place on the PCI bus.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub const DEFAULT_MEMORY_SIZE: u64 = 512 << 20;
 
 /// Guest memory: how much and how the host backs it.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MemoryConfig {
@@ -61,6 +62,7 @@ impl Default for MemoryConfig {
 }
 
 /// How memory is added to a running guest.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum HotplugMethod {
     /// Whole memory devices, announced by ACPI.
@@ -71,6 +73,7 @@ pub enum HotplugMethod {
 }
 
 /// A region of guest memory with backing of its own.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryZoneConfig {
     /// Name of the zone.

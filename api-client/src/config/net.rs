@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::{PciCommon, RateLimiterConfig};
 
 /// A virtio network device.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NetConfig {
@@ -27,9 +28,11 @@ pub struct NetConfig {
     pub mask: Option<IpAddr>,
     /// Hardware address of the guest's side; generated if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub mac: Option<MacAddr>,
     /// Hardware address of the host's side.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
     pub host_mac: Option<MacAddr>,
     /// Largest packet.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -84,6 +87,7 @@ impl Default for NetConfig {
 }
 
 /// Which side of a vhost-user connection listens.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VhostMode {
     /// The back end listens.

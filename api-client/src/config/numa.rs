@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Distance from one node to another.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NumaDistance {
     /// The other node.
@@ -12,6 +13,7 @@ pub struct NumaDistance {
 }
 
 /// A NUMA node of the guest.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct NumaConfig {

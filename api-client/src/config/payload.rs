@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// What to boot: a kernel with its command line and initial file system, or
 /// firmware that finds an operating system by itself.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PayloadConfig {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Identity and place of a PCI device; flattened into each device's object.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PciCommon {
@@ -19,6 +20,7 @@ pub struct PciCommon {
 }
 
 /// How a PCI segment shares the MMIO apertures with the other segments.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PciSegmentConfig {
     /// Number of the segment.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Properties of the machine as a whole.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct PlatformConfig {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::PciCommon;
 
 /// A virtio persistent-memory device.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PmemConfig {
     /// Identity and place on the PCI bus.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A bucket that holds `size` tokens and refills in `refill_time`.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenBucketConfig {
     /// Tokens when full: bytes or operations.
@@ -15,6 +16,7 @@ pub struct TokenBucketConfig {
 }
 
 /// Limits of one device.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RateLimiterConfig {
@@ -27,6 +29,7 @@ pub struct RateLimiterConfig {
 }
 
 /// A limit that several disks share.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimiterGroupConfig {
     /// Name by which disks refer to the group.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::PciCommon;
 
 /// A virtio entropy device.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RngConfig {

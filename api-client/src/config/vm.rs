@@ -10,6 +10,7 @@ use super::{
 };
 
 /// Everything that describes a virtual machine.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct VmConfig {

@@ -35,7 +35,11 @@ pub fn serve(listener: &TcpListener, vms: &Arc<Vms>) -> io::Result<()> {
             Err(error) => return Err(error),
         };
         if open.load(Ordering::Relaxed) >= MOST_CONNECTIONS {
-            http::refuse(&stream, "503 Service Unavailable", "Too many scrapes at once\n");
+            http::refuse(
+                &stream,
+                "503 Service Unavailable",
+                "Too many scrapes at once\n",
+            );
             continue;
         }
         open.fetch_add(1, Ordering::Relaxed);
@@ -81,7 +85,11 @@ fn answer(stream: &TcpStream, vms: &Arc<Vms>) {
             "text/html; charset=utf-8",
             "<!doctype html><title>VM exits</title><a href=\"/metrics\">Metrics</a>\n",
         ),
-        Ok(_) => http::refuse(stream, "404 Not Found", "There is /metrics and nothing else\n"),
+        Ok(_) => http::refuse(
+            stream,
+            "404 Not Found",
+            "There is /metrics and nothing else\n",
+        ),
         Err(http::RequestError::Method) => {
             http::refuse(stream, "405 Method Not Allowed", "Only GET is answered\n");
         }

@@ -89,12 +89,14 @@ impl Vms {
         }
         let vms = Arc::clone(self);
         let asked = path.to_owned();
-        let started = std::thread::Builder::new().name("ask".into()).spawn(move || {
-            let snapshot = vms.snapshot(&asked);
-            vms.lock().remove(&asked);
-            // The scrape may have given up on us.
-            let _ = sender.send((asked, snapshot));
-        });
+        let started = std::thread::Builder::new()
+            .name("ask".into())
+            .spawn(move || {
+                let snapshot = vms.snapshot(&asked);
+                vms.lock().remove(&asked);
+                // The scrape may have given up on us.
+                let _ = sender.send((asked, snapshot));
+            });
         if started.is_err() {
             self.lock().remove(path);
         }

@@ -109,7 +109,10 @@ fn what_is_no_scrape_is_told_so() {
         ("\0\0\0\r\n\r\n", "400"),
     ] {
         let answer = get(address, request);
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
     }
 }
 

@@ -1,0 +1,307 @@
+//! The description of the API, `docs/openapi.json`: the schemas of what clients
+//! send come from the types themselves; paths, and schemas of types that live
+//! elsewhere, are written here. The VMM's tests hold the file against its
+//! router and its answers. To write it anew:
+//! `UPDATE_OPENAPI=1 cargo test -p api-client openapi`
+
+use schemars::SchemaGenerator;
+use schemars::generate::SchemaSettings;
+use serde_json::{Value, json};
+
+use crate::config::VmConfig;
+use crate::types::{VmInfo, VmmPing};
+
+const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+
+fn document() -> Value {
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Virtual machine monitor",
+            "description": "HTTP/1.1 on the Unix socket given by --api-socket. Errors are a list \
+                            of messages, outermost first.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "version": env!("CARGO_PKG_VERSION"),
+        },
+        "servers": [{"url": "http://localhost"}],
+        "paths": paths(),
+        "components": {"schemas": schemas()},
+    })
+}
+
+fn paths() -> Value {
+    let action = |id: &str, summary: &str, failures: &[u16]| json!({"put": operation(id, summary, done(), failures)});
+    let exit_stats = |id: &str| {
+        json!({
+            "get": with_parameters(operation(
+                id,
+                "VM exits by reason. Reading waits for nothing and causes no exit.",
+                body("ExitSnapshot", "The figures, or those at the end of the last run"),
+                &[400, 404, 500],
+            ))
+        })
+    };
+    let mut create = operation("createVM", "Keep a configuration", done(), &[400, 500]);
+    create["requestBody"] = json!({
+        "required": true,
+        "content": {"application/json": {"schema": reference("VmConfig")}},
+    });
+    json!({
+        "/api/v1/vmm.ping": {"get": operation(
+            "pingVMM", "Who answers here", body("VmmPing", "The VMM"), &[])},
+        "/api/v1/vmm.shutdown": {"put": operation(
+            "shutdownVMM", "End the VM and the VMM",
+            json!({"200": {"description": "Done; the body is empty"}}), &[500])},
+        "/api/v1/vm.create": {"put": create},
+        "/api/v1/vm.delete": action(
+            "deleteVM", "Forget the configuration, ending the VM if it runs", &[500]),
+        "/api/v1/vm.boot": action("bootVM", "Boot the VM", &[400, 404, 500]),
+        "/api/v1/vm.pause": action("pauseVM", "Stop the vCPUs", &[404, 500]),
+        "/api/v1/vm.resume": action("resumeVM", "Let the vCPUs go on", &[404, 500]),
+        "/api/v1/vm.shutdown": action(
+            "shutdownVM", "End the VM and keep its configuration", &[404, 500]),
+        "/api/v1/vm.reboot": action("rebootVM", "End the VM and boot it again", &[400, 404, 500]),
+        "/api/v1/vm.power-button": action(
+            "powerButtonVM", "Press the power button", &[400, 404, 500]),
+        "/api/v1/vm.info": {"get": operation(
+            "infoVM", "Configuration and state", body("VmInfo", "The VM"), &[404])},
+        "/api/v1/vm.counters": {"get": operation(
+            "countersVM", "Counters of the devices", body("VmCounters", "The counters"), &[500])},
+        "/api/v1/vm.exit-stats": exit_stats("exitStatsVM"),
+        "/api/v1/exit-stats": exit_stats("exitStatsShort"),
+        "/exit-stats": exit_stats("exitStats"),
+        "/metrics": {"get": operation(
+            "metrics",
+            "VM exits in OpenMetrics text",
+            json!({"200": {
+                "description": "The figures; empty without a VM",
+                "content": {instrumentation::encode::CONTENT_TYPE: {"schema": {"type": "string"}}},
+            }}),
+            &[500],
+        )},
+    })
+}
+
+/// Any request can be malformed, so every one can be answered with 400.
+fn operation(id: &str, summary: &str, mut responses: Value, failures: &[u16]) -> Value {
+    for status in failures.iter().chain([&400]) {
+        let description = match status {
+            400 => "The request or the configuration is at fault",
+            404 => "What the request names is not there",
+            _ => "The request failed, or the state does not allow it",
+        };
+        responses[status.to_string()] = json!({
+            "description": description,
+            "content": {"application/json": {"schema": reference("Errors")}},
+        });
+    }
+    json!({"operationId": id, "summary": summary, "responses": responses})
+}
+
+fn with_parameters(mut operation: Value) -> Value {
+    let number = json!({"type": "integer", "minimum": 0, "maximum": u32::MAX});
+    let parameter = |name: &str, schema: &Value, description: &str| json!({"in": "query", "name": name, "schema": schema, "description": description});
+    operation["parameters"] = json!([
+        parameter(
+            "reason",
+            &number,
+            "Only this reason: 404 if the manual does not define it, zeros and enabled: false \
+             if KVM has no handler for it",
+        ),
+        parameter("vcpu", &number, "Only this vCPU"),
+        parameter(
+            "nonzero",
+            &json!({"type": "boolean"}),
+            "Only reasons that occurred",
+        ),
+    ]);
+    operation
+}
+
+fn done() -> Value {
+    json!({"204": {"description": "Done"}})
+}
+
+fn body(schema: &str, description: &str) -> Value {
+    json!({"200": {
+        "description": description,
+        "content": {"application/json": {"schema": reference(schema)}},
+    }})
+}
+
+fn reference(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
+}
+
+fn schemas() -> Value {
+    let settings = SchemaSettings::draft2020_12()
+        .with(|settings| settings.definitions_path = "/components/schemas".into());
+    let mut generator = SchemaGenerator::new(settings);
+    generator.subschema_for::<VmConfig>();
+    generator.subschema_for::<VmInfo>();
+    generator.subschema_for::<VmmPing>();
+    let mut schemas = Value::Object(generator.take_definitions(true));
+    let count = json!({"type": "integer", "minimum": 0});
+    let map = |values: &Value| json!({"type": "object", "additionalProperties": values});
+    schemas["Errors"] = json!({"type": "array", "items": {"type": "string"}});
+    schemas["VmCounters"] = map(&map(&count));
+    for (name, schema) in exit_schemas() {
+        schemas[name] = schema;
+    }
+    schemas
+}
+
+/// The schemas of `instrumentation`'s snapshot.
+fn exit_schemas() -> Vec<(&'static str, Value)> {
+    let count = json!({"type": "integer", "minimum": 0});
+    let maybe_count = json!({"type": ["integer", "null"], "minimum": 0});
+    let text = json!({"type": "string"});
+    let maybe_text = json!({"type": ["string", "null"]});
+    let list = |of: &str| json!({"type": "array", "items": reference(of)});
+    let maybe_reasons = json!({"type": ["array", "null"], "items": reference("ReasonCounters")});
+    vec![
+        (
+            "ExitSnapshot",
+            object(
+                "The exits of a VM. Cycles are ticks of the host's TSC.",
+                &[
+                    ("source", &json!({"enum": ["kvm-exit-stats", "kvm"]})),
+                    ("isa", &json!({"enum": ["vmx", "svm", null]})),
+                    ("manual", &maybe_text),
+                    ("tsc_khz", &count),
+                    ("since", &text),
+                    ("totals", &reference("ExitTotals")),
+                    ("reasons", &maybe_reasons),
+                    ("vcpus", &list("VcpuExits")),
+                    (
+                        "vmm",
+                        &object(
+                            "Exits that reached user space",
+                            &[("exits", &list("UserExits"))],
+                            &[],
+                        ),
+                    ),
+                ],
+                &[("unavailable", &text)],
+            ),
+        ),
+        (
+            "ExitTotals",
+            object(
+                "Sums over all reasons; null where KVM cannot tell",
+                &[
+                    ("exits", &count),
+                    ("cycles", &maybe_count),
+                    ("blocked_cycles", &maybe_count),
+                    ("userspace_cycles", &maybe_count),
+                    ("guest_cycles", &maybe_count),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "ReasonCounters",
+            object(
+                "The exits of one reason; number is null for those that have none",
+                &[
+                    ("number", &maybe_count),
+                    ("name", &text),
+                    ("symbol", &text),
+                    ("enabled", &json!({"type": "boolean"})),
+                    ("exits", &count),
+                    ("cycles", &count),
+                    ("blocked_cycles", &count),
+                    ("userspace_cycles", &count),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "VcpuExits",
+            object(
+                "The exits of one vCPU",
+                &[
+                    ("id", &count),
+                    ("totals", &reference("ExitTotals")),
+                    ("reasons", &maybe_reasons),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "UserExits",
+            object(
+                "Exits of one kind that reached user space",
+                &[
+                    ("kind", &text),
+                    ("exits", &count),
+                    ("nanoseconds", &count),
+                    ("devices", &list("DeviceExits")),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "DeviceExits",
+            object(
+                "Accesses of one width to one range of a device",
+                &[
+                    ("id", &text),
+                    ("address", &maybe_text),
+                    ("size", &count),
+                    ("exits", &count),
+                    ("nanoseconds", &count),
+                ],
+                &[],
+            ),
+        ),
+    ]
+}
+
+fn object(description: &str, required: &[(&str, &Value)], optional: &[(&str, &Value)]) -> Value {
+    let properties: serde_json::Map<_, _> = required
+        .iter()
+        .chain(optional)
+        .map(|(name, schema)| (name.to_string(), Value::clone(schema)))
+        .collect();
+    let required: Vec<_> = required.iter().map(|(name, _)| name).collect();
+    json!({
+        "type": "object",
+        "description": description,
+        "properties": properties,
+        "required": required,
+    })
+}
+
+#[test]
+fn the_file_is_what_the_types_say() {
+    let mut expected = serde_json::to_string_pretty(&document()).unwrap();
+    expected.push('\n');
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        std::fs::write(FILE, &expected).unwrap();
+    }
+    let found = std::fs::read_to_string(FILE).unwrap();
+    assert!(
+        found == expected,
+        "docs/openapi.json is out of date: run UPDATE_OPENAPI=1 cargo test -p api-client openapi"
+    );
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn check(value: &Value, document: &Value) {
+        match value {
+            Value::Object(map) => {
+                if let Some(Value::String(target)) = map.get("$ref") {
+                    let pointer = target.strip_prefix('#').unwrap();
+                    assert!(document.pointer(pointer).is_some(), "{target}");
+                }
+                map.values().for_each(|value| check(value, document));
+            }
+            Value::Array(list) => list.iter().for_each(|value| check(value, document)),
+            _ => {}
+        }
+    }
+    let document = document();
+    check(&document, &document);
+}
