@@ -165,6 +165,7 @@ fn create_vcpus(
         max_phys_bits: params.cpus.max_phys_bits,
         nested: params.cpus.nested,
         tsc_deadline: hypervisor.has_tsc_deadline_timer(),
+        memory_type_ranges: false,
     };
     let mut handles = Vec::new();
     let mut stats = VcpuStats {

@@ -1,10 +1,13 @@
 //! What the CPUID instruction answers in the guest: what KVM supports on this
 //! host, made consistent for each vCPU.
 
+mod descriptors;
+
 use hypervisor::x86::CpuidEntry;
 
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CACHES: u32 = 0x4;
+const LEAF_EXTENDED_FEATURES: u32 = 0x7;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
 const LEAF_EXT_FEATURES: u32 = 0x8000_0001;
@@ -18,7 +21,10 @@ const X2APIC: u32 = 1 << 21;
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 // CPUID.1:EDX.
+const MTRR: u32 = 1 << 12;
 const HTT: u32 = 1 << 28;
+// CPUID.(7,0):EDX.
+const ARCH_CAPABILITIES: u32 = 1 << 29;
 // CPUID.80000001:ECX.
 const SVM: u32 = 1 << 2;
 const CMP_LEGACY: u32 = 1 << 1;
@@ -40,6 +46,10 @@ pub struct CpuProfile {
     pub nested: bool,
     /// The local APIC has a deadline timer.
     pub tsc_deadline: bool,
+    /// Memory type ranges are announced. Only firmware needs them; without
+    /// real devices behind it, a kernel's reading of them is 60 wasted exits
+    /// per vCPU.
+    pub memory_type_ranges: bool,
 }
 
 impl CpuProfile {
@@ -75,16 +85,29 @@ pub fn for_vcpu(supported: &[CpuidEntry], profile: &CpuProfile, id: u32) -> Vec<
     for leaf in &mut leaves {
         adjust(leaf, profile, apic_id);
     }
-    let highest = supported
-        .iter()
-        .find(|leaf| leaf.function == 0)
-        .map_or(0, |leaf| leaf.eax);
+    descriptors::describe_caches(&mut leaves);
+    let vendor = supported.iter().find(|leaf| leaf.function == 0);
+    if !vendor.is_some_and(is_intel) {
+        // KVM offers it everywhere, but the register is Intel's.
+        for leaf in leaves
+            .iter_mut()
+            .filter(|leaf| leaf.function == LEAF_EXTENDED_FEATURES && leaf.index == 0)
+        {
+            leaf.edx &= !ARCH_CAPABILITIES;
+        }
+    }
+    let highest = vendor.map_or(0, |leaf| leaf.eax);
     for function in [LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2] {
         if supported.iter().any(|leaf| leaf.function == function) && highest >= function {
             leaves.extend(topology(function, profile, apic_id));
         }
     }
     leaves
+}
+
+fn is_intel(leaf: &CpuidEntry) -> bool {
+    let name = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes);
+    name.as_flattened() == b"GenuineIntel"
 }
 
 fn adjust(leaf: &mut CpuidEntry, profile: &CpuProfile, apic_id: u32) {
@@ -99,6 +122,9 @@ fn adjust(leaf: &mut CpuidEntry, profile: &CpuProfile, apic_id: u32) {
                 leaf.ecx &= !VMX;
             }
             set(&mut leaf.edx, HTT, profile.threads_per_package > 1);
+            if !profile.memory_type_ranges {
+                leaf.edx &= !MTRR;
+            }
         }
         LEAF_CACHES | LEAF_AMD_CACHES if leaf.eax & 0x1f != 0 => {
             let level = (leaf.eax >> 5) & 7;
@@ -191,6 +217,7 @@ mod tests {
             max_phys_bits: 46,
             nested: true,
             tsc_deadline: true,
+            memory_type_ranges: false,
         }
     }
 
@@ -205,8 +232,9 @@ mod tests {
         };
         vec![
             leaf(0, 0xd, 0, 0, 0),
-            leaf(1, 0x306d4, 0x0310_0800, VMX, HTT),
+            leaf(1, 0x306d4, 0x0310_0800, VMX, HTT | MTRR),
             leaf(4, 0x1c00_4121, 0, 0, 0),
+            leaf(7, 0, 0, 0, ARCH_CAPABILITIES),
             leaf(0xb, 1, 2, 0x100, 3),
             leaf(0x8000_0001, 0, 0, SVM, 0),
             leaf(0x8000_0008, 0x3030, 0, 7, 0),
@@ -240,6 +268,25 @@ mod tests {
         assert_eq!(features.ecx & (HYPERVISOR | X2APIC), HYPERVISOR | X2APIC);
         assert_eq!(find(&leaves, 4, 0).eax, 0x121);
         assert_eq!(find(&leaves, 0x8000_0008, 0).ecx, 0);
+    }
+
+    #[test]
+    fn arch_capabilities_are_for_intel_alone() {
+        let mut host = host();
+        assert_eq!(find(&for_vcpu(&host, &profile(1), 0), 7, 0).edx, 0);
+        let name = b"GenuineIntel";
+        let part = |at: usize| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
+        (host[0].ebx, host[0].edx, host[0].ecx) = (part(0), part(4), part(8));
+        let leaf = find(&for_vcpu(&host, &profile(1), 0), 7, 0);
+        assert_eq!(leaf.edx, ARCH_CAPABILITIES);
+    }
+
+    #[test]
+    fn memory_type_ranges_are_announced_where_they_are_needed() {
+        let mut profile = profile(1);
+        assert_eq!(find(&for_vcpu(&host(), &profile, 0), 1, 0).edx & MTRR, 0);
+        profile.memory_type_ranges = true;
+        assert_eq!(find(&for_vcpu(&host(), &profile, 0), 1, 0).edx & MTRR, MTRR);
     }
 
     #[test]
