@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use libtest_mimic::{Arguments, Completion, Trial};
+use libtest_mimic::{Arguments, ColorSetting, Completion, Trial};
 
 mod accounting;
 mod boot;
@@ -114,6 +114,8 @@ fn run(site: &Arc<Site>, filter: Option<String>, list: bool) -> ExitCode {
         test_threads: Some(1),
         filter,
         list,
+        // What reads a serial line wants no colours.
+        color: Some(ColorSetting::Never),
         ..Arguments::default()
     };
     let trials = SUITES

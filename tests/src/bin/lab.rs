@@ -47,7 +47,10 @@ enum Command {
         /// The suites on this machine's own KVM, which must be ours
         #[arg(long, conflicts_with_all = ["quick", "isa"])]
         bare: bool,
-        /// Only trials of the suites whose name contains this
+        /// Take modules and programs as an earlier build left them
+        #[arg(long)]
+        as_built: bool,
+        /// Only trials of the suites whose name contains this, no other checks
         filter: Option<String>,
     },
     /// Play in an emulated host
@@ -104,8 +107,20 @@ fn run(command: Command) -> Result<()> {
             bare: true, filter, ..
         } => task::bare(&tree, filter.as_deref()),
         Command::Test {
-            quick, isa, filter, ..
-        } => task::test(&tree, &TestOptions { quick, filter, isa }),
+            quick,
+            isa,
+            as_built,
+            filter,
+            ..
+        } => task::test(
+            &tree,
+            &TestOptions {
+                quick,
+                filter,
+                isa,
+                as_built,
+            },
+        ),
         Command::Shell { host } => task::shell(&tree, host.isa, host.kernel),
         Command::Table { check: true } => check::table_is_current(&tree),
         Command::Table { check: false } => check::write_table(&tree),

@@ -22,7 +22,7 @@ impl EmulatedHost for Qemu {
     }
 
     fn deadline(&self) -> Duration {
-        Duration::from_secs(600)
+        Duration::from_secs(400)
     }
 
     fn start(&self, files: &BootFiles, logs: &Path) -> Result<Child> {
@@ -30,7 +30,11 @@ impl EmulatedHost for Qemu {
         let output =
             File::create(&log).with_context(|| format!("Cannot write {}", log.display()))?;
         machine(files)
-            .args(["-display", "none", "-monitor", "none"])
+            .args(["-display", "none"])
+            .args([
+                "-monitor",
+                &format!("unix:{},server=on,wait=off", logs.join("monitor").display()),
+            ])
             .args([
                 "-serial",
                 &format!("file:{}", logs.join("console.log").display()),
@@ -48,7 +52,7 @@ impl EmulatedHost for Qemu {
 
     fn shell(&self, files: &BootFiles, _logs: &Path) -> Result<ExitStatus> {
         machine(files)
-            .arg("-nographic")
+            .args(["-display", "none", "-serial", "mon:stdio"])
             .status()
             .context("Cannot start qemu-system-x86_64")
     }

@@ -25,6 +25,24 @@ pub fn build(tree: &Tree, series: Series) -> Result<Built> {
     let kernel = Kernel::fetch(tree, series)?;
     let modules = modules::build(tree, &kernel)?;
     binaries::build(tree)?;
+    finish(tree, kernel, modules)
+}
+
+/// Takes modules and programs as an earlier build left them.
+pub fn as_built(tree: &Tree, series: Series) -> Result<Built> {
+    let kernel = Kernel::fetch(tree, series)?;
+    let modules = tree.modules(&kernel.release);
+    for folder in [&modules, &tree.bin()] {
+        anyhow::ensure!(
+            folder.is_dir(),
+            "There is no {}; build first",
+            folder.display()
+        );
+    }
+    finish(tree, kernel, modules)
+}
+
+fn finish(tree: &Tree, kernel: Kernel, modules: PathBuf) -> Result<Built> {
     let guest = guest_image::build(tree, &kernel)?;
     Ok(Built {
         kernel,

@@ -5,7 +5,7 @@ mod demo;
 mod shell;
 mod test;
 
-pub use build::{Built, build};
+pub use build::{Built, as_built, build};
 pub use demo::demo;
 pub use shell::shell;
 pub use test::{Options as TestOptions, bare, test};

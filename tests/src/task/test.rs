@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 
-use super::{Built, build};
+use super::{Built, as_built, build};
 use crate::artifact::kernel::Series;
 use crate::check;
 use crate::command::{command, output, visible};
@@ -26,6 +26,8 @@ pub struct Options {
     pub filter: Option<String>,
     /// Only hosts of this instruction set.
     pub isa: Option<Isa>,
+    /// Modules and programs as an earlier build left them.
+    pub as_built: bool,
 }
 
 /// One boot of a host and the suites in it.
@@ -130,7 +132,8 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         heading("habits");
         part("habits", habits(tree));
     }
-    let built = build(tree, Series::V6_1)?;
+    let make = if options.as_built { as_built } else { build };
+    let built = make(tree, Series::V6_1)?;
     let (slow, quick): (Vec<Round>, Vec<Round>) = ROUNDS
         .into_iter()
         .filter(|round| round.is_wanted(options))

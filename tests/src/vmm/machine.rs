@@ -115,7 +115,9 @@ impl Machine {
             Serial::File => "stdout.log",
             Serial::Terminal => "serial.log",
         };
-        Machine::start(bin, dir, &args, output)
+        let mut machine = Machine::start(bin, dir, &args, output)?;
+        machine.wait_for_answer("/api/v1/vm.exit-stats")?;
+        Ok(machine)
     }
 
     /// Starts the VMM without a guest.
@@ -141,19 +143,23 @@ impl Machine {
             bin: bin.to_owned(),
             serial,
         };
-        machine.wait_for_api()?;
+        machine.wait_for_answer("/api/v1/vmm.ping")?;
         Ok(machine)
     }
 
-    fn wait_for_api(&mut self) -> Result<()> {
+    /// Waits until a resource is there: the API comes up before the guest does.
+    fn wait_for_answer(&mut self, path: &str) -> Result<()> {
         let deadline = Instant::now() + API_UP;
-        while request(&self.socket(), "GET", "/api/v1/vmm.ping", None).is_err() {
+        while !self
+            .api("GET", path, None)
+            .is_ok_and(|answer| answer.status == 200)
+        {
             if !self.is_running() {
                 bail!("The VMM ended at once: {}", self.stderr().trim());
             }
             ensure!(
                 Instant::now() < deadline,
-                "The API did not come up: {}",
+                "{path} did not come up: {}",
                 self.stderr()
             );
             sleep(Duration::from_millis(20));
