@@ -148,3 +148,6 @@ impl Drop for VcpuHandle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
