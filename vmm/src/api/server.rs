@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use instrumentation::snapshot::Query;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -129,6 +130,7 @@ pub fn serve_on(
             shared: shared.clone(),
             connections: HashMap::new(),
             next_token: FIRST_CONNECTION,
+            round: Vec::new(),
         };
         Ok((event_loop, shared))
     };
@@ -190,6 +192,10 @@ struct EventLoop {
     connections: HashMap<u64, Client>,
     // Never used twice: a late answer cannot reach the wrong client.
     next_token: u64,
+    /// Answers made since the last wait for events, by query. Whoever had
+    /// begun to ask when that wait ended may share them: they are no older
+    /// than the question. Many clients then cost little more than one.
+    round: Vec<(Query, Response)>,
 }
 
 impl EventLoop {
@@ -201,6 +207,7 @@ impl EventLoop {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
+            self.round.clear();
             for event in &events[..count] {
                 match event.data() {
                     LISTENER => self.accept(),
@@ -279,16 +286,19 @@ impl EventLoop {
         } else {
             client.connection.advance()
         };
-        self.follow(token, progress);
+        self.follow(token, progress, true);
     }
 
     /// Goes on with a connection until it has to wait.
-    fn follow(&mut self, token: u64, mut progress: Progress) {
+    /// `asked_before` says that the request had begun to arrive when the last
+    /// wait for events ended.
+    fn follow(&mut self, token: u64, mut progress: Progress, mut asked_before: bool) {
         while let Progress::Request(request) = progress {
-            let Some(response) = self.handle(token, &request) else {
+            let Some(response) = self.handle(token, &request, asked_before) else {
                 progress = Progress::Idle;
                 break;
             };
+            asked_before = false;
             let Some(client) = self.connections.get_mut(&token) else {
                 return;
             };
@@ -304,20 +314,32 @@ impl EventLoop {
     }
 
     /// Answers at once, or hands the request to the control thread.
-    fn handle(&self, token: u64, request: &Request) -> Option<Response> {
+    fn handle(&mut self, token: u64, request: &Request, asked_before: bool) -> Option<Response> {
         let context = &self.context;
         match route(request) {
             Err(response) => Some(response),
             Ok(Call::Ping) => Some(answer::ping(&context.identity)),
             Ok(Call::Info) => Some(answer::info(&context.board.read())),
             Ok(Call::Counters) => Some(answer::counters(&context.board.read())),
-            Ok(Call::ExitStats(query)) => Some(exit_stats::snapshot(&context.stats, &query)),
+            Ok(Call::ExitStats(query)) => Some(self.exit_stats(&query, asked_before)),
             Ok(Call::Metrics) => Some(exit_stats::metrics(&context.stats, &self.name)),
             Ok(Call::Action(action)) => {
                 self.hand_over(token, action);
                 None
             }
         }
+    }
+
+    fn exit_stats(&mut self, query: &Query, asked_before: bool) -> Response {
+        let shared = self.round.iter().rev().find(|(known, _)| known == query);
+        if let Some((_, response)) = shared
+            && asked_before
+        {
+            return response.clone();
+        }
+        let response = exit_stats::snapshot(&self.context.stats, query);
+        self.round.push((*query, response.clone()));
+        response
     }
 
     fn hand_over(&self, token: u64, action: VmAction) {
@@ -349,7 +371,7 @@ impl EventLoop {
         for (token, response) in answers {
             if let Some(client) = self.connections.get_mut(&token) {
                 let progress = client.connection.respond(response);
-                self.follow(token, progress);
+                self.follow(token, progress, false);
             }
         }
     }

@@ -1,6 +1,8 @@
 //! One client's connection.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::sync::Arc;
 
 use super::message::{Parsed, Request, Response};
 use super::{MAX_BODY, MAX_HEAD};
@@ -30,8 +32,9 @@ pub enum Progress {
 pub struct Connection<S> {
     stream: S,
     input: Vec<u8>,
-    output: Vec<u8>,
-    /// How much of `output` is sent.
+    /// What is to be sent; no part is empty.
+    output: VecDeque<Arc<Vec<u8>>>,
+    /// How much of the first part is sent.
     sent: usize,
     /// A request is out for an answer. Holds whether the client wants to go on
     /// after it.
@@ -49,7 +52,7 @@ impl<S: Read + Write> Connection<S> {
         Connection {
             stream,
             input: Vec::new(),
-            output: Vec::new(),
+            output: VecDeque::new(),
             sent: 0,
             answering: None,
             continued: false,
@@ -63,14 +66,15 @@ impl<S: Read + Write> Connection<S> {
         &self.stream
     }
 
-    /// Whether bytes from the client would be of use.
+    /// Whether bytes from the client would be of use. A client that does not
+    /// take its answers is not asked for more questions.
     pub fn wants_read(&self) -> bool {
-        self.answering.is_none() && !self.closing && !self.end_of_input
+        self.answering.is_none() && !self.wants_write() && !self.closing && !self.end_of_input
     }
 
     /// Whether bytes wait to be sent.
     pub fn wants_write(&self) -> bool {
-        self.sent < self.output.len()
+        !self.output.is_empty()
     }
 
     /// Reads and writes what can be read and written now.
@@ -112,7 +116,12 @@ impl<S: Read + Write> Connection<S> {
     }
 
     fn queue(&mut self, response: &Response) {
-        self.output.extend_from_slice(&response.to_bytes());
+        self.output.push_back(Arc::new(response.head()));
+        if let Some((_, body)) = &response.body
+            && !body.is_empty()
+        {
+            self.output.push_back(Arc::clone(body));
+        }
         self.closing |= response.close;
     }
 
@@ -133,7 +142,7 @@ impl<S: Read + Write> Connection<S> {
             Parsed::Partial { wants_continue } => {
                 if wants_continue && !self.continued {
                     self.continued = true;
-                    self.output.extend_from_slice(CONTINUE);
+                    self.output.push_back(Arc::new(CONTINUE.to_vec()));
                     self.flush()?;
                 }
                 Ok(None)
@@ -172,17 +181,34 @@ impl<S: Read + Write> Connection<S> {
 
     fn flush(&mut self) -> io::Result<()> {
         while self.wants_write() {
-            match self.stream.write(&self.output[self.sent..]) {
+            let parts: Vec<_> = self
+                .output
+                .iter()
+                .enumerate()
+                .map(|(index, part)| match index {
+                    0 => IoSlice::new(&part[self.sent..]),
+                    _ => IoSlice::new(part),
+                })
+                .collect();
+            match self.stream.write_vectored(&parts) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => self.sent += written,
+                Ok(written) => self.count_sent(written),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
-        self.output = Vec::new();
-        self.sent = 0;
         Ok(())
+    }
+
+    fn count_sent(&mut self, written: usize) {
+        self.sent += written;
+        while let Some(part) = self.output.front()
+            && self.sent >= part.len()
+        {
+            self.sent -= part.len();
+            self.output.pop_front();
+        }
     }
 }
 
@@ -265,6 +291,29 @@ mod tests {
         client.write_all(b"\x16\x03\x01\x02\x00").unwrap();
         assert_eq!(connection.advance(), Progress::Done);
         assert!(received(&mut client).starts_with("HTTP/1.1 400"));
+    }
+
+    #[test]
+    fn a_client_that_only_asks_cannot_pile_up_answers() {
+        let (mut connection, mut client) = pair();
+        let long = "x".repeat(1 << 20);
+        let answer = || Response::text(super::super::ContentType::Json, long.clone());
+        client
+            .write_all(&b"GET /a HTTP/1.1\r\n\r\n".repeat(9))
+            .unwrap();
+        let mut progress = connection.advance();
+        let mut answered = 0;
+        while let Progress::Request(_) = progress {
+            answered += 1;
+            progress = connection.respond(answer());
+        }
+        assert_eq!(answered, 1);
+        assert!(!connection.wants_read());
+        while connection.wants_write() {
+            received(&mut client);
+            progress = connection.advance();
+        }
+        assert_eq!(path(progress), "/a");
     }
 
     #[test]

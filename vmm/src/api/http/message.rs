@@ -1,5 +1,7 @@
 //! Requests and responses, and their form on the wire.
 
+use std::sync::Arc;
+
 use super::{MAX_BODY, MAX_HEAD};
 
 /// Headers that a request may have at most.
@@ -191,8 +193,8 @@ impl ContentType {
 pub struct Response {
     /// The status.
     pub status: u16,
-    /// The body. Absent is not the same as empty.
-    pub body: Option<(ContentType, Vec<u8>)>,
+    /// The body. Several clients may be sent the same one.
+    pub body: Option<(ContentType, Arc<Vec<u8>>)>,
     /// Whether the connection ends with it.
     pub close: bool,
 }
@@ -220,7 +222,7 @@ impl Response {
     pub fn text(content_type: ContentType, text: String) -> Self {
         Response {
             status: 200,
-            body: Some((content_type, text.into_bytes())),
+            body: Some((content_type, Arc::new(text.into_bytes()))),
             close: false,
         }
     }
@@ -230,7 +232,7 @@ impl Response {
         match serde_json::to_vec(value) {
             Ok(body) => Response {
                 status: 200,
-                body: Some((ContentType::Json, body)),
+                body: Some((ContentType::Json, Arc::new(body))),
                 close: false,
             },
             Err(error) => Response::error(
@@ -250,9 +252,11 @@ impl Response {
             status,
             body: Some((
                 ContentType::Json,
-                serde_json::Value::Array(messages.collect())
-                    .to_string()
-                    .into_bytes(),
+                Arc::new(
+                    serde_json::Value::Array(messages.collect())
+                        .to_string()
+                        .into_bytes(),
+                ),
             )),
             close: false,
         }
@@ -264,31 +268,34 @@ impl Response {
         self
     }
 
-    /// The bytes on the wire. Like Cloud Hypervisor's, the status line has no
-    /// reason phrase.
-    pub fn to_bytes(&self) -> Vec<u8> {
+    /// What goes before the body. Like Cloud Hypervisor's, the status line has
+    /// no reason phrase.
+    pub fn head(&self) -> Vec<u8> {
         let connection = if self.close { "close" } else { "keep-alive" };
-        let mut bytes = format!(
+        let mut head = format!(
             "HTTP/1.1 {} \r\nServer: Cloud Hypervisor API\r\nConnection: {connection}\r\n",
             self.status
-        )
-        .into_bytes();
-        let (content_type, body) = match &self.body {
-            Some((content_type, body)) => (*content_type, &body[..]),
-            None => (ContentType::Json, &[][..]),
-        };
+        );
         if self.status != 204 {
-            bytes.extend_from_slice(
-                format!(
-                    "Content-Type: {}\r\nContent-Length: {}\r\n",
-                    content_type.as_str(),
-                    body.len()
-                )
-                .as_bytes(),
-            );
+            let (content_type, len) = match &self.body {
+                Some((content_type, body)) => (*content_type, body.len()),
+                None => (ContentType::Json, 0),
+            };
+            head.push_str(&format!(
+                "Content-Type: {}\r\nContent-Length: {len}\r\n",
+                content_type.as_str()
+            ));
         }
-        bytes.extend_from_slice(b"\r\n");
-        bytes.extend_from_slice(body);
+        head.push_str("\r\n");
+        head.into_bytes()
+    }
+
+    /// All bytes on the wire.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.head();
+        if let Some((_, body)) = &self.body {
+            bytes.extend_from_slice(body);
+        }
         bytes
     }
 }
