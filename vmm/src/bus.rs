@@ -103,6 +103,15 @@ impl Bus {
         Ok(())
     }
 
+    /// Takes the range that begins at `base` from its device.
+    pub fn remove(&self, base: u64) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let old = slots.remove(&base);
+        // The device may end with it, and may use the bus for that.
+        drop(slots);
+        drop(old);
+    }
+
     /// Reads into `data`; says whose range it was.
     pub fn read(&self, address: u64, data: &mut [u8]) -> RangeId {
         match self.find(address, data.len()) {

@@ -5,6 +5,8 @@
 //! keyboard controller, no VGA, no CMOS clock. Linux then probes none of them,
 //! which saves it several hundred exits at boot.
 
+mod pci;
+
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{
@@ -49,8 +51,9 @@ pub fn write_tables(ram: &GuestRam, platform: &Platform) -> Result<u64, BootErro
     let dsdt = area.push(dsdt(platform).as_slice());
     let fadt = area.push(&bytes_of(&fadt(dsdt)));
     let madt = area.push(&bytes_of(&madt(platform.vcpus)));
+    let mcfg = area.push(&bytes_of(&pci::mcfg()));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, OEM_REVISION);
-    for table in [fadt, madt] {
+    for table in [fadt, madt, mcfg] {
         xsdt.add_entry(table);
     }
     let xsdt = area.push(&bytes_of(&xsdt));
@@ -136,9 +139,11 @@ fn dsdt(platform: &Platform) -> Sdt {
         &aml::Package::new(vec![&S5_SLEEP_TYPE, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
     )
     .to_aml_bytes(&mut body);
+    let mut devices: Vec<&dyn Aml> = vec![&pci::HostBridge];
     if platform.serial {
-        aml::Scope::new("_SB_".into(), vec![&SerialDevice]).to_aml_bytes(&mut body);
+        devices.push(&SerialDevice);
     }
+    aml::Scope::new("_SB_".into(), devices).to_aml_bytes(&mut body);
     dsdt.append_slice(&body);
     dsdt
 }
@@ -199,12 +204,14 @@ mod tests {
         let root = table(rsdp, 36);
         assert_eq!(&root[..8], b"RSD PTR ");
         let xsdt = sized(u64_at(&root, 24));
-        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 2 * 8));
+        assert_eq!((&xsdt[..4], xsdt.len()), (&b"XSDT"[..], 36 + 3 * 8));
         let fadt = sized(u64_at(&xsdt, 36));
         assert_eq!(&fadt[..4], b"FACP");
         assert_eq!(&sized(u64_at(&fadt, 140))[..4], b"DSDT");
         let madt = sized(u64_at(&xsdt, 44));
         assert_eq!((&madt[..4], madt.len()), (&b"APIC"[..], 44 + 64 * 8 + 12));
+        let mcfg = sized(u64_at(&xsdt, 52));
+        assert_eq!((&mcfg[..4], mcfg.len()), (&b"MCFG"[..], 44 + 16));
         // No 8259s.
         assert_eq!(madt[40], 0);
     }

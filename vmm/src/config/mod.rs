@@ -2,11 +2,14 @@
 //! and everything that is not available refused by name, nothing ignored
 //! silently.
 
+mod devices;
 mod unsupported;
 
 use api_client::config::{
     ConsoleOutputMode, CpusConfig, MemoryConfig, PayloadConfig, SerialConfig, VmConfig,
 };
+
+pub use devices::{DeviceParams, PciParams, RngParams};
 
 use crate::boot::Payload;
 use crate::devices::serial::ConsoleSink;
@@ -83,6 +86,15 @@ pub enum ConfigError {
     /// Both sharings.
     #[error("Memory cannot be both shared and mergeable")]
     SharedAndMergeable,
+    /// A name that no device can have.
+    #[error("A device cannot be called {0:?}: names are not empty and do not begin with __")]
+    DeviceId(String),
+    /// A segment that does not exist.
+    #[error("There is no PCI segment {0}")]
+    PciSegment(u16),
+    /// A place on the bus that does not exist.
+    #[error("There is no place {0} on the PCI bus, 1 to 31 are possible")]
+    PciDevice(u8),
     /// A console without its file.
     #[error("The {0} is to go to a file, and no file is given")]
     NoFile(&'static str),
@@ -101,6 +113,8 @@ pub struct VmParams {
     pub payload: Payload,
     /// Where the serial port's output goes.
     pub serial: ConsoleSink,
+    /// Devices on the PCI bus.
+    pub devices: DeviceParams,
 }
 
 /// Checked virtual CPUs.
@@ -130,6 +144,7 @@ impl TryFrom<&VmConfig> for VmParams {
             backing: backing(&config.memory)?,
             payload,
             serial: serial(&config.serial)?,
+            devices: DeviceParams::try_from(config)?,
         })
     }
 }

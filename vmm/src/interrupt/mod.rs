@@ -2,10 +2,16 @@
 //! interrupt by itself, so that raising one costs no trip through a vCPU
 //! thread.
 
+mod msi;
+#[cfg(test)]
+pub(crate) mod testing;
+
 use hypervisor::{IrqRoute, Vm};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::memory::layout::IOAPIC_PINS;
+
+pub use msi::{MsiMessage, MsiRouter, MsiVector};
 
 /// Why a line cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -43,10 +49,9 @@ impl IrqLine {
     }
 }
 
-/// Routes the I/O APIC's pins and nothing else: there is no 8259.
-pub fn route_ioapic(vm: &dyn Vm) -> Result<(), InterruptError> {
-    let routes: Vec<IrqRoute> = (0..IOAPIC_PINS)
+/// The I/O APIC's pins and nothing else: there is no 8259.
+fn ioapic_routes() -> Vec<IrqRoute> {
+    (0..IOAPIC_PINS)
         .map(|pin| IrqRoute::IoApic { gsi: pin, pin })
-        .collect();
-    vm.set_irq_routes(&routes).map_err(InterruptError::Route)
+        .collect()
 }

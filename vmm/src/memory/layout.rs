@@ -46,6 +46,15 @@ pub const HIGH_RAM_START: u64 = 0x10_0000;
 /// RAM below 4 GiB ends here at the latest; devices live in the hole above.
 pub const LOW_RAM_END: u64 = 0xc000_0000;
 
+/// Registers of PCI devices.
+pub const PCI_WINDOW_START: u64 = 0xc000_0000;
+/// Where they end.
+pub const PCI_WINDOW_END: u64 = 0xe800_0000;
+/// PCI configuration space, memory-mapped: one bus.
+pub const PCI_CONFIG_START: u64 = 0xe800_0000;
+/// Length of it: 32 devices of 8 functions of 4 KiB.
+pub const PCI_CONFIG_LENGTH: u64 = 1 << 20;
+
 /// The I/O APIC's registers.
 pub const IOAPIC_START: u32 = 0xfec0_0000;
 /// The local APICs' registers.
@@ -86,6 +95,9 @@ const _: () = {
     assert!(PD_START + 4 * 0x1000 <= CMDLINE_START);
     assert!(CMDLINE_START + CMDLINE_MAX as u64 <= EBDA_START);
     assert!(RSDP_START < ACPI_END);
+    assert!(LOW_RAM_END <= PCI_WINDOW_START);
+    assert!(PCI_WINDOW_END <= PCI_CONFIG_START);
+    assert!(PCI_CONFIG_START + PCI_CONFIG_LENGTH <= IOAPIC_START as u64);
 };
 
 #[cfg(test)]

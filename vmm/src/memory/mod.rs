@@ -5,14 +5,22 @@
 
 pub mod layout;
 mod mapping;
+mod window;
 
 use hypervisor::Vm;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
 
 pub use mapping::{Backing, RamRegion};
+pub use window::ReadOnlyWindow;
 
 /// The guest's RAM. Clones share the mappings.
 pub type GuestRam = GuestRegionCollection<RamRegion>;
+
+/// The hypervisor's memory slots: RAM takes the first ones, then come the
+/// windows. This one is for the PCI configuration space.
+pub const PCI_CONFIG_SLOT: u32 = 64;
+/// From here on one for the registers of each PCI device.
+pub const PCI_DEVICE_SLOTS: u32 = PCI_CONFIG_SLOT + 1;
 
 /// Why guest memory cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +31,9 @@ pub enum MemoryError {
     /// The ranges overlap or are empty.
     #[error("Cannot arrange guest memory")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
+    /// The host gives no memory for registers that the guest reads.
+    #[error("Cannot map memory for the guest to read")]
+    Window(#[source] std::io::Error),
     /// The hypervisor does not take it.
     #[error("Cannot give the guest its memory")]
     Hypervisor(#[source] hypervisor::Error),

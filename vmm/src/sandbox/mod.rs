@@ -20,6 +20,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Carries terminal input to the serial port.
     SerialInput,
+    /// Serves the entropy device.
+    VirtioRng,
 }
 
 /// Starts a thread of a machine. `events` hears of it if it panics.

@@ -7,6 +7,7 @@ use hypervisor::{Hypervisor, VcpuSetup, Vm};
 use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::devices::{DeviceError, DeviceSet};
 use super::machine::Machine;
 use crate::boot::registers::Entry;
 use crate::boot::{self, BootError, acpi};
@@ -15,12 +16,13 @@ use crate::config::{ConfigError, VmParams};
 use crate::devices::serial::{ConsoleSink, InputError, Serial, SerialInput, open_sink};
 use crate::devices::{I8042, PowerRegisters};
 use crate::event::EventSink;
-use crate::interrupt::{self, InterruptError, IrqLine};
+use crate::interrupt::{InterruptError, IrqLine, MsiRouter};
 use crate::memory::layout::{I8042_PORTS, POWER_PORTS, SERIAL_IRQ, SERIAL_PORTS};
 use crate::memory::{self, MemoryError};
 use crate::stats::VmStats;
 use crate::vcpu::cpuid::{self, CpuProfile};
 use crate::vcpu::{Buses, VcpuError, VcpuHandle, msr};
+use crate::virtio::transport::pci::PciPlatform;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum BuildError {
     /// Device addresses.
     #[error("The guest's devices cannot be placed")]
     Bus(#[from] BusError),
+    /// Devices on the PCI bus.
+    #[error("The guest's PCI devices cannot be set up")]
+    Device(#[from] DeviceError),
     /// A device's connection to the host.
     #[error("The serial port's output cannot be opened")]
     SerialOutput(#[source] std::io::Error),
@@ -71,7 +76,7 @@ pub fn build(
     }
     let vm = hypervisor.create_vm()?;
     vm.create_irqchip()?;
-    interrupt::route_ioapic(vm.as_ref())?;
+    let router = MsiRouter::new(Arc::clone(&vm))?;
 
     let ram = memory::allocate(params.memory_size, &params.backing)?;
     let rsdp = acpi::write_tables(
@@ -90,6 +95,14 @@ pub fn build(
         mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
     };
     let input = add_devices(vm.as_ref(), &buses, params, events)?;
+    let platform = PciPlatform {
+        vm: Arc::clone(&vm),
+        router,
+        mmio: Arc::clone(&buses.mmio),
+        memory: Arc::new(ram.clone()),
+    };
+    let mut devices = DeviceSet::new(platform, events.clone())?;
+    devices.add_all(&params.devices)?;
 
     let (vcpus, stats) = create_vcpus(hypervisor, vm.as_ref(), params, entry, &buses, events)?;
     let stats = VmStats {
@@ -99,7 +112,7 @@ pub fn build(
         tsc_khz: stats.tsc_khz,
         kvm: vm.exit_stats_support(),
     };
-    Ok((Machine::new(vcpus, input, buses, vm, ram), stats))
+    Ok((Machine::new(vcpus, input, devices, buses, vm, ram), stats))
 }
 
 /// The platform's devices; the terminal's input comes back if there is one.

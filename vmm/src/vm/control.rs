@@ -339,21 +339,21 @@ impl RequestHandler for Vmm {
         let Some(config) = &self.config else {
             return VmStatus::default();
         };
-        let booted = self.machine.is_some();
+        let machine = self.machine.as_ref();
         VmStatus {
             info: Some(VmInfo {
                 config: config.as_ref().clone(),
                 state: self.state.into(),
                 memory_actual_size: config.memory.size,
-                device_tree: booted.then(|| device_tree(config)),
+                device_tree: machine.map(|machine| device_tree(config, machine)),
             }),
-            counters: booted.then(|| Arc::new(BTreeMap::new) as Arc<_>),
+            counters: machine.map(|machine| machine.devices().counters()),
         }
     }
 }
 
-fn device_tree(config: &VmConfig) -> BTreeMap<String, DeviceNode> {
-    let mut tree = BTreeMap::new();
+fn device_tree(config: &VmConfig, machine: &Machine) -> BTreeMap<String, DeviceNode> {
+    let mut tree = machine.devices().tree();
     if config.serial.mode != api_client::config::ConsoleOutputMode::Off {
         let id = "__serial".to_string();
         tree.insert(

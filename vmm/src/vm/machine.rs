@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use hypervisor::Vm;
 
+use super::devices::DeviceSet;
 use crate::devices::serial::SerialInput;
 use crate::memory::GuestRam;
 use crate::vcpu::{Buses, VcpuHandle};
@@ -13,6 +14,7 @@ use crate::vcpu::{Buses, VcpuHandle};
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     _input: Option<SerialInput>,
+    devices: DeviceSet,
     _buses: Buses,
     _vm: Arc<dyn Vm>,
     _ram: GuestRam,
@@ -22,6 +24,7 @@ impl Machine {
     pub(super) fn new(
         vcpus: Vec<VcpuHandle>,
         input: Option<SerialInput>,
+        devices: DeviceSet,
         buses: Buses,
         vm: Arc<dyn Vm>,
         ram: GuestRam,
@@ -29,10 +32,17 @@ impl Machine {
         Self {
             vcpus,
             _input: input,
+            devices,
             _buses: buses,
             _vm: vm,
             _ram: ram,
         }
+    }
+
+    /// The devices on the PCI bus.
+    #[must_use]
+    pub fn devices(&self) -> &DeviceSet {
+        &self.devices
     }
 
     /// Lets all vCPUs run.

@@ -3,10 +3,12 @@
 
 mod builder;
 mod control;
+mod devices;
 mod machine;
 mod state;
 
 pub use builder::{BuildError, build};
 pub use control::{ControlError, Ended, Vmm};
+pub use devices::{DeviceError, DeviceSet};
 pub use machine::Machine;
 pub use state::{TransitionError, VmState};

@@ -1,0 +1,86 @@
+//! Devices on the PCI bus, checked.
+
+use std::path::PathBuf;
+
+use api_client::config::{PciCommon, RngConfig, VmConfig};
+
+use super::ConfigError;
+
+/// Places on the bus; the first belongs to the host bridge.
+const PLACES: u8 = 32;
+
+/// The devices that a machine starts with, in the order in which they take
+/// places on the bus.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceParams {
+    /// An entropy device.
+    pub rng: Option<RngParams>,
+}
+
+/// Name and place of a device.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PciParams {
+    /// Its name; made up if absent.
+    pub id: Option<String>,
+    /// Its number on the bus; the next free one if absent.
+    pub device: Option<u8>,
+}
+
+/// An entropy device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RngParams {
+    /// Name and place.
+    pub pci: PciParams,
+    /// Where the random bytes come from.
+    pub source: PathBuf,
+}
+
+impl TryFrom<&VmConfig> for DeviceParams {
+    type Error = ConfigError;
+
+    fn try_from(config: &VmConfig) -> Result<Self, ConfigError> {
+        Ok(Self {
+            rng: Some(RngParams::try_from(&config.rng)?),
+        })
+    }
+}
+
+impl TryFrom<&RngConfig> for RngParams {
+    type Error = ConfigError;
+
+    fn try_from(config: &RngConfig) -> Result<Self, ConfigError> {
+        Ok(Self {
+            pci: PciParams::try_from(&config.pci_common)?,
+            source: config.src.clone(),
+        })
+    }
+}
+
+impl TryFrom<&PciCommon> for PciParams {
+    type Error = ConfigError;
+
+    fn try_from(config: &PciCommon) -> Result<Self, ConfigError> {
+        if config.iommu {
+            return Err(ConfigError::Unsupported(
+                "A device behind a virtual IOMMU".into(),
+            ));
+        }
+        if config.pci_segment != 0 {
+            return Err(ConfigError::PciSegment(config.pci_segment));
+        }
+        if let Some(id) = &config.id
+            && (id.is_empty() || id.starts_with("__"))
+        {
+            return Err(ConfigError::DeviceId(id.clone()));
+        }
+        if let Some(device) = config.pci_device_id
+            && !(1..PLACES).contains(&device)
+        {
+            return Err(ConfigError::PciDevice(device));
+        }
+        Ok(Self {
+            id: config.id.clone(),
+            device: config.pci_device_id,
+        })
+    }
+}

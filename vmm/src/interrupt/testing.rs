@@ -1,0 +1,100 @@
+//! A hypervisor that only remembers what devices asked of it.
+
+use std::sync::{Arc, Mutex};
+
+use hypervisor::{Error, ExitStatsFeatures, ExitStatsSupport, IrqRoute, Result, Vcpu, Vm};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::msi::MsiMessage;
+
+/// What was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Call {
+    /// The messages of the routing table.
+    Routes(Vec<(u32, MsiMessage)>),
+    Connect(u32),
+    Disconnect(u32),
+    Doorbell(u64),
+    NoDoorbell(u64),
+    Window(u32, u64, u64),
+    NoWindow(u32),
+}
+
+/// Takes everything; nothing happens.
+#[derive(Default)]
+pub(crate) struct RecordingVm(Mutex<Vec<Call>>);
+
+impl RecordingVm {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn note(&self, call: Call) -> Result<()> {
+        self.0.lock().unwrap().push(call);
+        Ok(())
+    }
+}
+
+impl Vm for RecordingVm {
+    fn create_irqchip(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn create_vcpu(&self, _id: u32) -> Result<Box<dyn Vcpu>> {
+        Err(Error::MissingCapability("vCPUs"))
+    }
+
+    unsafe fn map_memory(&self, _: u32, _: u64, _: u64, _: *mut u8) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn map_readonly_memory(
+        &self,
+        slot: u32,
+        guest: u64,
+        size: u64,
+        _: *const u8,
+    ) -> Result<()> {
+        self.note(Call::Window(slot, guest, size))
+    }
+
+    fn unmap_memory(&self, slot: u32) -> Result<()> {
+        self.note(Call::NoWindow(slot))
+    }
+
+    fn register_irqfd(&self, _: &EventFd, gsi: u32) -> Result<()> {
+        self.note(Call::Connect(gsi))
+    }
+
+    fn unregister_irqfd(&self, _: &EventFd, gsi: u32) -> Result<()> {
+        self.note(Call::Disconnect(gsi))
+    }
+
+    fn register_ioeventfd(&self, _: &EventFd, address: u64) -> Result<()> {
+        self.note(Call::Doorbell(address))
+    }
+
+    fn unregister_ioeventfd(&self, _: &EventFd, address: u64) -> Result<()> {
+        self.note(Call::NoDoorbell(address))
+    }
+
+    fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()> {
+        let messages = routes.iter().filter_map(|route| match *route {
+            IrqRoute::Msi { gsi, address, data } => Some((gsi, MsiMessage { address, data })),
+            IrqRoute::IoApic { .. } => None,
+        });
+        self.note(Call::Routes(messages.collect()))
+    }
+
+    fn exit_stats_support(&self) -> ExitStatsSupport {
+        ExitStatsSupport::default()
+    }
+
+    fn set_exit_stats_features(&self, _: ExitStatsFeatures) -> Result<()> {
+        Ok(())
+    }
+}

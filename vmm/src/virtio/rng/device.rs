@@ -1,0 +1,52 @@
+//! The device: identity, and the hold of the thread.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
+
+use super::worker::RngService;
+use crate::event::EventSink;
+use crate::sandbox::ThreadKind;
+use crate::virtio::worker::Worker;
+use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice};
+
+const QUEUE_SIZES: [u16; 1] = [256];
+
+/// An entropy device.
+pub struct Rng {
+    worker: Worker,
+}
+
+impl Rng {
+    /// A device called `id` whose bytes come from the file `source`.
+    pub fn new(id: &str, source: &Path, events: EventSink) -> io::Result<Self> {
+        let service = RngService::new(File::open(source)?, Arc::new(GuestFaults::new(id)));
+        let worker = Worker::spawn(id, ThreadKind::VirtioRng, events, service)?;
+        Ok(Self { worker })
+    }
+}
+
+impl VirtioDevice for Rng {
+    fn kind(&self) -> u32 {
+        VIRTIO_ID_RNG
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        self.worker.start(activation)
+    }
+
+    fn reset(&mut self) {
+        self.worker.stop();
+    }
+}

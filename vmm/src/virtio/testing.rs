@@ -1,0 +1,202 @@
+//! The driver's side of a queue, for tests: well behaved unless told
+//! otherwise.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::{Activation, COMMON_FEATURES, VirtQueue, VirtioInterrupt};
+use crate::memory::{Backing, GuestRam, allocate};
+
+pub(crate) const MEMORY: u64 = 16 << 20;
+const DESCRIPTORS: u64 = 0x1_0000;
+const AVAILABLE: u64 = 0x2_0000;
+const USED: u64 = 0x3_0000;
+/// Where buffers lie.
+pub(crate) const BUFFERS: u64 = 0x10_0000;
+
+const NEXT: u16 = 1;
+const WRITE: u16 = 2;
+
+/// A buffer of a chain; `at` counts from [`BUFFERS`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Buffer {
+    at: u64,
+    length: u32,
+    write: bool,
+}
+
+impl Buffer {
+    /// One that the device writes to.
+    pub(crate) fn writable(at: u64, length: u32) -> Self {
+        Self {
+            at,
+            length,
+            write: true,
+        }
+    }
+
+    /// One that the device reads.
+    pub(crate) fn readable(at: u64, length: u32) -> Self {
+        Self {
+            at,
+            length,
+            write: false,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Interrupts {
+    used: AtomicUsize,
+    needs_reset: AtomicBool,
+}
+
+impl VirtioInterrupt for Interrupts {
+    fn queue_used(&self, _: u16) {
+        self.used.fetch_add(1, Ordering::SeqCst);
+    }
+    fn needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+    }
+}
+
+/// A driver with one queue.
+pub(crate) struct Driver {
+    memory: Arc<GuestRam>,
+    size: u16,
+    next: u16,
+    available: u16,
+    kick: EventFd,
+    interrupts: Arc<Interrupts>,
+}
+
+impl Driver {
+    pub(crate) fn new(size: u16) -> Self {
+        Self {
+            memory: Arc::new(allocate(MEMORY, &Backing::default()).unwrap()),
+            size,
+            next: 0,
+            available: 0,
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            interrupts: Arc::default(),
+        }
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<GuestRam> {
+        &self.memory
+    }
+
+    /// The device's end of the queue.
+    pub(crate) fn queue(&self) -> VirtQueue {
+        let mut queue = Queue::new(self.size).unwrap();
+        queue.set_desc_table_address(Some(DESCRIPTORS as u32), None);
+        queue.set_avail_ring_address(Some(AVAILABLE as u32), None);
+        queue.set_used_ring_address(Some(USED as u32), None);
+        queue.set_ready(true);
+        let interrupts = Arc::clone(&self.interrupts) as Arc<dyn VirtioInterrupt>;
+        let kick = self.kick.try_clone().unwrap();
+        VirtQueue::new(0, queue, Arc::clone(&self.memory), kick, interrupts)
+    }
+
+    pub(crate) fn activation(&self) -> Activation {
+        Activation {
+            memory: Arc::clone(&self.memory),
+            features: COMMON_FEATURES,
+            queues: vec![self.queue()],
+            interrupt: Arc::clone(&self.interrupts) as Arc<dyn VirtioInterrupt>,
+        }
+    }
+
+    /// Makes a chain of `buffers` available; says which descriptor is its head.
+    pub(crate) fn offer(&mut self, buffers: &[Buffer]) -> u16 {
+        let head = self.next;
+        for (index, buffer) in buffers.iter().enumerate() {
+            let mut flags = if buffer.write { WRITE } else { 0 };
+            if index + 1 < buffers.len() {
+                flags |= NEXT;
+            }
+            self.next += 1;
+            let address = BUFFERS + buffer.at;
+            self.describe(
+                head + index as u16,
+                Descriptor::new(address, buffer.length, flags, self.next),
+            );
+        }
+        self.offer_head(head);
+        head
+    }
+
+    /// Writes a descriptor, sensible or not.
+    pub(crate) fn describe(&self, index: u16, descriptor: Descriptor) {
+        let at = DESCRIPTORS + 16 * u64::from(index);
+        self.memory
+            .write_obj(RawDescriptor::from(descriptor), GuestAddress(at))
+            .unwrap();
+    }
+
+    /// Makes a head available, sensible or not.
+    pub(crate) fn offer_head(&mut self, head: u16) {
+        let at = AVAILABLE + 4 + 2 * u64::from(self.available % self.size);
+        self.memory.write_obj(head, GuestAddress(at)).unwrap();
+        self.available = self.available.wrapping_add(1);
+        self.set_available_index(self.available);
+    }
+
+    /// Makes the first chain available once more.
+    pub(crate) fn offer_again(&mut self) {
+        self.offer_head(0);
+    }
+
+    pub(crate) fn set_available_index(&self, index: u16) {
+        self.memory
+            .write_obj(index, GuestAddress(AVAILABLE + 2))
+            .unwrap();
+    }
+
+    pub(crate) fn kick(&self) {
+        self.kick.write(1).unwrap();
+    }
+
+    /// Heads and lengths that the device has given back.
+    pub(crate) fn used(&self) -> Vec<(u16, u32)> {
+        let count: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        (0..count)
+            .map(|index| {
+                let at = USED + 4 + 8 * u64::from(index % self.size);
+                let head: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
+                (
+                    head as u16,
+                    self.memory.read_obj(GuestAddress(at + 4)).unwrap(),
+                )
+            })
+            .collect()
+    }
+
+    pub(crate) fn put(&self, at: u64, bytes: &[u8]) {
+        self.memory
+            .write_slice(bytes, GuestAddress(BUFFERS + at))
+            .unwrap();
+    }
+
+    pub(crate) fn get(&self, at: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(BUFFERS + at))
+            .unwrap();
+        bytes
+    }
+
+    pub(crate) fn interrupts(&self) -> usize {
+        self.interrupts.used.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn needs_reset(&self) -> bool {
+        self.interrupts.needs_reset.load(Ordering::SeqCst)
+    }
+}

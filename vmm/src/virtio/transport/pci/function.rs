@@ -1,0 +1,399 @@
+//! A virtio device as a PCI function.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use hypervisor::Vm;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::common::{self, CommonConfig};
+use super::interrupt::PciInterrupt;
+use super::{
+    BAR_SIZE, COMMON, DEVICE, DEVICE_END, ISR, MAX_VECTORS, NOTIFY, NOTIFY_STEP, PENDING,
+    PENDING_END, TABLE, TABLE_END, WINDOW,
+};
+use crate::bus::{Bus, BusDevice};
+use crate::interrupt::{InterruptError, MsiRouter};
+use crate::memory::{GuestRam, MemoryError, PCI_DEVICE_SLOTS, ReadOnlyWindow};
+use crate::pci::{
+    BarPlacer, CONFIG_SIZE, ConfigSpace, Identity, MsixCapability, MsixTable, MsixVectors,
+    PciAddress, PciFunction, capability,
+};
+use crate::virtio::{
+    Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, Transition, VirtQueue, VirtioDevice,
+    VirtioInterrupt,
+};
+
+const VENDOR: u16 = 0x1af4;
+/// Device numbers of virtio 1.x count from here.
+const DEVICE_BASE: u16 = 0x1040;
+/// Virtio 1.x.
+const REVISION: u8 = 1;
+
+// Kinds of structures that vendor capabilities locate (4.1.4).
+const CAP_COMMON: u8 = 1;
+const CAP_NOTIFY: u8 = 2;
+const CAP_ISR: u8 = 3;
+const CAP_DEVICE: u8 = 4;
+
+/// Why a device cannot be put on the bus.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Too many queues for the registers.
+    #[error("{0} queues are too many for a PCI device")]
+    TooManyQueues(usize),
+    /// No interrupts.
+    #[error("The device's interrupts cannot be set up")]
+    Interrupt(#[from] InterruptError),
+    /// No descriptors.
+    #[error("Cannot create an event for a queue")]
+    Event(#[source] std::io::Error),
+}
+
+/// What the machine offers to devices on the bus.
+#[derive(Clone)]
+pub struct PciPlatform {
+    /// The hypervisor's machine.
+    pub vm: Arc<dyn Vm>,
+    /// Interrupts.
+    pub router: Arc<MsiRouter>,
+    /// Memory-mapped I/O.
+    pub mmio: Arc<Bus>,
+    /// Guest memory.
+    pub memory: Arc<GuestRam>,
+}
+
+struct State {
+    config: ConfigSpace,
+    msix_capability: MsixCapability,
+    table: MsixTable,
+    placer: BarPlacer,
+    common: CommonConfig,
+    device: Box<dyn VirtioDevice>,
+}
+
+/// The function. Lock order: `state`, then whatever is below: bus, interrupt
+/// routes, what is shown. A device's thread takes the last one only, so
+/// waiting for it with `state` held is safe.
+pub struct VirtioPci {
+    /// Itself, for the bus.
+    me: Weak<Self>,
+    address: PciAddress,
+    platform: PciPlatform,
+    faults: GuestFaults,
+    interrupt: Arc<PciInterrupt>,
+    kicks: Vec<EventFd>,
+    counters: Option<Arc<dyn DeviceCounters>>,
+    state: Mutex<State>,
+}
+
+impl VirtioPci {
+    /// Makes a function of `device`. The guest sees it once it is inserted
+    /// into the segment.
+    pub fn new(
+        name: &str,
+        address: PciAddress,
+        device: Box<dyn VirtioDevice>,
+        platform: PciPlatform,
+    ) -> Result<Arc<Self>, TransportError> {
+        let queues = device.queue_sizes().len();
+        if queues + 1 > MAX_VECTORS {
+            return Err(TransportError::TooManyQueues(queues));
+        }
+        let vectors = MsixVectors::new(&platform.router, queues as u16 + 1)?;
+        let (config, msix_capability) = config_space(address, device.as_ref(), vectors.count());
+        let common = CommonConfig::new(device.features() | COMMON_FEATURES, device.queue_sizes());
+        let kicks = (0..queues)
+            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(TransportError::Event))
+            .collect::<Result<_, _>>()?;
+        let placer = BarPlacer::new(name, &platform.mmio, BAR_SIZE as u64);
+        let interrupt = Arc::new(PciInterrupt::new(Arc::clone(&vectors), queues));
+        let function = Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            address,
+            platform,
+            faults: GuestFaults::new(name),
+            interrupt,
+            kicks,
+            counters: device.counters(),
+            state: Mutex::new(State {
+                config,
+                msix_capability,
+                table: MsixTable::new(vectors),
+                placer,
+                common,
+                device,
+            }),
+        });
+        function.show(&function.state());
+        Ok(function)
+    }
+
+    /// Figures of the device, if it has any.
+    #[must_use]
+    pub fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
+        self.counters.clone()
+    }
+
+    /// The device's configuration has changed by itself: shows it to the
+    /// driver. To be called from the control thread.
+    pub fn config_changed(&self) {
+        let mut state = self.state();
+        state.common.next_generation();
+        self.show(&state);
+        drop(state);
+        self.interrupt.config_changed();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stores what the registers look like now where the guest reads them.
+    fn show(&self, state: &State) {
+        self.interrupt
+            .show(state.common.bytes(), &device_config(state.device.as_ref()));
+    }
+
+    /// Puts registers and doorbells where the guest wants them.
+    fn place(&self, state: &mut State, wanted: Option<u64>) {
+        let before = state.placer.at();
+        let me: Weak<dyn BusDevice> = Weak::<Self>::clone(&self.me);
+        if !state.placer.place(wanted, me) {
+            return;
+        }
+        if let Some(base) = before {
+            self.interrupt.set_window(None);
+            for (kick, doorbell) in self.doorbells(base) {
+                if let Err(error) = self.platform.vm.unregister_ioeventfd(kick, doorbell) {
+                    log::warn!("{}: {error}", self.address);
+                }
+            }
+        }
+        let Some(base) = state.placer.at() else {
+            return;
+        };
+        for (kick, doorbell) in self.doorbells(base) {
+            if let Err(error) = self.platform.vm.register_ioeventfd(kick, doorbell) {
+                // Kicks then come through `write`, slower.
+                log::warn!("{}: {error}", self.address);
+            }
+        }
+        match self.window(base) {
+            Ok(window) => {
+                self.interrupt.set_window(Some(window));
+                self.show(state);
+                self.interrupt.show_table(state.table.bytes());
+            }
+            // Reads then come through `read`, slower.
+            Err(error) => log::warn!("{}: {error}", self.address),
+        }
+    }
+
+    fn window(&self, base: u64) -> Result<ReadOnlyWindow, MemoryError> {
+        let slot = PCI_DEVICE_SLOTS + u32::from(self.address.device);
+        ReadOnlyWindow::map(Arc::clone(&self.platform.vm), slot, base, &[0; WINDOW], 1)
+    }
+
+    fn doorbells(&self, base: u64) -> impl Iterator<Item = (&EventFd, u64)> {
+        let first = base + NOTIFY as u64;
+        self.kicks
+            .iter()
+            .zip((first..).step_by(NOTIFY_STEP as usize))
+    }
+
+    fn write_common(&self, state: &mut State, offset: usize, data: &[u8]) {
+        let vectors = self.kicks.len() as u16 + 1;
+        match state.common.write(offset, data, vectors) {
+            Transition::None => {}
+            Transition::Reset => {
+                state.device.reset();
+                state.common.reset();
+                self.interrupt.reset();
+            }
+            Transition::Activate => self.activate(state),
+        }
+        self.interrupt.set_vectors(
+            state.common.config_vector,
+            state.common.queues.iter().map(|queue| queue.vector),
+        );
+        self.show(state);
+    }
+
+    fn activate(&self, state: &mut State) {
+        if let Err(error) = self.try_activate(state) {
+            self.faults.report(&format!("cannot activate: {error}"));
+            self.interrupt.needs_reset();
+        }
+    }
+
+    fn try_activate(&self, state: &mut State) -> Result<(), String> {
+        let memory = &self.platform.memory;
+        let interrupt = Arc::clone(&self.interrupt) as Arc<dyn VirtioInterrupt>;
+        let queues = state
+            .common
+            .build_queues(memory)?
+            .into_iter()
+            .map(|(index, queue)| {
+                let kick = self.kicks[usize::from(index)].try_clone()?;
+                Ok(VirtQueue::new(
+                    index,
+                    queue,
+                    Arc::clone(memory),
+                    kick,
+                    Arc::clone(&interrupt),
+                ))
+            })
+            .collect::<Result<_, std::io::Error>>()
+            .map_err(|error| error.to_string())?;
+        let activation = Activation {
+            memory: Arc::clone(memory),
+            features: state.common.features(),
+            queues,
+            interrupt,
+        };
+        state
+            .device
+            .activate(activation)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// The device's configuration, in whole words.
+fn device_config(device: &dyn VirtioDevice) -> Vec<u8> {
+    let length = device.config_length().min(DEVICE_END - DEVICE);
+    let mut bytes = vec![0; length.next_multiple_of(4)];
+    device.read_config(0, &mut bytes[..length]);
+    bytes
+}
+
+fn config_space(
+    address: PciAddress,
+    device: &dyn VirtioDevice,
+    vectors: u16,
+) -> (ConfigSpace, MsixCapability) {
+    let number = DEVICE_BASE + device.kind() as u16;
+    let mut space = ConfigSpace::new(&Identity {
+        vendor: VENDOR,
+        device: number,
+        revision: REVISION,
+        class: class(device.kind()),
+        subsystem: (VENDOR, number),
+    });
+    space.add_bar(0, BAR_SIZE as u32, BarPlacer::first_address(address));
+    let msix = MsixCapability::add(&mut space, vectors, 0, TABLE as u32, PENDING as u32);
+    let doorbells = NOTIFY_STEP * u32::from(vectors - 1);
+    for (kind, offset, length, extra) in [
+        (CAP_COMMON, COMMON, common::LENGTH as u32, None),
+        (CAP_ISR, ISR, 4, None),
+        (CAP_NOTIFY, NOTIFY, doorbells, Some(NOTIFY_STEP)),
+        (CAP_DEVICE, DEVICE, device.config_length() as u32, None),
+    ] {
+        if length == 0 {
+            continue;
+        }
+        let mut body = vec![if extra.is_some() { 20 } else { 16 }, kind];
+        // BAR 0, no identifier.
+        body.extend_from_slice(&[0; 4]);
+        body.extend_from_slice(&(offset as u32).to_le_bytes());
+        body.extend_from_slice(&length.to_le_bytes());
+        if let Some(extra) = extra {
+            body.extend_from_slice(&extra.to_le_bytes());
+        }
+        space.add_capability(capability::VENDOR, &body);
+    }
+    (space, msix)
+}
+
+/// Base class, sub-class and interface that fit a kind of device.
+fn class(kind: u32) -> [u8; 3] {
+    match kind {
+        virtio_bindings::virtio_ids::VIRTIO_ID_NET => [0x02, 0x00, 0x00],
+        virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK => [0x01, 0x80, 0x00],
+        virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE => [0x07, 0x80, 0x00],
+        _ => [0xff, 0x00, 0x00],
+    }
+}
+
+impl PciFunction for VirtioPci {
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        let mut state = self.state();
+        state.config.write(offset, data);
+        let (enabled, masked) = state.msix_capability.state(&state.config);
+        if let Err(error) = state.table.set_state(enabled, masked) {
+            self.faults.report(&error);
+        }
+        let wanted = state.config.bar(0);
+        self.place(&mut state, wanted);
+    }
+
+    fn config(&self) -> [u8; CONFIG_SIZE] {
+        *self.state().config.bytes()
+    }
+
+    fn detach(&self) {
+        let mut state = self.state();
+        self.place(&mut state, None);
+        state.device.reset();
+    }
+}
+
+impl BusDevice for VirtioPci {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        let Ok(offset) = usize::try_from(offset) else {
+            return;
+        };
+        let copy = |bytes: &[u8], from: usize, data: &mut [u8]| {
+            crate::virtio::copy_config(bytes, offset - from, data);
+        };
+        match offset {
+            COMMON..DEVICE => copy(&self.interrupt.common(), COMMON, data),
+            DEVICE..DEVICE_END => {
+                copy(&device_config(self.state().device.as_ref()), DEVICE, data);
+            }
+            TABLE..TABLE_END => copy(self.state().table.bytes(), TABLE, data),
+            ISR => data[0] = self.interrupt.take_isr(),
+            PENDING..PENDING_END => copy(&self.state().table.pending(), PENDING, data),
+            _ => {}
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let Ok(offset) = usize::try_from(offset) else {
+            return;
+        };
+        let mut state = self.state();
+        match offset {
+            COMMON..DEVICE => self.write_common(&mut state, offset - COMMON, data),
+            DEVICE..DEVICE_END => {
+                let at = offset - DEVICE;
+                if at + data.len() <= state.device.config_length() {
+                    state.device.write_config(at, data);
+                    self.show(&state);
+                }
+            }
+            TABLE..TABLE_END => {
+                if let Err(error) = state.table.write(offset - TABLE, data) {
+                    self.faults.report(&error);
+                }
+                self.interrupt.show_table(state.table.bytes());
+            }
+            NOTIFY..BAR_SIZE => {
+                // Only where the hypervisor would not take the doorbell.
+                if let Some(kick) = self.kicks.get((offset - NOTIFY) / NOTIFY_STEP as usize) {
+                    let _ = kick.write(1);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for VirtioPci {
+    fn drop(&mut self) {
+        // The machine is being taken down: the guest does not run any more, so
+        // only the device's own thread could still touch its memory.
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        state.device.reset();
+    }
+}

@@ -1,0 +1,305 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use instrumentation::user_exit::{AddressSpace, RangeMap};
+use proptest::prelude::*;
+
+use super::*;
+use crate::bus::{Bus, BusDevice};
+use crate::interrupt::MsiRouter;
+use crate::interrupt::testing::{Call, RecordingVm};
+use crate::memory::layout::PCI_WINDOW_START;
+use crate::memory::{Backing, PCI_DEVICE_SLOTS, allocate};
+use crate::pci::{PciAddress, PciFunction};
+use crate::virtio::{ActivateError, Activation, VirtioDevice};
+
+const FEATURE: u64 = 1 << 5 | 1 << 40;
+const BASE: u64 = PCI_WINDOW_START + (3 << 16);
+
+#[derive(Default)]
+struct Seen {
+    activation: Mutex<Option<Activation>>,
+    resets: AtomicUsize,
+}
+
+/// Keeps what it is given.
+struct Device {
+    seen: Arc<Seen>,
+    config: [u8; 6],
+}
+
+impl VirtioDevice for Device {
+    fn kind(&self) -> u32 {
+        2
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[16, 64]
+    }
+    fn features(&self) -> u64 {
+        FEATURE
+    }
+    fn config_length(&self) -> usize {
+        self.config.len()
+    }
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        crate::virtio::copy_config(&self.config, offset, data);
+    }
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        self.config[offset..offset + data.len()].copy_from_slice(data);
+    }
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        *self.seen.activation.lock().unwrap() = Some(activation);
+        Ok(())
+    }
+    fn reset(&mut self) {
+        *self.seen.activation.lock().unwrap() = None;
+        self.seen.resets.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+struct Guest {
+    vm: Arc<RecordingVm>,
+    bus: Arc<Bus>,
+    function: Arc<VirtioPci>,
+    seen: Arc<Seen>,
+}
+
+impl Guest {
+    fn new() -> Self {
+        let vm = RecordingVm::new();
+        let bus = Arc::new(Bus::new(AddressSpace::Mmio, Arc::new(RangeMap::new())));
+        let platform = PciPlatform {
+            vm: vm.clone(),
+            router: MsiRouter::new(vm.clone()).unwrap(),
+            mmio: Arc::clone(&bus),
+            memory: Arc::new(allocate(16 << 20, &Backing::default()).unwrap()),
+        };
+        let seen = Arc::new(Seen::default());
+        let device = Box::new(Device {
+            seen: Arc::clone(&seen),
+            config: [1, 2, 3, 4, 5, 6],
+        });
+        let function = VirtioPci::new("d", PciAddress { device: 3 }, device, platform).unwrap();
+        Self {
+            vm,
+            bus,
+            function,
+            seen,
+        }
+    }
+
+    /// One whose registers are reachable.
+    fn enabled() -> Self {
+        let guest = Self::new();
+        guest.function.write_config(4, &[6, 0]);
+        guest
+    }
+
+    fn write(&self, offset: usize, data: &[u8]) {
+        self.function.write(offset as u64, data);
+    }
+
+    fn read(&self, offset: usize, length: usize) -> u64 {
+        let mut data = [0; 8];
+        self.function.read(offset as u64, &mut data[..length]);
+        u64::from_le_bytes(data)
+    }
+
+    fn status(&self) -> u64 {
+        self.read(20, 1)
+    }
+
+    fn accept(&self, features: u64) {
+        for status in [1, 3] {
+            self.write(20, &[status]);
+        }
+        for half in 0..2u32 {
+            self.write(8, &half.to_le_bytes());
+            self.write(12, &((features >> (32 * half)) as u32).to_le_bytes());
+        }
+        self.write(20, &[0xb]);
+    }
+
+    fn set_up_queue(&self, index: u16, size: u16, at: u64) {
+        self.write(22, &index.to_le_bytes());
+        self.write(24, &size.to_le_bytes());
+        self.write(26, &(index + 1).to_le_bytes());
+        for (area, address) in [at, at + 0x1000, at + 0x2000].into_iter().enumerate() {
+            self.write(32 + 8 * area, &(address as u32).to_le_bytes());
+            self.write(36 + 8 * area, &((address >> 32) as u32).to_le_bytes());
+        }
+        self.write(28, &[1, 0]);
+    }
+
+    fn kernel_calls(&self, wanted: fn(&Call) -> bool) -> Vec<Call> {
+        self.vm.calls().into_iter().filter(wanted).collect()
+    }
+}
+
+const VERSION_1: u64 = 1 << 32;
+const EVENT_IDX: u64 = 1 << 29;
+
+#[test]
+fn a_driver_brings_the_device_up_with_what_it_chose() {
+    let guest = Guest::enabled();
+    guest.write(0, &[1, 0, 0, 0]);
+    assert_eq!(guest.read(4, 4), 1 | 1 << 8);
+    guest.accept(VERSION_1 | EVENT_IDX | 1 << 5);
+    assert_eq!(guest.status(), 0xb);
+    guest.set_up_queue(1, 32, 0x10_0000);
+    guest.write(20, &[0xf]);
+    assert_eq!(guest.status(), 0xf);
+    let activation = guest.seen.activation.lock().unwrap().take().unwrap();
+    assert_eq!(activation.features, VERSION_1 | EVENT_IDX | 1 << 5);
+    assert_eq!(activation.queues.len(), 1);
+    assert_eq!(
+        (activation.queues[0].index(), activation.queues[0].size()),
+        (1, 32)
+    );
+    guest.write(20, &[0]);
+    assert_eq!(guest.status(), 0);
+    assert_eq!(guest.seen.resets.load(Ordering::SeqCst), 1);
+    guest.write(22, &[1, 0]);
+    assert_eq!((guest.read(24, 2), guest.read(28, 2)), (64, 0));
+}
+
+#[test]
+fn features_that_were_not_offered_are_refused() {
+    for features in [VERSION_1 | 1 << 6, 1 << 5, 0] {
+        let guest = Guest::enabled();
+        guest.accept(features);
+        assert_eq!(guest.status(), 3);
+        guest.write(20, &[0xf]);
+        assert_eq!(guest.status(), 3);
+        assert!(guest.seen.activation.lock().unwrap().is_none());
+    }
+}
+
+#[test]
+fn queues_outside_of_memory_make_the_device_ask_for_a_reset() {
+    for at in [16 << 20, (16 << 20) - 0x2000, 0x10_0001, u64::MAX - 0xffff] {
+        let guest = Guest::enabled();
+        guest.accept(VERSION_1);
+        guest.set_up_queue(0, 16, at);
+        guest.write(20, &[0xf]);
+        assert_eq!(guest.status(), 0x4f, "{at:#x}");
+        guest.write(20, &[0]);
+        assert_eq!(guest.status(), 0);
+    }
+}
+
+#[test]
+fn an_active_queue_cannot_be_changed() {
+    let guest = Guest::enabled();
+    guest.accept(VERSION_1);
+    guest.set_up_queue(0, 16, 0x10_0000);
+    guest.set_up_queue(0, 8, 0x20_0000);
+    assert_eq!((guest.read(24, 2), guest.read(32, 8)), (16, 0x10_0000));
+    guest.write(20, &[0xf]);
+    guest.set_up_queue(1, 8, 0x20_0000);
+    assert_eq!((guest.read(24, 2), guest.read(28, 2)), (64, 0));
+}
+
+#[test]
+fn doorbells_and_window_follow_the_bar() {
+    let guest = Guest::new();
+    let wanted = |call: &Call| !matches!(call, Call::Routes(_));
+    assert_eq!(guest.kernel_calls(wanted), []);
+    guest.function.write_config(4, &[6, 0]);
+    let slot = PCI_DEVICE_SLOTS + 3;
+    let at = |base: u64| {
+        [
+            Call::Doorbell(base + 0x3000),
+            Call::Doorbell(base + 0x3004),
+            Call::Window(slot, base, 0x2000),
+        ]
+    };
+    assert_eq!(guest.kernel_calls(wanted), at(BASE));
+    let elsewhere = BASE + 0x10_0000;
+    guest
+        .function
+        .write_config(0x10, &(elsewhere as u32).to_le_bytes());
+    let calls = guest.kernel_calls(wanted)[3..].to_vec();
+    let gone = [
+        Call::NoWindow(slot),
+        Call::NoDoorbell(BASE + 0x3000),
+        Call::NoDoorbell(BASE + 0x3004),
+    ];
+    assert_eq!(calls[..3], gone);
+    assert_eq!(calls[3..], at(elsewhere));
+    let mut data = [0];
+    guest.bus.read(elsewhere + 0x100, &mut data);
+    assert_eq!(data, [1]);
+    guest.bus.read(BASE + 0x100, &mut data);
+    assert_eq!(data, [0xff]);
+}
+
+#[test]
+fn a_function_that_is_taken_off_the_bus_answers_nowhere() {
+    let guest = Guest::enabled();
+    guest.function.detach();
+    let mut data = [0];
+    guest.bus.read(BASE + 0x100, &mut data);
+    assert_eq!(data, [0xff]);
+    let wanted = |call: &Call| matches!(call, Call::NoDoorbell(_) | Call::NoWindow(_));
+    assert_eq!(guest.kernel_calls(wanted).len(), 3);
+    assert_eq!(guest.seen.resets.load(Ordering::SeqCst), 1);
+    assert_eq!(Arc::strong_count(&guest.function), 1);
+}
+
+#[test]
+fn interrupts_go_to_the_vector_of_their_queue_or_to_the_status() {
+    let guest = Guest::enabled();
+    guest.accept(VERSION_1);
+    guest.set_up_queue(0, 16, 0x10_0000);
+    guest.write(20, &[0xf]);
+    let interrupt = {
+        let activation = guest.seen.activation.lock().unwrap();
+        Arc::clone(&activation.as_ref().unwrap().interrupt)
+    };
+    // MSI-X is off: the status is all there is, and reading it clears it.
+    interrupt.queue_used(0);
+    assert_eq!((guest.read(ISR, 1), guest.read(ISR, 1)), (1, 0));
+    let control = guest.function.config()[0x34] as usize + 2;
+    guest.function.write_config(control, &[0, 0x80]);
+    interrupt.queue_used(0);
+    assert_eq!(guest.read(ISR, 1), 0);
+    assert_eq!(guest.read(PENDING, 8), 1 << 1);
+    interrupt.needs_reset();
+    assert_eq!(guest.status(), 0x4f);
+}
+
+#[test]
+fn the_device_configuration_is_read_and_written_within_its_length() {
+    let guest = Guest::enabled();
+    assert_eq!(guest.read(DEVICE, 8), 0x0605_0403_0201);
+    guest.write(DEVICE + 4, &[9, 9]);
+    guest.write(DEVICE + 5, &[7, 7]);
+    guest.write(DEVICE + 8, &[7]);
+    assert_eq!(guest.read(DEVICE, 8), 0x0909_0403_0201);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_a_guest_writes_nobody_panics(
+        accesses in prop::collection::vec(
+            (any::<bool>(), 0usize..0x4100, prop::sample::select(vec![1usize, 2, 4, 8]), any::<u64>(), any::<bool>()),
+            0..200,
+        )
+    ) {
+        let guest = Guest::enabled();
+        for (config, offset, width, value, small) in accesses {
+            let value = if small { value & 0x1f } else { value };
+            let data = &value.to_le_bytes()[..width];
+            if config {
+                guest.function.write_config(offset % 256, &data[..width.min(4)]);
+            } else {
+                // Half of them go to the common configuration.
+                let offset = if offset & 1 == 0 { offset % 64 } else { offset };
+                guest.write(offset, data);
+                guest.read(offset, width);
+            }
+        }
+    }
+}
