@@ -38,7 +38,7 @@ impl std::fmt::Display for QueryError {
         match self {
             QueryError::UndefinedReason { reason, isa } => write!(
                 f,
-                "Exit reason {} is undefined: {} does not define it",
+                "Exit reason {} is undefined: the manual does not define it ({})",
                 reason.0,
                 isa.table().manual
             ),
