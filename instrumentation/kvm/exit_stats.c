@@ -19,13 +19,13 @@
 #include "exit_stats_table.h"
 
 static_assert(KVM_EXIT_STATS_SLOTS == KVM_EXIT_STATS_NR_SLOTS);
-static_assert(KVM_EXIT_STATS_VMX_LAST == KVM_EXIT_STATS_VMX_NR_REASONS - 1);
+static_assert(KVM_EXIT_STATS_VMX_REST == KVM_EXIT_STATS_VMX_NR_REASONS);
 static_assert(KVM_EXIT_STATS_VMX_REST == KVM_EXIT_STATS_VMX_OTHER);
 static_assert(KVM_EXIT_STATS_VMX_OTHER < KVM_EXIT_STATS_SLOTS);
-static_assert(KVM_EXIT_STATS_SVM_LOW_LAST == KVM_EXIT_STATS_SVM_NR_LOW - 1);
+static_assert(KVM_EXIT_STATS_SVM_LOW_END == KVM_EXIT_STATS_SVM_NR_LOW);
 static_assert(KVM_EXIT_STATS_SVM_NPF == KVM_EXIT_STATS_SVM_HIGH);
-static_assert(KVM_EXIT_STATS_SVM_HIGH_LAST ==
-	      KVM_EXIT_STATS_SVM_HIGH + KVM_EXIT_STATS_SVM_NR_HIGH - 1);
+static_assert(KVM_EXIT_STATS_SVM_NPF_END - KVM_EXIT_STATS_SVM_NPF ==
+	      KVM_EXIT_STATS_SVM_NR_HIGH);
 static_assert(KVM_EXIT_STATS_SVM_REST == KVM_EXIT_STATS_SVM_OTHER);
 static_assert(KVM_EXIT_STATS_SVM_OTHER < KVM_EXIT_STATS_SLOTS);
 
@@ -49,7 +49,7 @@ struct kvm_exit_stats_latency {
 DEFINE_STATIC_KEY_TRUE(kvm_exit_stats_key);
 EXPORT_SYMBOL_GPL(kvm_exit_stats_key);
 
-static bool __read_mostly leaves_param = true;
+bool __read_mostly kvm_exit_stats_guest = true;
 
 /* Whose exits these are: set as kvm-intel or kvm-amd loads. */
 static enum kvm_exit_stats_isa __read_mostly active_isa;
@@ -113,7 +113,7 @@ static const struct kernel_param_ops exit_stats_ops = {
 module_param_cb(exit_stats, &exit_stats_ops, NULL, 0644);
 MODULE_PARM_DESC(exit_stats, "Account VM exits per reason (default: on)");
 
-module_param_named(exit_stats_guest, leaves_param, bool, 0644);
+module_param_named(exit_stats_guest, kvm_exit_stats_guest, bool, 0644);
 MODULE_PARM_DESC(exit_stats_guest,
 		 "Answer the CPUID leaves 0x4FFFFFFB to 0x4FFFFFFF (default: on)");
 
@@ -135,13 +135,6 @@ enum kvm_exit_stats_isa kvm_exit_stats_isa(void)
 	return READ_ONCE(active_isa);
 }
 
-bool kvm_exit_stats_leaves_on(struct kvm *kvm)
-{
-	return static_key_enabled(&kvm_exit_stats_key) &&
-	       READ_ONCE(leaves_param) &&
-	       (!kvm || !READ_ONCE(kvm->arch.exit_stats.no_leaves));
-}
-
 /* Slot of a reason of the manual, or -ENOENT where the manual has none. */
 static int slot_of_reason(u32 reason)
 {
@@ -154,7 +147,7 @@ static int slot_of_reason(u32 reason)
 		if (reason < KVM_EXIT_STATS_SVM_NR_LOW)
 			return reason;
 		if (reason >= KVM_EXIT_STATS_SVM_HIGH &&
-		    reason <= KVM_EXIT_STATS_SVM_HIGH_LAST)
+		    reason < KVM_EXIT_STATS_SVM_NPF_END)
 			return reason - KVM_EXIT_STATS_SVM_HIGH +
 			       KVM_EXIT_STATS_SVM_NR_LOW;
 		break;
@@ -169,17 +162,18 @@ static const struct kvm_exit_stats_reason *reason_of_slot(u32 slot)
 {
 	switch (kvm_exit_stats_isa()) {
 	case KVM_EXIT_STATS_ISA_VMX:
-		if (slot < KVM_EXIT_STATS_VMX_OTHER)
-			return &kvm_exit_stats_vmx_reasons[array_index_nospec(slot, KVM_EXIT_STATS_VMX_OTHER)];
-		break;
+		if (slot >= KVM_EXIT_STATS_VMX_OTHER)
+			return NULL;
+		slot = array_index_nospec(slot, KVM_EXIT_STATS_VMX_OTHER);
+		return &kvm_exit_stats_vmx_reasons[slot];
 	case KVM_EXIT_STATS_ISA_SVM:
-		if (slot < KVM_EXIT_STATS_SVM_OTHER)
-			return &kvm_exit_stats_svm_reasons[array_index_nospec(slot, KVM_EXIT_STATS_SVM_OTHER)];
-		break;
+		if (slot >= KVM_EXIT_STATS_SVM_OTHER)
+			return NULL;
+		slot = array_index_nospec(slot, KVM_EXIT_STATS_SVM_OTHER);
+		return &kvm_exit_stats_svm_reasons[slot];
 	default:
-		break;
+		return NULL;
 	}
-	return NULL;
 }
 
 /**
@@ -210,15 +204,15 @@ int kvm_exit_stats_lookup(u32 reason)
 /**
  * kvm_exit_stats_register() - tell which instruction set's exits will come
  * @isa: the instruction set of the vendor module
- * @handlers: its dispatch table
+ * @handlers: its dispatch table, an array of function pointers
  * @nr: entries of @handlers
  *
  * Called as the vendor module loads, when no VM exists.
  */
-void kvm_exit_stats_register(enum kvm_exit_stats_isa isa,
-			     int (*const *handlers)(struct kvm_vcpu *vcpu),
+void kvm_exit_stats_register(enum kvm_exit_stats_isa isa, const void *handlers,
 			     size_t nr)
 {
+	const void *const *handler = handlers;
 	size_t reason;
 	int slot;
 
@@ -226,9 +220,9 @@ void kvm_exit_stats_register(enum kvm_exit_stats_isa isa,
 	bitmap_zero(handled_slots, KVM_EXIT_STATS_SLOTS);
 	for (reason = 0; reason < nr; reason++) {
 		slot = slot_of_reason(reason);
-		if (handlers[reason] && slot >= 0)
+		if (handler[reason] && slot >= 0)
 			__set_bit(slot, handled_slots);
-		else if (handlers[reason])
+		else if (handler[reason])
 			pr_warn("exit_stats: reason %zu has a handler and no slot\n",
 				reason);
 	}
@@ -260,7 +254,7 @@ static void record_latency(struct kvm_exit_stats_clock *clock, u64 ticks)
 	u32 bucket = min_t(u32, fls64(ticks), LATENCY_BUCKETS - 1);
 
 	if (latency)
-		latency->buckets[clock->slot][bucket]++;
+		kvm_exit_stats_add(&latency->buckets[clock->slot][bucket], 1);
 }
 
 /**
@@ -281,7 +275,7 @@ void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now)
 		return;
 	}
 
-	vcpu->stat.exit_cycles_by_reason[clock->slot] += ticks;
+	kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot], ticks);
 	if (!test_and_clear_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags) &&
 	    test_bit(KVM_EXIT_STATS_F_LATENCY, &clock->flags))
 		record_latency(clock, clock->handled + ticks);
@@ -301,7 +295,7 @@ static void book(struct kvm_vcpu *vcpu, u64 *place, bool handling)
 	preempt_disable();
 	now = rdtsc();
 	if (!test_bit(KVM_EXIT_STATS_F_START, &clock->flags)) {
-		place[clock->slot] += now - clock->last;
+		kvm_exit_stats_add(&place[clock->slot], now - clock->last);
 		if (handling)
 			clock->handled += now - clock->last;
 	}
@@ -316,7 +310,7 @@ static void book(struct kvm_vcpu *vcpu, u64 *place, bool handling)
  *
  * The time so far belongs to the exit before. Called with interrupts off.
  */
-void kvm_exit_stats_no_entry(struct kvm_vcpu *vcpu, u32 slot)
+void kvm_exit_stats_no_entry(struct kvm_vcpu *vcpu, u64 slot)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
 	u64 now = kvm_exit_stats_entry(vcpu);

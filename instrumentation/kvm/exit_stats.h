@@ -49,15 +49,11 @@ enum kvm_exit_stats_isa {
 	KVM_EXIT_STATS_ISA_SVM,
 };
 
-/*
- * Slots of the exits that need no table to find: exit_stats.c ties these to the
- * generated header.
- */
-#define KVM_EXIT_STATS_VMX_LAST		85
+/* The shape of the slots, without the tables; exit_stats.c ties it to them. */
 #define KVM_EXIT_STATS_VMX_REST		86
-#define KVM_EXIT_STATS_SVM_LOW_LAST	0xa6
+#define KVM_EXIT_STATS_SVM_LOW_END	0xa7
 #define KVM_EXIT_STATS_SVM_NPF		0x400
-#define KVM_EXIT_STATS_SVM_HIGH_LAST	0x403
+#define KVM_EXIT_STATS_SVM_NPF_END	0x404
 #define KVM_EXIT_STATS_SVM_REST		171
 
 /* The clock is stopped and starts at the next VM entry. */
@@ -67,18 +63,25 @@ enum kvm_exit_stats_isa {
 /* Histograms were just switched on: the open exit was seen only in part. */
 #define KVM_EXIT_STATS_F_PARTIAL	2
 
+/* Leaves: totals of exits and cycles, the same of one reason, what this is. */
+#define KVM_EXIT_STATS_LEAF_INFO		0x4ffffffb
+#define KVM_EXIT_STATS_LEAF_REASON_CYCLES	0x4ffffffc
+#define KVM_EXIT_STATS_LEAF_REASON_EXITS	0x4ffffffd
+#define KVM_EXIT_STATS_LEAF_TOTAL_CYCLES	0x4ffffffe
+#define KVM_EXIT_STATS_LEAF_TOTAL_EXITS		0x4fffffff
+
 DECLARE_STATIC_KEY_TRUE(kvm_exit_stats_key);
+extern bool kvm_exit_stats_guest;
 
 void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now);
-void kvm_exit_stats_no_entry(struct kvm_vcpu *vcpu, u32 slot);
+void kvm_exit_stats_no_entry(struct kvm_vcpu *vcpu, u64 slot);
 void __kvm_exit_stats_run_begin(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_run_end(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_block(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_unblock(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu);
 
-void kvm_exit_stats_register(enum kvm_exit_stats_isa isa,
-			     int (*const *handlers)(struct kvm_vcpu *vcpu),
+void kvm_exit_stats_register(enum kvm_exit_stats_isa isa, const void *handlers,
 			     size_t nr);
 void kvm_exit_stats_vcpu_init(struct kvm_vcpu *vcpu);
 void kvm_exit_stats_vcpu_postcreate(struct kvm_vcpu *vcpu);
@@ -91,9 +94,18 @@ bool kvm_exit_stats_debugfs_readonly(const char *name);
 /* For the leaves: what the accounting knows, and what a reason's number means. */
 enum kvm_exit_stats_isa kvm_exit_stats_isa(void);
 int kvm_exit_stats_lookup(u32 reason);
-bool kvm_exit_stats_leaves_on(struct kvm *kvm);
-bool kvm_exit_stats_cpuid(struct kvm_vcpu *vcpu, u32 *eax, u32 *ebx, u32 *ecx,
-			  u32 *edx);
+struct kvm_cpuid_entry2 *kvm_exit_stats_cpuid(struct kvm_vcpu *vcpu, u32 leaf,
+					      u32 index);
+
+/*
+ * Adds to a figure. One instruction: a reader on another CPU sees the figure
+ * before or after, with nothing lost or torn, because there is one writer.
+ * Readers use READ_ONCE().
+ */
+static __always_inline void kvm_exit_stats_add(u64 *figure, u64 value)
+{
+	asm volatile("addq %1, %0" : "+m" (*figure) : "er" (value) : "cc");
+}
 
 /* Ends the kernel's share of the last exit; called with interrupts off. */
 static __always_inline u64 kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
@@ -104,7 +116,8 @@ static __always_inline u64 kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
 	if (unlikely(READ_ONCE(clock->flags)))
 		kvm_exit_stats_entry_slow(vcpu, now);
 	else
-		vcpu->stat.exit_cycles_by_reason[clock->slot] += now - clock->last;
+		kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot],
+				   now - clock->last);
 	return now;
 }
 
@@ -113,8 +126,8 @@ static __always_inline void kvm_exit_stats_exit(struct kvm_vcpu *vcpu, u64 entry
 {
 	u64 now = rdtsc();
 
-	vcpu->stat.guest_cycles += now - entry;
 	vcpu->arch.exit_stats.last = now;
+	kvm_exit_stats_add(&vcpu->stat.guest_cycles, now - entry);
 }
 
 /*
@@ -138,27 +151,32 @@ do {									\
 
 /*
  * Counts the exit that vcpu_run() is about to return. Exactly one call for each
- * return, because KVM's own counter is raised once for each. As with KVM's other
- * statistics, a plain addition by the only writer; readers use READ_ONCE().
+ * return, because KVM's own counter is raised once for each.
  */
-static __always_inline void kvm_exit_stats_count(struct kvm_vcpu *vcpu, u32 slot)
+static __always_inline void kvm_exit_stats_count(struct kvm_vcpu *vcpu, u64 slot)
 {
 	vcpu->arch.exit_stats.slot = slot;
-	vcpu->stat.exits_by_reason[slot]++;
+	kvm_exit_stats_add(&vcpu->stat.exits_by_reason[slot], 1);
 }
 
-/* @reason: the VMCS field or KVM's stand-in for it; only bits 15:0 name it. */
-static __always_inline void kvm_exit_stats_count_vmx(struct kvm_vcpu *vcpu,
-						     u32 reason)
+static __always_inline void __kvm_exit_stats_count_vmx(struct kvm_vcpu *vcpu,
+						       u16 reason)
 {
-	u32 slot = (u16)reason;
-
-	if (!static_branch_likely(&kvm_exit_stats_key))
-		return;
-	if (unlikely(slot > KVM_EXIT_STATS_VMX_LAST))
-		slot = KVM_EXIT_STATS_VMX_REST;
-	kvm_exit_stats_count(vcpu, slot);
+	if (likely(reason < KVM_EXIT_STATS_VMX_REST))
+		kvm_exit_stats_count(vcpu, reason);
+	else
+		kvm_exit_stats_count(vcpu, KVM_EXIT_STATS_VMX_REST);
 }
+
+/*
+ * @reason: bits 15:0 of the VMCS field or of KVM's stand-in for it. A macro, like
+ * the next one, so that nothing is read when it is off.
+ */
+#define kvm_exit_stats_count_vmx(vcpu, reason)				\
+do {									\
+	if (static_branch_likely(&kvm_exit_stats_key))			\
+		__kvm_exit_stats_count_vmx(vcpu, reason);		\
+} while (0)
 
 /* KVM made up an exit without entering the guest: reason 33, to emulate. */
 static __always_inline void kvm_exit_stats_count_vmx_emulation(struct kvm_vcpu *vcpu)
@@ -167,23 +185,33 @@ static __always_inline void kvm_exit_stats_count_vmx_emulation(struct kvm_vcpu *
 		kvm_exit_stats_no_entry(vcpu, KVM_EXIT_STATS_VMX_REST);
 }
 
-/* @code: low half of the VMCB's exit code. */
-static __always_inline void kvm_exit_stats_count_svm(struct kvm_vcpu *vcpu,
-						     u32 code)
+static __always_inline void __kvm_exit_stats_count_svm(struct kvm_vcpu *vcpu,
+						       u32 code)
 {
-	u32 slot = code;
+	u64 slot = code;
 
-	if (!static_branch_likely(&kvm_exit_stats_key))
-		return;
-	if (slot > KVM_EXIT_STATS_SVM_LOW_LAST) {
-		if (code >= KVM_EXIT_STATS_SVM_NPF &&
-		    code <= KVM_EXIT_STATS_SVM_HIGH_LAST)
-			slot = code - KVM_EXIT_STATS_SVM_NPF +
-			       KVM_EXIT_STATS_SVM_LOW_LAST + 1;
+	if (unlikely(slot >= KVM_EXIT_STATS_SVM_LOW_END)) {
+		slot -= KVM_EXIT_STATS_SVM_NPF;
+		if (slot < KVM_EXIT_STATS_SVM_NPF_END - KVM_EXIT_STATS_SVM_NPF)
+			slot += KVM_EXIT_STATS_SVM_LOW_END;
 		else
 			slot = KVM_EXIT_STATS_SVM_REST;
 	}
 	kvm_exit_stats_count(vcpu, slot);
+}
+
+/* @code: low half of the VMCB's exit code. */
+#define kvm_exit_stats_count_svm(vcpu, code)				\
+do {									\
+	if (static_branch_likely(&kvm_exit_stats_key))			\
+		__kvm_exit_stats_count_svm(vcpu, code);			\
+} while (0)
+
+static inline bool kvm_exit_stats_leaves_on(struct kvm *kvm)
+{
+	return static_key_enabled(&kvm_exit_stats_key) &&
+	       READ_ONCE(kvm_exit_stats_guest) &&
+	       (!kvm || !READ_ONCE(kvm->arch.exit_stats.no_leaves));
 }
 
 /* KVM_RUN came in from user space. */
@@ -222,22 +250,11 @@ static inline void kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu)
 }
 
 /*
- * The end of kvm_vcpu_stats_desc[]. A bucket a slot: for the first array a
- * histogram to the letter, for the others the same shape with a sum of ticks in
- * each bucket.
+ * One array in kvm_vcpu_stats_desc[]. A bucket a slot: for the counts a histogram
+ * to the letter, for the times the same shape with a sum of ticks in each bucket.
  */
 #define KVM_EXIT_STATS_DESC(name, unit)					\
 	STATS_DESC_LINEAR_HIST(VCPU, name, unit, KVM_STATS_BASE_POW10, 0,	\
 			       KVM_EXIT_STATS_SLOTS, 1)
-
-#define KVM_EXIT_STATS_DESCS()							\
-	KVM_EXIT_STATS_DESC(exits_by_reason, KVM_STATS_UNIT_NONE),		\
-	KVM_EXIT_STATS_DESC(exit_cycles_by_reason, KVM_STATS_UNIT_CYCLES),	\
-	KVM_EXIT_STATS_DESC(exit_blocked_cycles_by_reason,			\
-			    KVM_STATS_UNIT_CYCLES),				\
-	KVM_EXIT_STATS_DESC(exit_userspace_cycles_by_reason,			\
-			    KVM_STATS_UNIT_CYCLES),				\
-	STATS_DESC_CUMULATIVE(VCPU, guest_cycles, KVM_STATS_UNIT_CYCLES,	\
-			      KVM_STATS_BASE_POW10, 0)
 
 #endif /* __KVM_X86_EXIT_STATS_H */

@@ -2,11 +2,12 @@
 /*
  * VM-exit accounting: what lives inside KVM's own structures.
  *
- * asm/kvm_host.h includes this, so it may name nothing of KVM's.
+ * asm/kvm_host.h includes this, so it may name nothing that is defined there.
  */
 #ifndef __KVM_EXIT_STATS_TYPES_H
 #define __KVM_EXIT_STATS_TYPES_H
 
+#include <linux/kvm.h>
 #include <linux/types.h>
 
 /* Slots of each array; exit_stats.c ties it to the generated table. */
@@ -23,6 +24,7 @@ struct kvm_exit_stats_latency;
  *	need them
  * @latency: histograms, NULL until they are first switched on for the VM
  * @slot: slot of the last exit, which pays for all time until the next one
+ * @leaf: the CPUID leaf answered last
  *
  * Written by the vCPU's task alone, but for @flags and the one store that
  * publishes @latency.
@@ -33,6 +35,7 @@ struct kvm_exit_stats_clock {
 	u64 handled;
 	struct kvm_exit_stats_latency *latency;
 	u32 slot;
+	struct kvm_cpuid_entry2 leaf;
 };
 
 /**
