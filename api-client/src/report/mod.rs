@@ -129,10 +129,7 @@ fn bursts(page: &mut Page, timeline: &Timeline) {
 fn ranking(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
     let exits: u64 = timeline.exits().iter().sum();
     let kernel: f64 = timeline.reasons.iter().map(|row| row.seconds[0]).sum();
-    let label = |row: &timeline::ReasonSeries| match row.number {
-        Some(number) => format!("{} {number}", row.symbol),
-        None => row.symbol.clone(),
-    };
+    let label = |row: &timeline::ReasonSeries| format!("{} {}", row.symbol, row.label);
     let by_count: Vec<_> = timeline
         .reasons
         .iter()
@@ -166,7 +163,7 @@ fn ranking(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
     let rows = timeline.reasons.iter().map(|row| {
         let ms = |index: usize| format!("{:.3}", row.seconds[index] * 1000.0);
         vec![
-            row.number.map_or("-".into(), |number| number.to_string()),
+            row.label.clone(),
             row.symbol.clone(),
             row.name.clone(),
             row.total_exits.to_string(),

@@ -90,6 +90,7 @@ mod tests {
             buckets: exits.len(),
             reasons: vec![ReasonSeries {
                 number: Some(10),
+                label: "10".into(),
                 symbol: "CPUID".into(),
                 name: "CPUID".into(),
                 exits: exits.to_vec(),

@@ -23,6 +23,8 @@ pub struct Timeline {
 pub struct ReasonSeries {
     /// The manual's number, if it has one.
     pub number: Option<u32>,
+    /// The number as the manual writes it.
+    pub label: String,
     /// Linux's symbol.
     pub symbol: String,
     /// The manual's name.
@@ -104,6 +106,7 @@ impl Timeline {
                 None => {
                     self.reasons.push(ReasonSeries {
                         number: row.number,
+                        label: row.label(delta.isa),
                         symbol: row.symbol.clone(),
                         name: row.name.clone(),
                         exits: vec![0; self.buckets],

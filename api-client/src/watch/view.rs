@@ -137,11 +137,7 @@ fn draw_table(frame: &mut Frame, area: Rect, model: &Model, rows: &[Row], palett
         let counters = &row.reason.counters;
         let average = counters.cycles.checked_div(counters.exits).unwrap_or(0);
         TableRow::new([
-            right(
-                &row.reason
-                    .number
-                    .map_or("-".into(), |number| number.to_string()),
-            ),
+            right(&row.reason.label(latest.and_then(|latest| latest.isa))),
             Cell::new(row.reason.symbol.clone()),
             right(&figure(row.rate)),
             right(&counters.exits.to_string()),

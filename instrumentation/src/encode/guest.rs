@@ -27,7 +27,7 @@ pub fn guest_table(snapshot: &GuestSnapshot, sort: SortBy, all: bool) -> String 
     ]);
     for row in rows {
         table.add_row([
-            row.number.to_string(),
+            snapshot.isa.number(row.number),
             row.symbol.into(),
             grouped(row.exits),
             percent(row.exits, snapshot.exits),

@@ -52,7 +52,7 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     for row in options.rows(snapshot.reasons.as_deref().unwrap_or_default()) {
         let counters = &row.counters;
         table.add_row([
-            row.number.map_or("-".into(), |number| number.to_string()),
+            row.label(snapshot.isa),
             row.symbol.clone(),
             grouped(counters.exits),
             percent(counters.exits, totals.exits),

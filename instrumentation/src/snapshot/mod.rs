@@ -109,6 +109,14 @@ pub struct ReasonCounters {
     pub counters: ExitCounters,
 }
 
+impl ReasonCounters {
+    /// The number as the manual of `isa` writes it; a dash where there is none.
+    pub fn label(&self, isa: Option<Isa>) -> String {
+        isa.zip(self.number)
+            .map_or("-".into(), |(isa, number)| isa.number(number))
+    }
+}
+
 /// Count and time of exits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExitCounters {

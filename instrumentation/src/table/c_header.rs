@@ -86,10 +86,7 @@ fn write_table(text: &mut String, table: &ExitTable) {
             super::ReasonStatus::NotEnabled => "NOT_ENABLED",
             super::ReasonStatus::Enabled => "ENABLED",
         };
-        let number = match table.isa {
-            Isa::Vmx => entry.number.to_string(),
-            Isa::Svm => format!("{:#x}", entry.number),
-        };
+        let number = table.isa.number(entry.number);
         let _ = writeln!(
             text,
             "\t[{slot}] = {{ \"{}\", {number}, KVM_EXIT_STATS_{status} }},",

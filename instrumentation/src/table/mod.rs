@@ -48,6 +48,15 @@ impl Isa {
         }
     }
 
+    /// A reason's number as the manual writes it: decimal in Intel's,
+    /// hexadecimal in AMD's.
+    pub fn number(self, reason: u32) -> String {
+        match self {
+            Isa::Vmx => reason.to_string(),
+            Isa::Svm => format!("{reason:#x}"),
+        }
+    }
+
     /// The signature that CPUID leaf 0x4FFFFFFB returns in EBX.
     pub fn signature(self) -> u32 {
         u32::from_le_bytes(match self {
@@ -274,6 +283,13 @@ mod tests {
         assert_eq!(VMX.parse("-1"), None);
         assert_eq!(VMX.parse("4294967296"), None);
         assert_eq!(VMX.parse("no such reason"), None);
+    }
+
+    #[test]
+    fn numbers_are_written_as_the_manual_writes_them_and_read_back() {
+        assert_eq!(Isa::Vmx.number(48), "48");
+        assert_eq!(Isa::Svm.number(0x400), "0x400");
+        assert_eq!(SVM.parse("0x400"), Some(ExitReason(0x400)));
     }
 
     #[test]
