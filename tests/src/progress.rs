@@ -1,34 +1,40 @@
 //! What a person sees while the lab works: a spinner on a terminal, one plain
 //! line a step elsewhere.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Steps may run at the same time; together they draw one block of lines.
+static BARS: LazyLock<MultiProgress> =
+    LazyLock::new(|| MultiProgress::with_draw_target(ProgressDrawTarget::stderr()));
 
 /// Runs one step and shows its name, then how long it took.
 pub fn step<T>(name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let started = Instant::now();
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    if bar.is_hidden() {
-        eprintln!("lab: {name}");
-    } else {
+    let on_terminal = !BARS.is_hidden();
+    let bar = BARS.add(ProgressBar::no_length());
+    if on_terminal {
         bar.set_style(
             ProgressStyle::with_template("lab: {spinner} {msg} {elapsed}")
                 .unwrap_or_else(|_| ProgressStyle::default_spinner()),
         );
         bar.set_message(name.to_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
+    } else {
+        eprintln!("lab: {name}");
     }
     let result = work();
     bar.finish_and_clear();
     let took = started.elapsed();
-    match &result {
-        Err(_) => eprintln!("lab: {name}: failed after {}", seconds(took)),
-        Ok(_) if took >= Duration::from_secs(1) || !bar.is_hidden() => {
-            eprintln!("lab: {name}: {}", seconds(took));
-        }
-        Ok(_) => {}
+    let line = match &result {
+        Err(_) => format!("lab: {name}: failed after {}", seconds(took)),
+        Ok(_) => format!("lab: {name}: {}", seconds(took)),
+    };
+    if on_terminal || result.is_err() || took >= Duration::from_secs(1) {
+        BARS.suspend(|| eprintln!("{line}"));
     }
     result
 }

@@ -24,10 +24,10 @@ pub fn show(site: &Site) -> Result<()> {
     let script = format!(
         "dmesg | head -n 3; dmesg | grep -E 'Hypervisor|kvm-clock: Using|smp: Brought|Run /init'\n\
          echo \"$(uname -sr), up $(cut -d' ' -f1 /proc/uptime) s\"\n\
+         exit-stats --format leaves >/tmp/leaves\n\
          echo '@part leaves'\n\
-         exit-stats --format leaves | sed -n 1p\n\
-         exit-stats --format leaves | grep -E '^0x4ffffff[bef]'\n\
-         exit-stats --format leaves | grep -E '  ({io:#010x}|{cpuid:#010x}|{busiest:#010x})  '\n\
+         sed -n 1p /tmp/leaves; grep -E '^0x4ffffff[bef]' /tmp/leaves\n\
+         grep -E '  ({io:#010x}|{cpuid:#010x}|{busiest:#010x})  ' /tmp/leaves\n\
          echo '@part cpuid'\n\
          echo '# cpuid -1 -l 0x4ffffffd -s {busiest}'; cpuid -1 -l 0x4ffffffd -s {busiest}\n\
          echo '@part reader'\n\
@@ -42,20 +42,22 @@ pub fn show(site: &Site) -> Result<()> {
     let up = serial
         .find(guest::UP)
         .context("The guest did not come up")?;
-    print_part(&serial[up..], guest::UP, "@part leaves")?;
+    print_part(
+        &serial[up..],
+        guest::UP,
+        "@part leaves",
+        "First program started after ",
+    )?;
     section("The leaves, as the guest reads them")?;
-    print_part(&serial, "@part leaves\n", "@part cpuid")?;
-    print_part(&serial, "@part cpuid\n", "@part reader")?;
-    print_part(&serial, "@part reader\n", "@part end")?;
+    print_part(&serial, "@part leaves\n", "@part cpuid", "")?;
+    print_part(&serial, "@part cpuid\n", "@part reader", "")?;
+    print_part(&serial, "@part reader\n", "@part end", "")?;
     machine.must("PUT", "/api/v1/vm.pause", None)?;
     section("The same, as the operator reads them: ch-remote exit-stats")?;
     print!("{}", machine.ch_remote_text(&["exit-stats"])?);
     section("And over REST: GET /exit-stats?nonzero=true, its beginning")?;
-    let body = machine
-        .must("GET", "/exit-stats?nonzero=true", None)?
-        .json()?;
-    let pretty = serde_json::to_string_pretty(&body)?;
-    for line in pretty.lines().take(EXCERPT) {
+    let body = machine.must("GET", "/exit-stats?nonzero=true", None)?.body;
+    for line in indented(&body).lines().take(EXCERPT) {
         println!("{line}");
     }
     println!("…");
@@ -74,11 +76,53 @@ fn section(title: &str) -> Result<()> {
     std::io::stdout().flush().context("Cannot print")
 }
 
-fn print_part(text: &str, from: &str, to: &str) -> Result<()> {
+fn print_part(text: &str, from: &str, to: &str, lead: &str) -> Result<()> {
     let (_, rest) = text
         .split_once(from)
         .with_context(|| format!("No {from:?}"))?;
     let (part, _) = rest.split_once(to).with_context(|| format!("No {to:?}"))?;
-    println!("{}", part.trim_end());
+    println!("{lead}{}", part.trim_end());
     Ok(())
+}
+
+/// JSON on lines of its own, its order kept.
+fn indented(json: &str) -> String {
+    let mut text = String::new();
+    let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
+    for character in json.chars() {
+        if quoted {
+            text.push(character);
+            quoted = escaped || character != '"';
+            escaped = !escaped && character == '\\';
+            continue;
+        }
+        let break_line = |text: &mut String, depth: usize| {
+            text.push('\n');
+            text.push_str(&"  ".repeat(depth));
+        };
+        match character {
+            '{' | '[' => {
+                depth += 1;
+                text.push(character);
+                break_line(&mut text, depth);
+            }
+            '}' | ']' => {
+                depth = depth.saturating_sub(1);
+                break_line(&mut text, depth);
+                text.push(character);
+            }
+            ',' => {
+                text.push(character);
+                break_line(&mut text, depth);
+            }
+            ':' => text.push_str(": "),
+            '"' => {
+                quoted = true;
+                text.push(character);
+            }
+            c if c.is_whitespace() => {}
+            c => text.push(c),
+        }
+    }
+    text
 }

@@ -1,8 +1,9 @@
 //! Programs, modules and images.
 
 use std::path::PathBuf;
+use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 
 use crate::artifact::kernel::{Kernel, Series};
 use crate::artifact::{binaries, guest_image, host_image, modules, packages};
@@ -23,8 +24,15 @@ pub struct Built {
 pub fn build(tree: &Tree, series: Series) -> Result<Built> {
     packages::ensure_installed()?;
     let kernel = Kernel::fetch(tree, series)?;
-    let modules = modules::build(tree, &kernel)?;
-    binaries::build(tree)?;
+    // Much of either is serial: linking here, unpacking and configuring there.
+    let modules = thread::scope(|scope| {
+        let programs = scope.spawn(|| binaries::build(tree));
+        let modules = modules::build(tree, &kernel);
+        programs
+            .join()
+            .map_err(|_| anyhow!("Building the programs panicked"))??;
+        modules
+    })?;
     finish(tree, kernel, modules)
 }
 
