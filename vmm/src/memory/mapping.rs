@@ -74,6 +74,8 @@ pub struct RamRegion {
     guest: GuestAddress,
     host: NonNull<u8>,
     length: usize,
+    /// A file lies behind it.
+    shared: bool,
 }
 
 // SAFETY:
@@ -137,6 +139,7 @@ impl RamRegion {
             guest: GuestAddress(guest),
             host,
             length,
+            shared: file.is_some(),
         };
         region.advise(backing)?;
         Ok(region)
@@ -161,6 +164,30 @@ impl RamRegion {
         // SAFETY: the range is this region's own mapping, and none of the
         // advices used above discards or moves its content.
         match unsafe { libc::madvise(self.host.as_ptr().cast(), self.length, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Gives the pages of a range back to the host; they read as zeroes
+    /// afterwards. Only whole pages can be given back.
+    pub(super) fn discard(&self, offset: u64, length: usize) -> io::Result<()> {
+        let end = offset.checked_add(length as u64);
+        if end.is_none_or(|end| end > self.length as u64) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // Of a file, the pages have to go and not only the mapping of them.
+        let advice = if self.shared {
+            libc::MADV_REMOVE
+        } else {
+            libc::MADV_DONTNEED
+        };
+        let start = self.host.as_ptr().wrapping_add(offset as usize);
+        // SAFETY:
+        // - The range lies within the mapping, which this value owns.
+        // - Its bytes change to zeroes, as a guest could change them at any
+        //   time; everybody accesses them as volatile.
+        match unsafe { libc::madvise(start.cast(), length, advice) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
@@ -312,6 +339,31 @@ mod tests {
             second.read_obj::<u32>(MemoryRegionAddress(64)).unwrap(),
             0x1234_5678
         );
+    }
+
+    #[test]
+    fn pages_given_back_read_as_zeroes_and_others_stay() {
+        for shared in [false, true] {
+            let backing = Backing {
+                shared,
+                ..Default::default()
+            };
+            let file = memory_file(SIZE as u64, &backing).unwrap();
+            let source = shared.then_some((&file, 0));
+            let region = RamRegion::map(0, SIZE, source, &backing).unwrap();
+            for page in [0, 1, 2] {
+                region
+                    .write_obj(7u8, MemoryRegionAddress(page * 4096))
+                    .unwrap();
+            }
+            region.discard(4096, 4096).unwrap();
+            let read = |page: u64| region.read_obj::<u8>(MemoryRegionAddress(page * 4096));
+            let bytes: Vec<u8> = (0..3).map(|page| read(page).unwrap()).collect();
+            assert_eq!(bytes, [7, 0, 7], "shared: {shared}");
+            assert!(region.discard(1, 4096).is_err());
+            assert!(region.discard(SIZE as u64 - 4096, 8192).is_err());
+            assert!(region.discard(u64::MAX, 4096).is_err());
+        }
     }
 
     #[test]

@@ -5,12 +5,16 @@
 
 pub mod layout;
 mod mapping;
+mod scatter;
 mod window;
 
+use std::io;
+
 use hypervisor::Vm;
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
 
 pub use mapping::{Backing, RamRegion};
+pub use scatter::{ScatterError, ScatterList};
 pub use window::ReadOnlyWindow;
 
 /// The guest's RAM. Clones share the mappings.
@@ -75,9 +79,18 @@ pub fn attach(vm: &dyn Vm, ram: &GuestRam) -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// Gives the pages from `guest` on back to the host; the guest reads zeroes
+/// there afterwards. The range lies within one region.
+pub fn discard(ram: &GuestRam, guest: GuestAddress, length: usize) -> io::Result<()> {
+    let Some((region, offset)) = ram.to_region_addr(guest) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
+    region.discard(offset.0, length)
+}
+
 #[cfg(test)]
 mod tests {
-    use vm_memory::{Bytes, GuestAddress};
+    use vm_memory::Bytes;
 
     use super::*;
 

@@ -22,6 +22,8 @@ pub enum ThreadKind {
     SerialInput,
     /// Serves the entropy device.
     VirtioRng,
+    /// Serves a queue pair of a network device.
+    VirtioNet,
 }
 
 /// Starts a thread of a machine. `events` hears of it if it panics.

@@ -14,7 +14,9 @@
 //! ([`GuestFaults`]).
 
 mod faults;
+pub mod net;
 mod queue;
+pub mod rate_limit;
 pub mod rng;
 mod status;
 #[cfg(test)]

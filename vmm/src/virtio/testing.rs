@@ -17,6 +17,8 @@ pub(crate) const MEMORY: u64 = 16 << 20;
 const DESCRIPTORS: u64 = 0x1_0000;
 const AVAILABLE: u64 = 0x2_0000;
 const USED: u64 = 0x3_0000;
+/// Distance of two queues' parts.
+const QUEUE_STEP: u64 = 0x3_0000;
 /// Where buffers lie.
 pub(crate) const BUFFERS: u64 = 0x10_0000;
 
@@ -69,6 +71,7 @@ impl VirtioInterrupt for Interrupts {
 /// A driver with one queue.
 pub(crate) struct Driver {
     memory: Arc<GuestRam>,
+    index: u16,
     size: u16,
     next: u16,
     available: u16,
@@ -80,12 +83,32 @@ impl Driver {
     pub(crate) fn new(size: u16) -> Self {
         Self {
             memory: Arc::new(allocate(MEMORY, &Backing::default()).unwrap()),
+            index: 0,
             size,
             next: 0,
             available: 0,
             kick: EventFd::new(EFD_NONBLOCK).unwrap(),
             interrupts: Arc::default(),
         }
+    }
+
+    /// The queue `index` of the same driver, which has five at the most.
+    pub(crate) fn beside(&self, index: u16) -> Self {
+        assert!(index < 5);
+        Self {
+            memory: Arc::clone(&self.memory),
+            index,
+            size: self.size,
+            next: 0,
+            available: 0,
+            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            interrupts: Arc::clone(&self.interrupts),
+        }
+    }
+
+    /// A part of this queue, given where that of the first queue lies.
+    fn part(&self, first: u64) -> u64 {
+        first + u64::from(self.index) * QUEUE_STEP
     }
 
     pub(crate) fn memory(&self) -> &Arc<GuestRam> {
@@ -95,13 +118,13 @@ impl Driver {
     /// The device's end of the queue.
     pub(crate) fn queue(&self) -> VirtQueue {
         let mut queue = Queue::new(self.size).unwrap();
-        queue.set_desc_table_address(Some(DESCRIPTORS as u32), None);
-        queue.set_avail_ring_address(Some(AVAILABLE as u32), None);
-        queue.set_used_ring_address(Some(USED as u32), None);
+        queue.set_desc_table_address(Some(self.part(DESCRIPTORS) as u32), None);
+        queue.set_avail_ring_address(Some(self.part(AVAILABLE) as u32), None);
+        queue.set_used_ring_address(Some(self.part(USED) as u32), None);
         queue.set_ready(true);
         let interrupts = Arc::clone(&self.interrupts) as Arc<dyn VirtioInterrupt>;
         let kick = self.kick.try_clone().unwrap();
-        VirtQueue::new(0, queue, Arc::clone(&self.memory), kick, interrupts)
+        VirtQueue::new(self.index, queue, Arc::clone(&self.memory), kick, interrupts)
     }
 
     pub(crate) fn activation(&self) -> Activation {
@@ -115,6 +138,10 @@ impl Driver {
 
     /// Makes a chain of `buffers` available; says which descriptor is its head.
     pub(crate) fn offer(&mut self, buffers: &[Buffer]) -> u16 {
+        // Descriptors are used again when all were used.
+        if usize::from(self.next) + buffers.len() > usize::from(self.size) {
+            self.next = 0;
+        }
         let head = self.next;
         for (index, buffer) in buffers.iter().enumerate() {
             let mut flags = if buffer.write { WRITE } else { 0 };
@@ -134,7 +161,7 @@ impl Driver {
 
     /// Writes a descriptor, sensible or not.
     pub(crate) fn describe(&self, index: u16, descriptor: Descriptor) {
-        let at = DESCRIPTORS + 16 * u64::from(index);
+        let at = self.part(DESCRIPTORS) + 16 * u64::from(index);
         self.memory
             .write_obj(RawDescriptor::from(descriptor), GuestAddress(at))
             .unwrap();
@@ -142,7 +169,7 @@ impl Driver {
 
     /// Makes a head available, sensible or not.
     pub(crate) fn offer_head(&mut self, head: u16) {
-        let at = AVAILABLE + 4 + 2 * u64::from(self.available % self.size);
+        let at = self.part(AVAILABLE) + 4 + 2 * u64::from(self.available % self.size);
         self.memory.write_obj(head, GuestAddress(at)).unwrap();
         self.available = self.available.wrapping_add(1);
         self.set_available_index(self.available);
@@ -155,7 +182,7 @@ impl Driver {
 
     pub(crate) fn set_available_index(&self, index: u16) {
         self.memory
-            .write_obj(index, GuestAddress(AVAILABLE + 2))
+            .write_obj(index, GuestAddress(self.part(AVAILABLE) + 2))
             .unwrap();
     }
 
@@ -165,10 +192,10 @@ impl Driver {
 
     /// Heads and lengths that the device has given back.
     pub(crate) fn used(&self) -> Vec<(u16, u32)> {
-        let count: u16 = self.memory.read_obj(GuestAddress(USED + 2)).unwrap();
+        let count: u16 = self.memory.read_obj(GuestAddress(self.part(USED) + 2)).unwrap();
         (0..count)
             .map(|index| {
-                let at = USED + 4 + 8 * u64::from(index % self.size);
+                let at = self.part(USED) + 4 + 8 * u64::from(index % self.size);
                 let head: u32 = self.memory.read_obj(GuestAddress(at)).unwrap();
                 (
                     head as u16,

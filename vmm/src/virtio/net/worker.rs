@@ -1,0 +1,233 @@
+//! What runs on the thread of a queue pair. The first pair's thread serves the
+//! control queue as well.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::EventSet;
+
+use super::control;
+use super::counters::PairCounters;
+use super::header::MRG_RXBUF;
+use super::receive::{Received, Receiver};
+use super::steering::{Lane, Steering};
+use super::transmit::{Transmitted, Transmitter};
+use crate::virtio::rate_limit::RateLimiter;
+use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::virtio::{Activation, GuestFaults, VirtQueue};
+
+const RECEIVE: u64 = 0;
+const TRANSMIT: u64 = 1;
+const CONTROL: u64 = 2;
+const TAP: u64 = 3;
+const STEERING: u64 = 4;
+const RECEIVE_LIMIT: u64 = 5;
+const TRANSMIT_LIMIT: u64 = 6;
+
+/// One pair of queues and its end of the cable.
+pub(super) struct PairService {
+    /// Number of the pair.
+    pub(super) pair: usize,
+    pub(super) steering: Arc<Steering>,
+    pub(super) faults: Arc<GuestFaults>,
+    pub(super) counters: Arc<PairCounters>,
+    pub(super) receive_limiter: Option<RateLimiter>,
+    pub(super) transmit_limiter: Option<RateLimiter>,
+    pub(super) active: Option<Active>,
+}
+
+/// What there is between activation and reset.
+pub(super) struct Active {
+    receiver: Receiver,
+    transmitter: Transmitter,
+    control: Option<VirtQueue>,
+    features: u64,
+    /// What the receiver and the transmitter wait for.
+    receiving: Received,
+    transmitting: Transmitted,
+    /// What the tap is waited for.
+    interest: EventSet,
+}
+
+impl PairService {
+    fn lane(&self) -> Option<&Lane> {
+        self.steering.lanes().get(self.pair)
+    }
+
+    fn receive(&mut self) -> Result<(), ServiceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        // Nothing to read: somebody else has looked already.
+        let _ = active.receiver.queue().kick().read();
+        if let Some(lane) = self.steering.lanes().get(self.pair) {
+            active.receiving = active
+                .receiver
+                .run(lane.tap().as_fd(), &mut self.receive_limiter)?;
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self) -> Result<(), ServiceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let _ = active.transmitter.queue().kick().read();
+        if let Some(lane) = self.steering.lanes().get(self.pair) {
+            active.transmitting = active
+                .transmitter
+                .run(lane.tap().as_fd(), &mut self.transmit_limiter)?;
+        }
+        Ok(())
+    }
+
+    fn control(&mut self) -> Result<(), ServiceError> {
+        if let Some(active) = &mut self.active
+            && let Some(queue) = &mut active.control
+        {
+            let execute = control::executor(&self.steering, active.features);
+            control::process_queue(queue, &self.faults, execute)?;
+        }
+        Ok(())
+    }
+
+    /// The lane was attached or detached.
+    fn steered(&mut self) {
+        if let Some(lane) = self.lane() {
+            let _ = lane.changed().read();
+        }
+        let used = self.steering.uses(self.pair);
+        if let Some(active) = &mut self.active {
+            match (used, active.receiving) {
+                (true, Received::Detached) => active.receiving = Received::NoPacket,
+                (false, _) => active.receiving = Received::Detached,
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for the tap if there is something to wait for. A tap that is not
+    /// attached is always ready, with an error, so it must not be waited for.
+    fn update_interest(&mut self, poll: &Poll) -> io::Result<()> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let mut wanted = EventSet::empty();
+        if active.receiving == Received::NoPacket {
+            wanted |= EventSet::IN;
+        }
+        if active.transmitting == Transmitted::TapFull {
+            wanted |= EventSet::OUT;
+        }
+        if active.receiving == Received::Detached {
+            wanted = EventSet::empty();
+        }
+        let before = std::mem::replace(&mut active.interest, wanted);
+        let Some(lane) = self.lane() else {
+            return Ok(());
+        };
+        match (before.is_empty(), wanted.is_empty()) {
+            (true, false) => {
+                poll.add(lane.tap(), TAP)?;
+                if wanted != EventSet::IN {
+                    poll.modify(lane.tap(), wanted, TAP)?;
+                }
+                Ok(())
+            }
+            (false, true) => poll.remove(lane.tap()),
+            (false, false) if before != wanted => poll.modify(lane.tap(), wanted, TAP),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Service for PairService {
+    /// The activation has this pair's queues only: receive, transmit, and in
+    /// the first pair possibly control.
+    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+        let mut queues = activation.queues.drain(..);
+        let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
+            return Ok(());
+        };
+        let control = queues.next();
+        drop(queues);
+        poll.add(receive.kick(), RECEIVE)?;
+        poll.add(transmit.kick(), TRANSMIT)?;
+        if let Some(control) = &control {
+            poll.add(control.kick(), CONTROL)?;
+        }
+        if let Some(lane) = self.lane() {
+            poll.add(lane.changed(), STEERING)?;
+        }
+        if let Some(limiter) = &self.receive_limiter {
+            poll.add(limiter, RECEIVE_LIMIT)?;
+        }
+        if let Some(limiter) = &self.transmit_limiter {
+            poll.add(limiter, TRANSMIT_LIMIT)?;
+        }
+        let mergeable = activation.features & MRG_RXBUF != 0;
+        let (faults, counters) = (&self.faults, &self.counters);
+        self.active = Some(Active {
+            receiver: Receiver::new(receive, mergeable, Arc::clone(faults), Arc::clone(counters)),
+            transmitter: Transmitter::new(transmit, Arc::clone(faults), Arc::clone(counters)),
+            control,
+            features: activation.features,
+            receiving: Received::NoPacket,
+            transmitting: Transmitted::NoPacket,
+            interest: EventSet::empty(),
+        });
+        self.steered();
+        self.update_interest(poll)
+    }
+
+    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
+        let (receiving, transmitting) = (active.receiving, active.transmitting);
+        match token {
+            RECEIVE => match receiving {
+                // Detached or limited, more buffers change nothing.
+                Received::NoBuffers => self.receive()?,
+                _ => drop(active.receiver.queue().kick().read()),
+            },
+            TRANSMIT => match transmitting {
+                Transmitted::NoPacket => self.transmit()?,
+                _ => drop(active.transmitter.queue().kick().read()),
+            },
+            TAP => {
+                if transmitting == Transmitted::TapFull {
+                    self.transmit()?;
+                }
+                if receiving == Received::NoPacket {
+                    self.receive()?;
+                }
+            }
+            CONTROL => self.control()?,
+            STEERING => self.steered(),
+            RECEIVE_LIMIT => {
+                if let Some(limiter) = &mut self.receive_limiter {
+                    limiter.resume();
+                }
+                if receiving == Received::Limited {
+                    self.receive()?;
+                }
+            }
+            TRANSMIT_LIMIT => {
+                if let Some(limiter) = &mut self.transmit_limiter {
+                    limiter.resume();
+                }
+                if transmitting == Transmitted::Limited {
+                    self.transmit()?;
+                }
+            }
+            _ => {}
+        }
+        Ok(self.update_interest(poll)?)
+    }
+
+    fn stop(&mut self) {
+        self.active = None;
+    }
+}
