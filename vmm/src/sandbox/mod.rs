@@ -24,6 +24,14 @@ pub enum ThreadKind {
     VirtioRng,
     /// Serves a queue pair of a network device.
     VirtioNet,
+    /// Serves the console.
+    VirtioConsole,
+    /// Serves the socket device.
+    VirtioVsock,
+    /// Serves the memory balloon.
+    VirtioBalloon,
+    /// Serves the watchdog.
+    VirtioWatchdog,
 }
 
 /// Starts a thread of a machine. `events` hears of it if it panics.

@@ -13,6 +13,8 @@
 //! or by asking for a reset, counted, and logged at a limited rate
 //! ([`GuestFaults`]).
 
+pub mod balloon;
+pub mod console;
 mod faults;
 pub mod net;
 mod queue;
@@ -22,6 +24,8 @@ mod status;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;
+pub mod vsock;
+pub mod watchdog;
 pub mod worker;
 
 use std::collections::BTreeMap;

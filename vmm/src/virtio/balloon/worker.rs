@@ -1,0 +1,92 @@
+//! What runs on the device's thread.
+
+use std::io;
+use std::sync::Arc;
+
+use super::request::{Run, listed_pages, reported_pages};
+use crate::memory::{self, GuestRam};
+use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::virtio::{Activation, GuestFaults, QueueError, VirtQueue};
+
+/// What a queue carries; its token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Inflate,
+    Deflate,
+    Report,
+}
+
+const ROLES: [Role; 3] = [Role::Inflate, Role::Deflate, Role::Report];
+
+pub(super) struct BalloonService {
+    faults: Arc<GuestFaults>,
+    queues: Vec<(Role, VirtQueue)>,
+}
+
+impl BalloonService {
+    pub(super) fn new(faults: Arc<GuestFaults>) -> Self {
+        Self {
+            faults,
+            queues: Vec::new(),
+        }
+    }
+}
+
+impl Service for BalloonService {
+    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+        for (index, role) in (0..).zip(ROLES) {
+            if let Some(queue) = activation.take_queue(index) {
+                poll.add(queue.kick(), u64::from(index))?;
+                self.queues.push((role, queue));
+            }
+        }
+        Ok(())
+    }
+
+    fn ready(&mut self, token: u64, _poll: &Poll) -> Result<(), ServiceError> {
+        let queue = self
+            .queues
+            .iter_mut()
+            .find(|(_, queue)| u64::from(queue.index()) == token);
+        if let Some((role, queue)) = queue {
+            process_queue(*role, queue, &self.faults)?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.queues.clear();
+    }
+}
+
+/// Serves every request in a queue.
+pub(super) fn process_queue(
+    role: Role,
+    queue: &mut VirtQueue,
+    faults: &GuestFaults,
+) -> Result<(), QueueError> {
+    let memory = Arc::clone(queue.memory());
+    queue.drain(|chain| {
+        let release = |run: Run| {
+            if let Err(error) = release(&memory, run) {
+                faults.report(&format!("{run:x?} cannot be given back: {error}"));
+            }
+        };
+        match role {
+            Role::Inflate => {
+                if let Err(error) = listed_pages(chain, release) {
+                    faults.report(&error);
+                }
+            }
+            Role::Report => reported_pages(chain, release),
+            // The host gives a page when the guest touches it.
+            Role::Deflate => {}
+        }
+        0
+    })
+}
+
+fn release(memory: &GuestRam, run: Run) -> io::Result<()> {
+    let length = usize::try_from(run.length).map_err(|_| io::ErrorKind::InvalidInput)?;
+    memory::discard(memory, run.start, length)
+}

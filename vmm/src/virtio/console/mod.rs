@@ -1,0 +1,21 @@
+//! The console (virtio 1.3, 5.3), with one port.
+//!
+//! | queue | carries |
+//! | --- | --- |
+//! | 0 | buffers that the device fills with input |
+//! | 1 | output |
+//!
+//! Features offered: the size, where the host's end has one. Refused: several
+//! ports, writing without a queue.
+//!
+//! [`host`] is what the console is connected to. Output that nobody takes is
+//! dropped: a guest waits for its console with interrupts off.
+
+mod device;
+mod host;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use device::{Console, ConsoleSize};
+pub use host::ConsoleEnd;

@@ -1,0 +1,236 @@
+//! What runs on the device's thread.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::host::ConsoleEnd;
+use crate::memory::{ScatterError, ScatterList};
+use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::virtio::{Activation, Chain, GuestFaults, QueueError, VirtQueue};
+
+const RECEIVE: u64 = 0;
+const TRANSMIT: u64 = 1;
+const INPUT: u64 = 2;
+const LISTENER: u64 = 3;
+
+/// Why a chain cannot be served.
+#[derive(Debug, thiserror::Error)]
+enum ChainError {
+    #[error("A console buffer without a byte")]
+    Empty,
+    #[error(transparent)]
+    Scatter(#[from] ScatterError),
+}
+
+/// What reading the input came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Input {
+    /// There may be more.
+    Idle,
+    /// The driver has given no buffers.
+    NoBuffers,
+    /// There will be no more.
+    End,
+}
+
+pub(super) struct ConsoleService {
+    end: ConsoleEnd,
+    faults: Arc<GuestFaults>,
+    active: Option<Active>,
+}
+
+/// What there is between activation and reset.
+struct Active {
+    receive: Option<VirtQueue>,
+    transmit: Option<VirtQueue>,
+    buffers: ScatterList,
+    /// The input is waited for.
+    listening: bool,
+}
+
+impl ConsoleService {
+    pub(super) fn new(end: ConsoleEnd, faults: Arc<GuestFaults>) -> Self {
+        Self {
+            end,
+            faults,
+            active: None,
+        }
+    }
+
+    /// Waits for the input, or not.
+    fn listen(&mut self, wanted: bool, poll: &Poll) -> io::Result<()> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let Some(input) = self.end.input().filter(|_| wanted != active.listening) else {
+            return Ok(());
+        };
+        if !wanted {
+            active.listening = false;
+            return poll.remove(input);
+        }
+        match poll.add(input, INPUT) {
+            Ok(()) => active.listening = true,
+            // A plain file or /dev/null cannot be waited for and has nothing
+            // to say to a console.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.end.end_input(),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, poll: &Poll) -> Result<(), ServiceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let (Some(queue), Some(input)) = (&mut active.receive, self.end.input()) else {
+            return Ok(());
+        };
+        match receive(queue, &mut active.buffers, input.as_fd(), &self.faults)? {
+            Input::Idle => self.listen(true, poll)?,
+            Input::NoBuffers => self.listen(false, poll)?,
+            Input::End => {
+                self.listen(false, poll)?;
+                self.end.end_input();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Service for ConsoleService {
+    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+        let (receive, transmit) = (activation.take_queue(0), activation.take_queue(1));
+        if let Some(queue) = &receive {
+            poll.add(queue.kick(), RECEIVE)?;
+        }
+        if let Some(queue) = &transmit {
+            poll.add(queue.kick(), TRANSMIT)?;
+        }
+        if let Some(listener) = self.end.listener() {
+            poll.add(listener, LISTENER)?;
+        }
+        self.active = Some(Active {
+            receive,
+            transmit,
+            buffers: ScatterList::new(activation.memory),
+            listening: false,
+        });
+        self.listen(true, poll)
+    }
+
+    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        match token {
+            RECEIVE => {
+                if let Some(queue) = &active.receive {
+                    // Nothing to read: somebody else has looked already.
+                    let _ = queue.kick().read();
+                }
+                self.listen(true, poll)?;
+            }
+            TRANSMIT => {
+                if let Some(queue) = &mut active.transmit {
+                    transmit(queue, &mut active.buffers, &mut self.end, &self.faults)?;
+                }
+            }
+            LISTENER => {
+                self.listen(false, poll)?;
+                if !self.end.accept()? {
+                    log::debug!("nobody has connected to the console after all");
+                }
+                self.listen(true, poll)?;
+            }
+            _ => self.read(poll)?,
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.active = None;
+    }
+}
+
+fn gather(chain: &Chain, buffers: &mut ScatterList, writable: bool) -> Result<(), ChainError> {
+    buffers.clear();
+    for descriptor in chain.clone() {
+        if descriptor.is_write_only() == writable {
+            buffers.push(descriptor.addr(), descriptor.len() as usize)?;
+        }
+    }
+    match buffers.length() {
+        0 => Err(ChainError::Empty),
+        _ => Ok(()),
+    }
+}
+
+/// Reads once from `input` into the driver's next buffer.
+pub(super) fn receive(
+    queue: &mut VirtQueue,
+    buffers: &mut ScatterList,
+    input: impl AsFd,
+    faults: &GuestFaults,
+) -> Result<Input, QueueError> {
+    // A driver that never stops adding useless buffers waits its turn.
+    let mut left = queue.size();
+    let outcome = loop {
+        let Some(chain) = queue.pop()? else {
+            if queue.want_kicks()? {
+                continue;
+            }
+            break Input::NoBuffers;
+        };
+        if let Err(error) = gather(&chain, buffers, true) {
+            faults.report(&error);
+            queue.complete(chain.head_index(), 0)?;
+            left -= 1;
+            if left == 0 {
+                break Input::Idle;
+            }
+            continue;
+        }
+        match buffers.read_from(input.as_fd(), 0, usize::MAX, &mut []) {
+            Ok(count @ 1..) => {
+                queue.complete(chain.head_index(), count as u32)?;
+                break Input::Idle;
+            }
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                queue.push_back();
+                break Input::Idle;
+            }
+            ended => {
+                if let Err(error) = ended {
+                    log::debug!("console input ends: {error}");
+                }
+                queue.push_back();
+                break Input::End;
+            }
+        }
+    };
+    queue.notify()?;
+    Ok(outcome)
+}
+
+/// Writes everything that the driver has put into the queue.
+pub(super) fn transmit(
+    queue: &mut VirtQueue,
+    buffers: &mut ScatterList,
+    end: &mut ConsoleEnd,
+    faults: &GuestFaults,
+) -> Result<(), QueueError> {
+    queue.drain(|chain| {
+        match gather(chain, buffers, false) {
+            Ok(()) => end.write(buffers),
+            Err(error) => faults.report(&error),
+        }
+        0
+    })
+}

@@ -1,0 +1,77 @@
+//! The device: identity, configuration, and the hold of the thread.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::host::Listener;
+use super::switchboard::Switchboard;
+use super::worker::{FIRST_STREAM, VsockService};
+use crate::event::EventSink;
+use crate::sandbox::ThreadKind;
+use crate::virtio::worker::Worker;
+use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice, copy_config};
+
+const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
+
+/// A socket device.
+pub struct Vsock {
+    cid: u64,
+    worker: Worker,
+}
+
+impl Vsock {
+    /// A device called `id` for the guest `cid`, with its socket at `path`.
+    pub fn new(id: &str, cid: u32, path: &Path, events: EventSink) -> io::Result<Self> {
+        let cid = u64::from(cid);
+        let faults = Arc::new(GuestFaults::new(id));
+        let listener = Listener::bind(path)?;
+        let service = VsockService {
+            switchboard: Switchboard::new(cid, listener, Arc::clone(&faults), FIRST_STREAM),
+            faults,
+            timer: TimerFd::new()?,
+            ticking: false,
+            active: None,
+        };
+        let worker = Worker::spawn(id, ThreadKind::VirtioVsock, events, service)?;
+        Ok(Self { cid, worker })
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn kind(&self) -> u32 {
+        VIRTIO_ID_VSOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn config_length(&self) -> usize {
+        size_of::<u64>()
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        copy_config(&self.cid.to_le_bytes(), offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        for index in 0..2 {
+            if !activation.queues.iter().any(|queue| queue.index() == index) {
+                return Err(ActivateError::MissingQueue(index));
+            }
+        }
+        self.worker.start(activation)
+    }
+
+    fn reset(&mut self) {
+        self.worker.stop();
+    }
+}

@@ -1,0 +1,220 @@
+//! What runs on the device's thread.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::packet::HEADER_LENGTH;
+use super::switchboard::{Outgoing, Switchboard};
+use crate::memory::{ScatterError, ScatterList};
+use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::virtio::{Activation, Chain, GuestFaults, VirtQueue};
+
+const TO_GUEST: u64 = 0;
+const FROM_GUEST: u64 = 1;
+const LISTENER: u64 = 2;
+const TIMER: u64 = 3;
+/// Connections and visitors.
+pub(super) const FIRST_STREAM: u64 = 16;
+
+/// The guest's packets wait while so many of ours do: each may cause one.
+const MAX_BACKLOG: usize = 256;
+/// How exact deadlines are.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why a chain is no packet, or takes none.
+#[derive(Debug, thiserror::Error)]
+enum ChainError {
+    #[error("A packet with a buffer of the wrong direction")]
+    Direction,
+    #[error("A packet of {0} bytes has no room for its header")]
+    Short(usize),
+    #[error(transparent)]
+    Scatter(#[from] ScatterError),
+}
+
+pub(super) struct VsockService {
+    pub(super) switchboard: Switchboard,
+    pub(super) faults: Arc<GuestFaults>,
+    pub(super) timer: TimerFd,
+    pub(super) ticking: bool,
+    pub(super) active: Option<Active>,
+}
+
+/// What there is between activation and reset.
+pub(super) struct Active {
+    to_guest: VirtQueue,
+    from_guest: VirtQueue,
+    /// The standard's third queue carries events; there are none to report as
+    /// long as a machine does not move to another host.
+    _events: Option<VirtQueue>,
+    packet: ScatterList,
+}
+
+/// Lists the buffers of a packet.
+fn gather(chain: &Chain, packet: &mut ScatterList, writable: bool) -> Result<(), ChainError> {
+    packet.clear();
+    for descriptor in chain.clone() {
+        if descriptor.is_write_only() != writable {
+            return Err(ChainError::Direction);
+        }
+        packet.push(descriptor.addr(), descriptor.len() as usize)?;
+    }
+    match packet.length() {
+        length if length < HEADER_LENGTH => Err(ChainError::Short(length)),
+        _ => Ok(()),
+    }
+}
+
+impl VsockService {
+    /// Serves both queues until something is missing.
+    fn run(&mut self, poll: &Poll) -> Result<(), ServiceError> {
+        loop {
+            self.send(poll)?;
+            if !self.receive(poll)? {
+                break;
+            }
+        }
+        self.switchboard.hold_readable(poll)?;
+        self.set_ticking(self.switchboard.has_deadlines())?;
+        Ok(())
+    }
+
+    /// Takes packets from the guest; true if there may be something to send
+    /// now.
+    fn receive(&mut self, poll: &Poll) -> Result<bool, ServiceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(false);
+        };
+        let queue = &mut active.from_guest;
+        let mut left = queue.size();
+        let mut served = false;
+        loop {
+            queue.stop_kicks()?;
+            while left > 0
+                && self.switchboard.backlog() < MAX_BACKLOG
+                && let Some(chain) = queue.pop()?
+            {
+                match gather(&chain, &mut active.packet, false) {
+                    Ok(()) => self.switchboard.incoming(&mut active.packet, poll)?,
+                    Err(error) => self.faults.report(&error),
+                }
+                queue.complete(chain.head_index(), 0)?;
+                left -= 1;
+                served = true;
+            }
+            queue.notify()?;
+            if self.switchboard.backlog() >= MAX_BACKLOG {
+                // Goes on when the guest has taken some.
+                return Ok(served);
+            }
+            if !queue.want_kicks()? {
+                return Ok(served);
+            }
+            if left == 0 {
+                // A full counter kicks as well.
+                let _ = queue.kick().write(1);
+                return Ok(served);
+            }
+        }
+    }
+
+    /// Sends packets to the guest as long as it takes them.
+    fn send(&mut self, poll: &Poll) -> Result<(), ServiceError> {
+        let Some(active) = &mut self.active else {
+            return Ok(());
+        };
+        let queue = &mut active.to_guest;
+        let mut left = queue.size();
+        queue.stop_kicks()?;
+        while self.switchboard.has_outgoing() {
+            if left == 0 {
+                let _ = queue.kick().write(1);
+                break;
+            }
+            let Some(chain) = queue.pop()? else {
+                if queue.want_kicks()? {
+                    continue;
+                }
+                break;
+            };
+            left -= 1;
+            if let Err(error) = gather(&chain, &mut active.packet, true) {
+                self.faults.report(&error);
+                queue.complete(chain.head_index(), 0)?;
+                continue;
+            }
+            match self.switchboard.outgoing(&mut active.packet, poll)? {
+                Some(Outgoing::Header) => {
+                    queue.complete(chain.head_index(), HEADER_LENGTH as u32)?;
+                }
+                Some(Outgoing::Data(length)) => {
+                    queue.complete(chain.head_index(), HEADER_LENGTH as u32 + length)?;
+                }
+                None => queue.push_back(),
+            }
+        }
+        queue.notify()?;
+        Ok(())
+    }
+
+    fn set_ticking(&mut self, wanted: bool) -> io::Result<()> {
+        if wanted != self.ticking {
+            self.ticking = wanted;
+            if wanted {
+                self.timer.reset(TICK, Some(TICK))?;
+            } else {
+                self.timer.clear()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Service for VsockService {
+    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+        let (Some(to_guest), Some(from_guest)) =
+            (activation.take_queue(0), activation.take_queue(1))
+        else {
+            return Ok(());
+        };
+        poll.add(to_guest.kick(), TO_GUEST)?;
+        poll.add(from_guest.kick(), FROM_GUEST)?;
+        poll.add(self.switchboard.listener(), LISTENER)?;
+        poll.add(&self.timer, TIMER)?;
+        self.active = Some(Active {
+            to_guest,
+            from_guest,
+            _events: activation.take_queue(2),
+            packet: ScatterList::new(activation.memory),
+        });
+        Ok(())
+    }
+
+    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+        if let Some(active) = &self.active {
+            match token {
+                // Nothing to read: somebody else has looked already.
+                TO_GUEST => drop(active.to_guest.kick().read()),
+                FROM_GUEST => drop(active.from_guest.kick().read()),
+                LISTENER => self.switchboard.accept(poll)?,
+                TIMER => {
+                    let _ = self.timer.wait();
+                    self.switchboard.expire(Instant::now(), poll);
+                }
+                _ => self.switchboard.ready(token, poll)?,
+            }
+        }
+        self.run(poll)
+    }
+
+    fn stop(&mut self) {
+        self.active = None;
+        self.switchboard.clear();
+        if let Err(error) = self.set_ticking(false) {
+            log::debug!("cannot stop a timer: {error}");
+        }
+    }
+}
