@@ -1,10 +1,13 @@
 //! Devices on the PCI bus, checked.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use api_client::config::{PciCommon, RngConfig, VmConfig};
 
 use super::ConfigError;
+use super::disk::{self, DiskParams};
+use crate::virtio::rate_limit::LimitParams;
 
 /// Places on the bus; the first belongs to the host bridge.
 const PLACES: u8 = 32;
@@ -13,6 +16,10 @@ const PLACES: u8 = 32;
 /// places on the bus.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DeviceParams {
+    /// Limits that disks share, by name.
+    pub limit_groups: BTreeMap<String, LimitParams>,
+    /// Disks.
+    pub disks: Vec<DiskParams>,
     /// An entropy device.
     pub rng: Option<RngParams>,
 }
@@ -39,7 +46,16 @@ impl TryFrom<&VmConfig> for DeviceParams {
     type Error = ConfigError;
 
     fn try_from(config: &VmConfig) -> Result<Self, ConfigError> {
+        let limit_groups = disk::groups(config.rate_limit_groups.as_ref())?;
+        let disks = config
+            .disks
+            .iter()
+            .flatten()
+            .map(|disk| DiskParams::new(disk, config.cpus.boot_vcpus, &limit_groups))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
+            limit_groups,
+            disks,
             rng: Some(RngParams::try_from(&config.rng)?),
         })
     }

@@ -3,6 +3,7 @@
 //! silently.
 
 mod devices;
+mod disk;
 mod unsupported;
 
 use api_client::config::{
@@ -10,6 +11,7 @@ use api_client::config::{
 };
 
 pub use devices::{DeviceParams, PciParams, RngParams};
+pub use disk::{DiskLimit, DiskParams};
 
 use crate::boot::Payload;
 use crate::devices::serial::ConsoleSink;
@@ -95,6 +97,32 @@ pub enum ConfigError {
     /// A place on the bus that does not exist.
     #[error("There is no place {0} on the PCI bus, 1 to 31 are possible")]
     PciDevice(u8),
+    /// A disk without an image.
+    #[error("A disk has no path")]
+    DiskPath,
+    /// Queues of a disk.
+    #[error("A disk is to have {asked} queues, 1 to {vcpus}, the number of vCPUs, are possible")]
+    DiskQueues {
+        /// What was asked for.
+        asked: usize,
+        /// How many make sense.
+        vcpus: u32,
+    },
+    /// Entries of a disk's queue.
+    #[error("A disk's queue cannot have {0} entries: a power of two from 4 to 1024 is possible")]
+    DiskQueueSize(u16),
+    /// Both kinds of limits.
+    #[error("A disk has limits of its own and those of a group")]
+    TwoLimits,
+    /// A group that does not exist.
+    #[error("There is no rate limit group {0}")]
+    NoSuchGroup(String),
+    /// Two groups of one name.
+    #[error("There are two rate limit groups {0}")]
+    SameGroup(String),
+    /// CPUs for a queue that does not exist.
+    #[error("CPUs are given for queue {0}, which does not exist")]
+    NoSuchQueue(u16),
     /// A console without its file.
     #[error("The {0} is to go to a file, and no file is given")]
     NoFile(&'static str),

@@ -8,7 +8,6 @@ use super::ConfigError;
 /// Refuses the first thing that is not available.
 pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
     let asked = [
-        (has(&config.disks), "A disk"),
         (has(&config.net), "A network device"),
         (has(&config.fs), "A shared file system"),
         (has(&config.pmem), "Persistent memory"),
@@ -17,7 +16,6 @@ pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
         (has(&config.vdpa), "A vDPA device"),
         (has(&config.generic_vhost_user), "A vhost-user device"),
         (has(&config.numa), "NUMA"),
-        (has(&config.rate_limit_groups), "A rate limit group"),
         (has(&config.pci_segments), "A PCI segment"),
         (config.balloon.is_some(), "A memory balloon"),
         (config.vsock.is_some(), "A vsock device"),

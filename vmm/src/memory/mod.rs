@@ -5,7 +5,9 @@
 
 pub mod layout;
 mod mapping;
+mod ring;
 mod scatter;
+mod transfer;
 mod window;
 
 use std::io;
@@ -14,7 +16,9 @@ use hypervisor::Vm;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
 
 pub use mapping::{Backing, RamRegion};
+pub use ring::{IoRing, RingCompletion, RingOperation};
 pub use scatter::{ScatterError, ScatterList};
+pub use transfer::{AlignedBuffer, GuestBuffers, OutOfRange};
 pub use window::ReadOnlyWindow;
 
 /// The guest's RAM. Clones share the mappings.

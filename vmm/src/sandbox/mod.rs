@@ -20,6 +20,8 @@ pub enum ThreadKind {
     Vcpu,
     /// Carries terminal input to the serial port.
     SerialInput,
+    /// Serves a queue of a disk.
+    VirtioBlock,
     /// Serves the entropy device.
     VirtioRng,
     /// Serves a queue pair of a network device.

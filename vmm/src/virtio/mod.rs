@@ -14,6 +14,7 @@
 //! ([`GuestFaults`]).
 
 pub mod balloon;
+pub mod block;
 pub mod console;
 mod faults;
 pub mod net;

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use api_client::types::{DeviceNode, VmCounters};
 
 use crate::bus::BusError;
-use crate::config::{DeviceParams, PciParams, RngParams};
+use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
 use crate::event::EventSink;
 use crate::memory::MemoryError;
 use crate::pci::{PciAddress, PciSegment, SegmentError};
+use crate::virtio::block::image::{Image, ImageError};
+use crate::virtio::block::{Block, BlockOptions};
+use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::pci::{PciPlatform, TransportError, VirtioPci};
 use crate::virtio::{DeviceCounters, VirtioDevice};
@@ -33,13 +36,29 @@ pub enum DeviceError {
     /// The bus' registers.
     #[error("The PCI bus cannot be placed")]
     Bus(#[from] BusError),
+    /// A disk's image.
+    #[error("The disk {0} has no usable image")]
+    Image(String, #[source] ImageError),
+    /// A disk's threads.
+    #[error("The disk {0} cannot be started")]
+    Disk(String, #[source] std::io::Error),
     /// The source of random bytes.
     #[error("The entropy device's source {0} cannot be used")]
     Rng(String, #[source] std::io::Error),
 }
 
+/// Names that are made up begin with this, and end with a number.
+const DISK_PREFIX: &str = "_disk";
 /// Name that an entropy device has unless the client chose one.
 const RNG_ID: &str = "__rng";
+
+/// What a device is called if the client does not say.
+enum Name {
+    /// There is only one.
+    Fixed(&'static str),
+    /// This and a number.
+    Numbered(&'static str),
+}
 
 struct Entry {
     address: PciAddress,
@@ -52,6 +71,9 @@ pub struct DeviceSet {
     platform: PciPlatform,
     events: EventSink,
     entries: BTreeMap<String, Entry>,
+    limit_groups: BTreeMap<String, RateLimit>,
+    /// The next number of a name that is made up.
+    next: u32,
 }
 
 impl DeviceSet {
@@ -67,19 +89,64 @@ impl DeviceSet {
             platform,
             events,
             entries: BTreeMap::new(),
+            limit_groups: BTreeMap::new(),
+            next: 0,
         })
     }
 
     /// Adds everything that a machine starts with.
     pub fn add_all(&mut self, params: &DeviceParams) -> Result<(), DeviceError> {
+        self.limit_groups = params
+            .limit_groups
+            .iter()
+            .map(|(id, limits)| (id.clone(), RateLimit::new(limits)))
+            .collect();
+        for disk in &params.disks {
+            self.add_disk(disk)?;
+        }
         if let Some(rng) = &params.rng {
             self.add_rng(rng)?;
         }
         Ok(())
     }
 
+    /// Adds a disk; says what it is called and where it is.
+    pub fn add_disk(&mut self, params: &DiskParams) -> Result<(String, PciAddress), DeviceError> {
+        let limit = match &params.limit {
+            None => None,
+            Some(DiskLimit::Own(limits)) => Some(RateLimit::new(limits)),
+            Some(DiskLimit::Group(id)) => self.limit_groups.get(id).cloned(),
+        };
+        let options = BlockOptions {
+            queues: params.queues,
+            queue_size: params.queue_size,
+            serial: params.serial.clone(),
+            limit,
+            affinity: params.affinity.clone(),
+            ring: true,
+        };
+        self.add(&params.pci, Name::Numbered(DISK_PREFIX), |id, events| {
+            let image = Image::open(&params.image)
+                .map_err(|source| DeviceError::Image(id.to_owned(), source))?;
+            let disk = Block::new(id, image, &options, &events)
+                .map_err(|source| DeviceError::Disk(id.to_owned(), source))?;
+            Ok(Box::new(disk))
+        })
+    }
+
+    /// A name that nobody has.
+    fn made_up_name(&mut self, prefix: &str) -> String {
+        loop {
+            let name = format!("{prefix}{}", self.next);
+            self.next = self.next.wrapping_add(1);
+            if !self.entries.contains_key(&name) {
+                return name;
+            }
+        }
+    }
+
     fn add_rng(&mut self, params: &RngParams) -> Result<(), DeviceError> {
-        self.add(&params.pci, RNG_ID, |id, events| {
+        self.add(&params.pci, Name::Fixed(RNG_ID), |id, events| {
             let failed = |source| DeviceError::Rng(params.source.display().to_string(), source);
             Ok(Box::new(
                 Rng::new(id, &params.source, events).map_err(failed)?,
@@ -93,10 +160,14 @@ impl DeviceSet {
     fn add(
         &mut self,
         pci: &PciParams,
-        default_id: &str,
+        name: Name,
         create: impl FnOnce(&str, EventSink) -> Result<Box<dyn VirtioDevice>, DeviceError>,
     ) -> Result<(String, PciAddress), DeviceError> {
-        let id = pci.id.clone().unwrap_or_else(|| default_id.to_owned());
+        let id = match (&pci.id, name) {
+            (Some(id), _) => id.clone(),
+            (None, Name::Fixed(id)) => id.to_owned(),
+            (None, Name::Numbered(prefix)) => self.made_up_name(prefix),
+        };
         if self.entries.contains_key(&id) {
             return Err(DeviceError::Exists(id));
         }

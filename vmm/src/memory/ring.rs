@@ -1,0 +1,270 @@
+//! Asynchronous file I/O on guest memory through io_uring. The ring owns what
+//! the kernel may still use: buffers and files come back with the completion.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::transfer::{GuestBuffers, MAX_BUFFERS};
+
+/// What to do with a file.
+pub enum RingOperation {
+    /// Read into buffers from an offset.
+    Read(GuestBuffers, u64),
+    /// Write buffers to an offset.
+    Write(GuestBuffers, u64),
+    /// Make everything written so far durable.
+    Sync,
+}
+
+/// What was done.
+pub struct RingCompletion {
+    /// The number that the submitter gave.
+    pub token: u64,
+    /// Bytes that moved.
+    pub result: io::Result<usize>,
+    /// The buffers, if the operation had any.
+    pub buffers: Option<GuestBuffers>,
+}
+
+struct Flight {
+    token: u64,
+    buffers: Option<GuestBuffers>,
+    _file: Arc<File>,
+}
+
+/// A ring. Belongs to one thread.
+pub struct IoRing {
+    ring: IoUring,
+    event: EventFd,
+    /// By the number that the kernel gives back.
+    flights: Vec<Option<Flight>>,
+    free: Vec<usize>,
+    unsubmitted: bool,
+}
+
+impl IoRing {
+    /// A ring for about `depth` operations at a time.
+    pub fn new(depth: u16) -> io::Result<Self> {
+        let ring = IoUring::new(u32::from(depth).next_power_of_two())?;
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        ring.submitter().register_eventfd(event.as_raw_fd())?;
+        Ok(Self {
+            ring,
+            event,
+            flights: Vec::new(),
+            free: Vec::new(),
+            unsubmitted: false,
+        })
+    }
+
+    /// Becomes readable when operations have completed.
+    #[must_use]
+    pub fn event(&self) -> &EventFd {
+        &self.event
+    }
+
+    /// How many operations are under way.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.flights.len() - self.free.len()
+    }
+
+    /// Starts an operation with the next [`submit`](Self::submit). Gives it
+    /// back if the ring cannot take it now.
+    pub fn push(
+        &mut self,
+        token: u64,
+        file: &Arc<File>,
+        operation: RingOperation,
+    ) -> Result<(), RingOperation> {
+        let fd = types::Fd(file.as_raw_fd());
+        if let RingOperation::Read(buffers, _) | RingOperation::Write(buffers, _) = &operation
+            && buffers.vectors().len() > MAX_BUFFERS
+        {
+            return Err(operation);
+        }
+        if self.ring.submission().is_full()
+            && (self.submit().is_err() || self.ring.submission().is_full())
+        {
+            return Err(operation);
+        }
+        let entry = match &operation {
+            RingOperation::Read(buffers, offset) => {
+                let vectors = buffers.vectors();
+                opcode::Readv::new(fd, vectors.as_ptr(), vectors.len() as u32)
+                    .offset(*offset)
+                    .build()
+            }
+            RingOperation::Write(buffers, offset) => {
+                let vectors = buffers.vectors();
+                opcode::Writev::new(fd, vectors.as_ptr(), vectors.len() as u32)
+                    .offset(*offset)
+                    .build()
+            }
+            RingOperation::Sync => opcode::Fsync::new(fd)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+        };
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.flights.push(None);
+            self.flights.len() - 1
+        });
+        let buffers = match operation {
+            RingOperation::Read(buffers, _) | RingOperation::Write(buffers, _) => Some(buffers),
+            RingOperation::Sync => None,
+        };
+        // Moving the buffers does not move the array of vectors, which is on
+        // the heap.
+        self.flights[number] = Some(Flight {
+            token,
+            buffers,
+            _file: Arc::clone(file),
+        });
+        self.enter(&entry.user_data(number as u64));
+        Ok(())
+    }
+
+    fn enter(&mut self, entry: &squeue::Entry) {
+        // SAFETY:
+        // - The vectors and the memory they point to belong to `flights` until
+        //   the kernel reports the operation as completed; `drop` waits for
+        //   that.
+        // - The descriptor belongs to the file in the same place.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        debug_assert!(pushed.is_ok(), "there was room");
+        self.unsubmitted = true;
+    }
+
+    /// Hands everything that was pushed to the kernel.
+    pub fn submit(&mut self) -> io::Result<()> {
+        if self.unsubmitted {
+            loop {
+                match self.ring.submit() {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                    Ok(_) => break,
+                }
+            }
+            self.unsubmitted = false;
+        }
+        Ok(())
+    }
+
+    /// Takes what has completed.
+    pub fn completed(&mut self) -> Vec<RingCompletion> {
+        // Nothing to read: nothing new, or looked at already.
+        let _ = self.event.read();
+        let mut done = Vec::new();
+        for entry in self.ring.completion() {
+            let number = entry.user_data() as usize;
+            let Some(flight) = self.flights.get_mut(number).and_then(Option::take) else {
+                continue;
+            };
+            self.free.push(number);
+            let result = entry.result();
+            done.push(RingCompletion {
+                token: flight.token,
+                result: usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result)),
+                buffers: flight.buffers,
+            });
+        }
+        done
+    }
+
+    /// Waits for everything that is under way.
+    pub fn drain(&mut self) -> io::Result<Vec<RingCompletion>> {
+        let mut done = Vec::new();
+        while self.in_flight() > 0 {
+            match self.ring.submit_and_wait(1) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => drop(other?),
+            }
+            self.unsubmitted = false;
+            done.append(&mut self.completed());
+        }
+        Ok(done)
+    }
+}
+
+impl Drop for IoRing {
+    fn drop(&mut self) {
+        if let Err(error) = self.drain() {
+            // The kernel may still use what is under way: it has to stay.
+            log::error!("an I/O ring cannot be emptied: {error}");
+            std::mem::forget(std::mem::take(&mut self.flights));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::memory::{Backing, GuestRam, allocate};
+
+    fn ring() -> Option<IoRing> {
+        match IoRing::new(4) {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                eprintln!("skipped: this host has no io_uring: {error}");
+                None
+            }
+        }
+    }
+
+    fn buffers(memory: &Arc<GuestRam>, at: u64, fill: u8) -> GuestBuffers {
+        let ranges = [(GuestAddress(at), 100), (GuestAddress(at + 1000), 412)];
+        let buffers = GuestBuffers::new(memory, &ranges).unwrap();
+        buffers.copy_from(&[fill; 512]);
+        buffers
+    }
+
+    #[test]
+    fn more_operations_than_the_ring_has_entries_complete() {
+        let Some(mut ring) = ring() else { return };
+        let memory = Arc::new(allocate(16 << 20, &Backing::default()).unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        for n in 0..20u64 {
+            let source = buffers(&memory, n * 4096, n as u8 + 1);
+            let pushed = ring.push(n, &file, RingOperation::Write(source, n * 512));
+            assert!(pushed.is_ok());
+        }
+        let done = ring.drain().unwrap();
+        assert!(done.iter().all(|done| matches!(done.result, Ok(512))));
+        let mut tokens: Vec<u64> = done.iter().map(|done| done.token).collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, (0..20).collect::<Vec<_>>());
+        assert!(ring.push(7, &file, RingOperation::Sync).is_ok());
+        let target = buffers(&memory, 0, 0);
+        assert!(
+            ring.push(8, &file, RingOperation::Read(target, 19 * 512))
+                .is_ok()
+        );
+        let mut done = ring.drain().unwrap();
+        done.sort_by_key(|done| done.token);
+        let mut bytes = [0; 512];
+        done[1].buffers.as_ref().unwrap().copy_to(&mut bytes);
+        assert_eq!(bytes, [20; 512]);
+    }
+
+    #[test]
+    fn a_failure_is_reported_with_the_token() {
+        let Some(mut ring) = ring() else { return };
+        let memory = Arc::new(allocate(16 << 20, &Backing::default()).unwrap());
+        let file = Arc::new(File::open("/dev/null").unwrap());
+        let source = buffers(&memory, 0, 1);
+        assert!(ring.push(5, &file, RingOperation::Write(source, 0)).is_ok());
+        let done = ring.drain().unwrap();
+        let error = done[0].result.as_ref().unwrap_err();
+        assert_eq!(
+            (done[0].token, error.raw_os_error()),
+            (5, Some(libc::EBADF))
+        );
+    }
+}

@@ -1,0 +1,140 @@
+//! The device: identity, features, configuration, and the hold of a thread per
+//! queue.
+
+use std::io;
+use std::sync::Arc;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+use super::config::{DiskConfig, LENGTH};
+use super::counters::BlockCounters;
+use super::execute::Disk;
+use super::image::Image;
+use super::worker::BlockService;
+use crate::event::EventSink;
+use crate::sandbox::ThreadKind;
+use crate::virtio::rate_limit::RateLimit;
+use crate::virtio::worker::Worker;
+use crate::virtio::{
+    ActivateError, Activation, DeviceCounters, GuestFaults, VirtioDevice, copy_config,
+};
+
+/// How a disk is offered to the guest.
+pub struct BlockOptions {
+    /// How many queues, each with a thread.
+    pub queues: u16,
+    /// Entries of each.
+    pub queue_size: u16,
+    /// Serial number; the image's own if absent.
+    pub serial: Option<String>,
+    /// What limits it.
+    pub limit: Option<RateLimit>,
+    /// CPUs of each queue's thread; none binds it to none.
+    pub affinity: Vec<Vec<usize>>,
+    /// Use io_uring where the host has it.
+    pub ring: bool,
+}
+
+/// A disk.
+pub struct Block {
+    disk: Arc<Disk>,
+    counters: Arc<BlockCounters>,
+    queue_sizes: Vec<u16>,
+    workers: Vec<Worker>,
+}
+
+impl Block {
+    /// A device called `id` that shows `image` to the guest.
+    pub fn new(
+        id: &str,
+        image: Image,
+        options: &BlockOptions,
+        events: &EventSink,
+    ) -> io::Result<Self> {
+        let config = DiskConfig::new(&image, options.queues, options.queue_size);
+        let serial = options.serial.clone();
+        let disk = Arc::new(Disk {
+            serial: serial.unwrap_or_else(|| image.serial().to_owned()),
+            image,
+            config,
+            faults: GuestFaults::new(id),
+        });
+        let counters = Arc::new(BlockCounters::new());
+        let workers = (0..options.queues)
+            .map(|queue| {
+                let service = BlockService::new(
+                    Arc::clone(&disk),
+                    Arc::clone(&counters),
+                    options.limit.clone(),
+                    options
+                        .affinity
+                        .get(usize::from(queue))
+                        .cloned()
+                        .unwrap_or_default(),
+                    options.ring,
+                );
+                let name = format!("{id}_q{queue}");
+                Worker::spawn(&name, ThreadKind::VirtioBlock, events.clone(), service)
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self {
+            disk,
+            counters,
+            queue_sizes: vec![options.queue_size; usize::from(options.queues)],
+            workers,
+        })
+    }
+}
+
+impl VirtioDevice for Block {
+    fn kind(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn features(&self) -> u64 {
+        self.disk.config.features()
+    }
+
+    fn config_length(&self) -> usize {
+        LENGTH
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        copy_config(&self.disk.config.bytes(), offset, data);
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        self.disk.config.write(offset, data);
+    }
+
+    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
+        self.disk.config.negotiate(activation.features);
+        for (index, worker) in (0u16..).zip(&self.workers) {
+            let Some(queue) = activation.take_queue(index) else {
+                continue;
+            };
+            worker.start(Activation {
+                memory: Arc::clone(&activation.memory),
+                features: activation.features,
+                queues: vec![queue],
+                interrupt: Arc::clone(&activation.interrupt),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        for worker in &self.workers {
+            worker.stop();
+        }
+        self.disk.config.reset();
+    }
+
+    fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
+        Some(Arc::clone(&self.counters) as Arc<dyn DeviceCounters>)
+    }
+}

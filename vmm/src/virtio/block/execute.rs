@@ -1,0 +1,179 @@
+//! Carries out requests on an image: at once, or through the ring.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::Bytes;
+
+use super::SECTOR;
+use super::config::DiskConfig;
+use super::image::Image;
+use super::request::{Extent, Kind, Range, Status};
+use crate::memory::{GuestBuffers, GuestRam};
+use crate::virtio::GuestFaults;
+
+/// Bytes of a disk's serial number.
+const ID_LENGTH: usize = 20;
+
+/// A disk, as the threads of its queues share it.
+pub(super) struct Disk {
+    pub(super) image: Image,
+    pub(super) config: DiskConfig,
+    pub(super) serial: String,
+    pub(super) faults: GuestFaults,
+}
+
+/// Something that needs the image's file, with its memory checked.
+pub(super) enum Transfer {
+    Read(GuestBuffers, u64),
+    Write(GuestBuffers, u64),
+    Flush,
+}
+
+/// What a request comes to.
+pub(super) enum Plan {
+    /// To be done by file I/O.
+    Transfer(Transfer),
+    /// Done, with so many bytes written to the driver's buffers.
+    Done(Status, u32),
+}
+
+impl Disk {
+    /// Checks a request against the disk, and does what needs no file I/O
+    /// that could be left to the ring.
+    pub(super) fn plan(&self, kind: &Kind, memory: &Arc<GuestRam>) -> Plan {
+        let geometry = self.image.geometry();
+        match kind {
+            Kind::Read {
+                offset,
+                data,
+                length,
+            } => self.transfer(*offset, *length, data, memory, Transfer::Read),
+            Kind::Write {
+                offset,
+                data,
+                length,
+            } => {
+                if geometry.read_only {
+                    return self.refuse("a write to a read-only disk");
+                }
+                let plan = self.transfer(*offset, *length, data, memory, Transfer::Write);
+                match plan {
+                    Plan::Transfer(Transfer::Write(buffers, offset))
+                        if !self.image.may_write(offset, &buffers) =>
+                    {
+                        self.refuse("a write that would change what kind of image this is")
+                    }
+                    plan => plan,
+                }
+            }
+            Kind::Flush => Plan::Transfer(Transfer::Flush),
+            Kind::GetId { data } => self.get_id(data, memory),
+            Kind::Discard(extents) if geometry.sparse => self.extents(extents, |extent| {
+                self.image.discard(extent.offset, extent.length)
+            }),
+            Kind::Discard(_) => Plan::Done(Status::Unsupported, 0),
+            Kind::WriteZeroes(extents) => self.extents(extents, |extent| {
+                self.image
+                    .write_zeroes(extent.offset, extent.length, extent.unmap)
+            }),
+            Kind::Other(number) => {
+                self.faults
+                    .report(&format_args!("request {number} is not known"));
+                Plan::Done(Status::Unsupported, 0)
+            }
+            Kind::Malformed(why) => self.refuse(why),
+        }
+    }
+
+    fn refuse(&self, why: &str) -> Plan {
+        self.faults.report(&why);
+        Plan::Done(Status::Failed, 0)
+    }
+
+    fn within(&self, offset: u64, length: u64) -> bool {
+        let size = self.image.geometry().size / SECTOR * SECTOR;
+        offset.checked_add(length).is_some_and(|end| end <= size)
+    }
+
+    fn transfer(
+        &self,
+        offset: u64,
+        length: u64,
+        data: &[Range],
+        memory: &Arc<GuestRam>,
+        transfer: fn(GuestBuffers, u64) -> Transfer,
+    ) -> Plan {
+        if !self.within(offset, length) {
+            return self.refuse("a request past the end of the disk");
+        }
+        match GuestBuffers::new(memory, data) {
+            Ok(buffers) => Plan::Transfer(transfer(buffers, offset)),
+            Err(error) => self.refuse(&error.to_string()),
+        }
+    }
+
+    fn get_id(&self, data: &[Range], memory: &Arc<GuestRam>) -> Plan {
+        let mut id = [0; ID_LENGTH];
+        for (byte, value) in id.iter_mut().zip(self.serial.bytes()) {
+            *byte = value;
+        }
+        match GuestBuffers::new(memory, data) {
+            Ok(buffers) if buffers.length() >= ID_LENGTH => {
+                buffers.copy_from(&id);
+                Plan::Done(Status::Ok, ID_LENGTH as u32)
+            }
+            _ => self.refuse("no room for the serial number"),
+        }
+    }
+
+    fn extents(&self, extents: &[Extent], work: impl Fn(&Extent) -> io::Result<()>) -> Plan {
+        if self.image.geometry().read_only {
+            return self.refuse("a write to a read-only disk");
+        }
+        for extent in extents {
+            if !self.within(extent.offset, extent.length) {
+                return self.refuse("a range past the end of the disk");
+            }
+            if extent.length == 0 {
+                continue;
+            }
+            if let Err(error) = work(extent) {
+                log::warn!("a disk fails: {error}");
+                return Plan::Done(Status::Failed, 0);
+            }
+        }
+        if !self.config.writeback()
+            && let Err(error) = self.image.flush()
+        {
+            log::warn!("a disk fails: {error}");
+            return Plan::Done(Status::Failed, 0);
+        }
+        Plan::Done(Status::Ok, 0)
+    }
+
+    /// Does a transfer at once.
+    pub(super) fn perform(&self, transfer: &Transfer) -> io::Result<()> {
+        match transfer {
+            Transfer::Read(buffers, offset) => self.image.read(buffers, *offset),
+            Transfer::Write(buffers, offset) => {
+                self.image.write(buffers, *offset)?;
+                if self.config.writeback() {
+                    return Ok(());
+                }
+                self.image.flush()
+            }
+            Transfer::Flush if self.image.geometry().read_only => Ok(()),
+            Transfer::Flush => self.image.flush(),
+        }
+    }
+}
+
+/// Tells the driver the outcome of a request.
+pub(super) fn write_status(
+    memory: &GuestRam,
+    at: vm_memory::GuestAddress,
+    status: Status,
+) -> Result<(), vm_memory::GuestMemoryError> {
+    memory.write_obj(status as u8, at)
+}

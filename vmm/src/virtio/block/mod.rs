@@ -1,0 +1,32 @@
+//! The block device (virtio 1.3, 5.2).
+//!
+//! | queue | carries |
+//! | --- | --- |
+//! | 0 to n-1 | requests, each queue served by a thread of its own |
+//!
+//! Features offered: RO (read-only images), BLK_SIZE, TOPOLOGY, SEG_MAX,
+//! FLUSH, CONFIG_WCE, MQ (more than one queue), DISCARD (sparse images),
+//! WRITE_ZEROES. Refused: SIZE_MAX, GEOMETRY, LIFETIME, SECURE_ERASE, ZONED,
+//! which nothing here limits or has.
+//!
+//! A write is complete when the host has it; it is durable after a flush. A
+//! driver that does not negotiate FLUSH, or switches the write cache off, gets
+//! durable writes.
+//!
+//! `request` parses a chain and does no I/O; `worker` executes; `image` knows
+//! formats; `counters` is what `vm.counters` shows.
+
+mod config;
+mod counters;
+mod device;
+mod execute;
+pub mod image;
+mod request;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+pub use device::{Block, BlockOptions};
+
+/// Requests count in these, whatever the image's own unit.
+pub(crate) const SECTOR: u64 = 512;
