@@ -112,6 +112,15 @@ impl Bus {
         drop(old);
     }
 
+    /// Lets go of all devices. Some of them hold the bus that they are on, so
+    /// a machine that ends has to part the two.
+    pub fn clear(&self) {
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::take(&mut *slots);
+        drop(slots);
+        drop(old);
+    }
+
     /// Reads into `data`; says whose range it was.
     pub fn read(&self, address: u64, data: &mut [u8]) -> RangeId {
         match self.find(address, data.len()) {

@@ -15,7 +15,7 @@ pub struct Machine {
     vcpus: Vec<VcpuHandle>,
     _input: Option<SerialInput>,
     devices: DeviceSet,
-    _buses: Buses,
+    buses: Buses,
     _vm: Arc<dyn Vm>,
     _ram: GuestRam,
 }
@@ -33,7 +33,7 @@ impl Machine {
             vcpus,
             _input: input,
             devices,
-            _buses: buses,
+            buses,
             _vm: vm,
             _ram: ram,
         }
@@ -69,5 +69,8 @@ impl Drop for Machine {
         for vcpu in &self.vcpus {
             vcpu.request_stop();
         }
+        self.vcpus.clear();
+        self.buses.pio.clear();
+        self.buses.mmio.clear();
     }
 }
