@@ -46,7 +46,7 @@ pub fn show(site: &Site) -> Result<()> {
         &serial[up..],
         guest::UP,
         "@part leaves",
-        "First program started after ",
+        "Seconds until the first program: ",
     )?;
     section("The leaves, as the guest reads them")?;
     print_part(&serial, "@part leaves\n", "@part cpuid", "")?;
