@@ -69,25 +69,15 @@ pub trait Hypervisor: Send + Sync {
     fn isa(&self) -> Option<Isa>;
 }
 
-/// Where an interrupt of a given number goes.
+/// The message to local APICs that an interrupt of a given number stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IrqRoute {
-    /// To a pin of the I/O APIC.
-    IoApic {
-        /// The interrupt's number.
-        gsi: u32,
-        /// The pin.
-        pin: u32,
-    },
-    /// As a message to local APICs.
-    Msi {
-        /// The interrupt's number.
-        gsi: u32,
-        /// The message's address.
-        address: u64,
-        /// The message's data.
-        data: u32,
-    },
+pub struct IrqRoute {
+    /// The interrupt's number.
+    pub gsi: u32,
+    /// The message's address.
+    pub address: u64,
+    /// The message's data.
+    pub data: u32,
 }
 
 /// What a VM can ask of the kernel's exit accounting.
@@ -102,8 +92,9 @@ pub struct ExitStatsFeatures {
 /// One virtual machine: memory slots, interrupt routing, vCPUs. Shared by the
 /// control thread and device threads.
 pub trait Vm: Send + Sync {
-    /// Creates the interrupt controllers. Comes before the first vCPU.
-    fn create_irqchip(&self) -> Result<()>;
+    /// Gives the vCPUs to come local APICs in the hypervisor. There is no other
+    /// interrupt controller: interrupts are messages.
+    fn create_local_apics(&self) -> Result<()>;
     /// Creates a vCPU. Its number is its local APIC's number too.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
     /// Shows `size` bytes of this process's memory to the guest.
@@ -159,6 +150,11 @@ pub struct VcpuSetup {
     pub registers: Option<(Registers, SpecialRegisters)>,
     /// Start the local APIC in x2APIC mode.
     pub x2apic: bool,
+    /// Start with all the extended state that the CPUID leaves announce
+    /// enabled (XCR0), as firmware may leave it. Hosts that do not report a
+    /// guest's own change of XCR0, such as QEMU's emulated SVM, otherwise
+    /// contradict the guest, which then gives that state up.
+    pub extended_state: bool,
 }
 
 /// One virtual CPU. Belongs to the thread that runs it; [`VcpuKick`] is the

@@ -126,6 +126,7 @@ fn guest(code: &[u8]) -> Option<Guest> {
         msrs: Vec::new(),
         registers: Some(real_mode()),
         x2apic: false,
+        extended_state: false,
     })
     .unwrap();
     Some(Guest {

@@ -21,7 +21,7 @@ const KVM_CAP_EXIT_STATS: u32 = 0x4558_5354;
 
 /// Without these no guest of ours can run.
 const REQUIRED: [(Cap, &str); 9] = [
-    (Cap::Irqchip, "IRQCHIP"),
+    (Cap::SplitIrqchip, "SPLIT_IRQCHIP"),
     (Cap::Irqfd, "IRQFD"),
     (Cap::Ioeventfd, "IOEVENTFD"),
     (Cap::IoeventfdNoLength, "IOEVENTFD_NO_LENGTH"),

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
+use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_xcrs};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl as raw_ioctl;
 use vmm_sys_util::ioctl_io_nr;
@@ -16,6 +16,9 @@ use crate::traits::{Error, Result, Vcpu, VcpuSetup, VmExit, VmOps};
 
 const KVMIO: u32 = 0xae;
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
+
+/// CPUID leaf of the extended state.
+const LEAF_EXTENDED_STATE: u32 = 0xd;
 
 const MSR_IA32_APICBASE: u64 = 0xfee0_0000;
 const APICBASE_BSP: u64 = 1 << 8;
@@ -32,6 +35,22 @@ pub(super) struct KvmVcpu {
 impl KvmVcpu {
     pub(super) fn new(fd: VcpuFd, vm: Arc<VmFd>) -> Self {
         Self { fd, _vm: vm }
+    }
+
+    /// Without effect on hosts that refuse: the guest enables the state itself.
+    fn enable_extended_state(&self, cpuid: &[kvm_cpuid_entry2]) {
+        let Some(leaf) = cpuid
+            .iter()
+            .find(|leaf| leaf.function == LEAF_EXTENDED_STATE && leaf.index == 0)
+        else {
+            return;
+        };
+        let mut registers = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
+        registers.xcrs[0].value = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
+        let _ = self.fd.set_xcrs(&registers);
     }
 
     fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<()> {
@@ -85,6 +104,9 @@ impl Vcpu for KvmVcpu {
             self.fd
                 .set_regs(general)
                 .map_err(ioctl("set the general registers"))?;
+        }
+        if setup.extended_state {
+            self.enable_extended_state(&setup.cpuid);
         }
         self.set_msrs(&setup.msrs)
     }

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MEM_READONLY,
-    KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_irqchip,
-    kvm_irq_routing_msi, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY, KvmIrqRouting, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -38,10 +37,16 @@ impl KvmVm {
 }
 
 impl Vm for KvmVm {
-    fn create_irqchip(&self) -> Result<()> {
+    fn create_local_apics(&self) -> Result<()> {
+        // No number is kept for an I/O APIC: its pins are messages like all
+        // others, and edge-triggered ones need no word of their end.
+        let request = kvm_enable_cap {
+            cap: KVM_CAP_SPLIT_IRQCHIP,
+            ..Default::default()
+        };
         self.fd
-            .create_irq_chip()
-            .map_err(ioctl("create the interrupt controllers"))
+            .enable_cap(&request)
+            .map_err(ioctl("create the local interrupt controllers"))
     }
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
@@ -151,27 +156,17 @@ impl Vm for KvmVm {
 }
 
 fn routing_entry(route: &IrqRoute) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry::default();
-    match *route {
-        IrqRoute::IoApic { gsi, pin } => {
-            entry.gsi = gsi;
-            entry.type_ = KVM_IRQ_ROUTING_IRQCHIP;
-            entry.u.irqchip = kvm_irq_routing_irqchip {
-                irqchip: KVM_IRQCHIP_IOAPIC,
-                pin,
-            };
-        }
-        IrqRoute::Msi { gsi, address, data } => {
-            entry.gsi = gsi;
-            entry.type_ = KVM_IRQ_ROUTING_MSI;
-            entry.u.msi = kvm_irq_routing_msi {
-                address_lo: address as u32,
-                address_hi: (address >> 32) as u32,
-                data,
-                ..Default::default()
-            };
-        }
-    }
+    let mut entry = kvm_irq_routing_entry {
+        gsi: route.gsi,
+        type_: KVM_IRQ_ROUTING_MSI,
+        ..Default::default()
+    };
+    entry.u.msi = kvm_irq_routing_msi {
+        address_lo: route.address as u32,
+        address_hi: (route.address >> 32) as u32,
+        data: route.data,
+        ..Default::default()
+    };
     entry
 }
 
@@ -181,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_message_route_splits_its_address() {
-        let entry = routing_entry(&IrqRoute::Msi {
+        let entry = routing_entry(&IrqRoute {
             gsi: 24,
             address: 0x1_fee0_1000,
             data: 0x4021,

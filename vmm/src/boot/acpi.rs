@@ -22,7 +22,8 @@ use super::BootError;
 use crate::devices::{RESET_VALUE, S5_SLEEP_TYPE};
 use crate::memory::GuestRam;
 use crate::memory::layout::{
-    ACPI_END, IOAPIC_START, LAPIC_START, POWER_PORTS, RSDP_START, SERIAL_IRQ, SERIAL_PORTS,
+    ACPI_END, IOAPIC_FIRST_GSI, IOAPIC_START, LAPIC_START, POWER_PORTS, RSDP_START, SERIAL_GSI,
+    SERIAL_PORTS,
 };
 
 const OEM_ID: [u8; 6] = *b"EXITVM";
@@ -127,7 +128,7 @@ fn madt(vcpus: u32) -> MADT {
         let id = id as u8;
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
-    madt.add_structure(IoApic::new(0, IOAPIC_START, 0));
+    madt.add_structure(IoApic::new(0, IOAPIC_START, IOAPIC_FIRST_GSI));
     madt
 }
 
@@ -161,7 +162,7 @@ impl Aml for SerialDevice {
                 &aml::Name::new(
                     "_CRS".into(),
                     &aml::ResourceTemplate::new(vec![
-                        &aml::Interrupt::new(true, true, false, false, SERIAL_IRQ),
+                        &aml::Interrupt::new(true, true, false, false, SERIAL_GSI),
                         &aml::IO::new(base, base, 1, length as u8),
                     ]),
                 ),

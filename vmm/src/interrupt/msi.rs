@@ -1,5 +1,5 @@
-//! Interrupts that are messages: numbers above the I/O APIC's pins, each with
-//! a route that the guest's driver decides and an event that raises it.
+//! Interrupts that are messages: numbers, each with a route that the guest's
+//! driver decides and an event that raises it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use hypervisor::{IrqRoute, Vm};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{InterruptError, ioapic_routes};
-use crate::memory::layout::IOAPIC_PINS;
+use super::InterruptError;
 
 /// Where a message goes and what it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,8 +18,8 @@ pub struct MsiMessage {
     pub data: u32,
 }
 
-/// Owns the VM's routing table: the pins, and the messages. Shared by all
-/// devices that send messages; its lock is taken last.
+/// Owns the VM's routing table. Shared by all devices that send messages; its
+/// lock is taken last.
 pub struct MsiRouter {
     vm: Arc<dyn Vm>,
     /// By interrupt number; one without a message is taken but not routed.
@@ -28,14 +27,12 @@ pub struct MsiRouter {
 }
 
 impl MsiRouter {
-    /// Routes the pins of the I/O APIC and no message yet.
-    pub fn new(vm: Arc<dyn Vm>) -> Result<Arc<Self>, InterruptError> {
-        let router = Self {
+    /// A table without a route.
+    pub fn new(vm: Arc<dyn Vm>) -> Arc<Self> {
+        Arc::new(Self {
             vm,
             messages: Mutex::new(BTreeMap::new()),
-        };
-        router.apply(&router.lock())?;
-        Ok(Arc::new(router))
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Option<MsiMessage>>> {
@@ -45,7 +42,7 @@ impl MsiRouter {
     /// Takes the lowest free number.
     fn take(&self) -> u32 {
         let mut messages = self.lock();
-        let mut number = IOAPIC_PINS;
+        let mut number = 0;
         for &taken in messages.keys() {
             if taken != number {
                 break;
@@ -71,14 +68,16 @@ impl MsiRouter {
     }
 
     fn apply(&self, messages: &BTreeMap<u32, Option<MsiMessage>>) -> Result<(), InterruptError> {
-        let mut routes = ioapic_routes();
-        routes.extend(messages.iter().filter_map(|(&gsi, message)| {
-            message.map(|message| IrqRoute::Msi {
-                gsi,
-                address: message.address,
-                data: message.data,
+        let routes: Vec<IrqRoute> = messages
+            .iter()
+            .filter_map(|(&gsi, message)| {
+                message.map(|message| IrqRoute {
+                    gsi,
+                    address: message.address,
+                    data: message.data,
+                })
             })
-        }));
+            .collect();
         self.vm
             .set_irq_routes(&routes)
             .map_err(InterruptError::Route)
@@ -199,19 +198,19 @@ mod tests {
     }
 
     #[test]
-    fn numbers_follow_the_pins_and_are_used_again() {
-        let router = MsiRouter::new(RecordingVm::new()).unwrap();
+    fn numbers_are_dense_and_are_used_again() {
+        let router = MsiRouter::new(RecordingVm::new());
         let new = || MsiVector::new(&router).unwrap();
         let (first, second, third) = (new(), new(), new());
-        assert_eq!((first.number, second.number, third.number), (24, 25, 26));
+        assert_eq!((first.number, second.number, third.number), (0, 1, 2));
         drop(second);
-        assert_eq!(new().number, 25);
+        assert_eq!(new().number, 1);
     }
 
     #[test]
     fn an_interrupt_raised_while_masked_comes_when_it_is_unmasked() {
         let vm = RecordingVm::new();
-        let router = MsiRouter::new(vm.clone()).unwrap();
+        let router = MsiRouter::new(vm.clone());
         let vector = MsiVector::new(&router).unwrap();
         assert!(!vector.is_pending());
         vector.raise();
@@ -223,11 +222,11 @@ mod tests {
         vector.disconnect().unwrap();
         assert!(!vector.is_pending());
         assert_eq!(
-            vm.calls()[1..],
+            vm.calls(),
             [
-                Call::Routes(vec![(24, message(0x21))]),
-                Call::Connect(24),
-                Call::Disconnect(24)
+                Call::Routes(vec![(0, message(0x21))]),
+                Call::Connect(0),
+                Call::Disconnect(0)
             ]
         );
     }
@@ -235,7 +234,7 @@ mod tests {
     #[test]
     fn the_table_is_written_only_when_it_changes() {
         let vm = RecordingVm::new();
-        let router = MsiRouter::new(vm.clone()).unwrap();
+        let router = MsiRouter::new(vm.clone());
         let vector = MsiVector::new(&router).unwrap();
         for data in [1, 1, 2] {
             vector.connect(message(data)).unwrap();
@@ -245,6 +244,6 @@ mod tests {
             .into_iter()
             .filter(|call| matches!(call, Call::Routes(_)))
             .count();
-        assert_eq!(routes, 3);
+        assert_eq!(routes, 2);
     }
 }

@@ -40,7 +40,7 @@ impl RecordingVm {
 }
 
 impl Vm for RecordingVm {
-    fn create_irqchip(&self) -> Result<()> {
+    fn create_local_apics(&self) -> Result<()> {
         Ok(())
     }
 
@@ -83,9 +83,9 @@ impl Vm for RecordingVm {
     }
 
     fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()> {
-        let messages = routes.iter().filter_map(|route| match *route {
-            IrqRoute::Msi { gsi, address, data } => Some((gsi, MsiMessage { address, data })),
-            IrqRoute::IoApic { .. } => None,
+        let messages = routes.iter().map(|route| {
+            let IrqRoute { gsi, address, data } = *route;
+            (gsi, MsiMessage { address, data })
         });
         self.note(Call::Routes(messages.collect()))
     }

@@ -57,6 +57,8 @@ pub const PCI_CONFIG_LENGTH: u64 = 1 << 20;
 
 /// The I/O APIC's registers.
 pub const IOAPIC_START: u32 = 0xfec0_0000;
+/// Length of them.
+pub const IOAPIC_LENGTH: u64 = 0x20;
 /// The local APICs' registers.
 pub const LAPIC_START: u32 = 0xfee0_0000;
 
@@ -70,10 +72,13 @@ pub const SERIAL_PORTS: (u16, u16) = (0x3f8, 8);
 /// Ports of the power registers: sleep control, sleep status, reset.
 pub const POWER_PORTS: (u16, u16) = (0x600, 3);
 
+/// Interrupt of the I/O APIC's first pin.
+pub const IOAPIC_FIRST_GSI: u32 = 4;
+/// Pins of the I/O APIC: as many as there are lines, for a guest visits each
+/// of them often.
+pub const IOAPIC_PINS: u32 = 2;
 /// Interrupt of the first serial port.
-pub const SERIAL_IRQ: u32 = 4;
-/// Pins of the I/O APIC.
-pub const IOAPIC_PINS: u32 = 24;
+pub const SERIAL_GSI: u32 = 4;
 
 /// Splits `size` bytes of RAM around the hole: (guest address, length).
 #[must_use]
@@ -95,6 +100,7 @@ const _: () = {
     assert!(PD_START + 4 * 0x1000 <= CMDLINE_START);
     assert!(CMDLINE_START + CMDLINE_MAX as u64 <= EBDA_START);
     assert!(RSDP_START < ACPI_END);
+    assert!(SERIAL_GSI >= IOAPIC_FIRST_GSI && SERIAL_GSI < IOAPIC_FIRST_GSI + IOAPIC_PINS);
     assert!(LOW_RAM_END <= PCI_WINDOW_START);
     assert!(PCI_WINDOW_END <= PCI_CONFIG_START);
     assert!(PCI_CONFIG_START + PCI_CONFIG_LENGTH <= IOAPIC_START as u64);

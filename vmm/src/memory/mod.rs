@@ -25,7 +25,9 @@ pub use window::ReadOnlyWindow;
 pub type GuestRam = GuestRegionCollection<RamRegion>;
 
 /// The hypervisor's memory slots: RAM takes the first ones, then come the
-/// windows. This one is for the PCI configuration space.
+/// windows. This one is for the I/O APIC.
+pub const IOAPIC_SLOT: u32 = 63;
+/// This one is for the PCI configuration space.
 pub const PCI_CONFIG_SLOT: u32 = 64;
 /// From here on one for the registers of each PCI device.
 pub const PCI_DEVICE_SLOTS: u32 = PCI_CONFIG_SLOT + 1;

@@ -194,7 +194,7 @@ mod tests {
 
     fn table(count: u16) -> (MsixTable, Arc<MsixVectors>, Arc<RecordingVm>) {
         let vm = RecordingVm::new();
-        let router = MsiRouter::new(vm.clone()).unwrap();
+        let router = MsiRouter::new(vm.clone());
         let vectors = MsixVectors::new(&router, count).unwrap();
         (MsixTable::new(Arc::clone(&vectors)), vectors, vm)
     }
@@ -222,9 +222,9 @@ mod tests {
         table.set_state(true, true).unwrap();
         assert_eq!(connections(&vm), []);
         table.set_state(true, false).unwrap();
-        assert_eq!(connections(&vm), [Call::Connect(25)]);
+        assert_eq!(connections(&vm), [Call::Connect(1)]);
         table.write(ENTRY_SIZE + 12, &[1, 0, 0, 0]).unwrap();
-        assert_eq!(connections(&vm)[1..], [Call::Disconnect(25)]);
+        assert_eq!(connections(&vm)[1..], [Call::Disconnect(1)]);
     }
 
     #[test]

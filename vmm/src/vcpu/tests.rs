@@ -69,6 +69,7 @@ fn machine(code: &[u8]) -> Option<Machine> {
         msrs: Vec::new(),
         registers: Some(Entry::Pvh { address: CODE }.registers()),
         x2apic: false,
+        extended_state: false,
     })
     .unwrap();
     let names = Arc::new(RangeMap::new());

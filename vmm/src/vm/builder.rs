@@ -14,11 +14,11 @@ use crate::boot::{self, BootError, acpi};
 use crate::bus::{Bus, BusError};
 use crate::config::{ConfigError, VmParams};
 use crate::devices::serial::{ConsoleSink, InputError, Serial, SerialInput, open_sink};
-use crate::devices::{I8042, PowerRegisters};
+use crate::devices::{I8042, IoApic, Pin, PowerRegisters};
 use crate::event::EventSink;
-use crate::interrupt::{InterruptError, IrqLine, MsiRouter};
-use crate::memory::layout::{I8042_PORTS, POWER_PORTS, SERIAL_IRQ, SERIAL_PORTS};
-use crate::memory::{self, MemoryError};
+use crate::interrupt::{InterruptError, MsiRouter};
+use crate::memory::layout::{I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, POWER_PORTS, SERIAL_PORTS};
+use crate::memory::{self, IOAPIC_SLOT, MemoryError, ReadOnlyWindow};
 use crate::stats::VmStats;
 use crate::vcpu::cpuid::{self, CpuProfile};
 use crate::vcpu::{Buses, VcpuError, VcpuHandle, msr};
@@ -75,8 +75,8 @@ pub fn build(
         .into());
     }
     let vm = hypervisor.create_vm()?;
-    vm.create_irqchip()?;
-    let router = MsiRouter::new(Arc::clone(&vm))?;
+    vm.create_local_apics()?;
+    let router = MsiRouter::new(Arc::clone(&vm));
 
     let ram = memory::allocate(params.memory_size, &params.backing)?;
     let rsdp = acpi::write_tables(
@@ -94,7 +94,8 @@ pub fn build(
         pio: Arc::new(Bus::new(AddressSpace::Port, Arc::clone(&ranges))),
         mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
     };
-    let input = add_devices(vm.as_ref(), &buses, params, events)?;
+    let ioapic = add_ioapic(&vm, &router, &buses)?;
+    let input = add_devices(&ioapic, &buses, params, events)?;
     let platform = PciPlatform {
         vm: Arc::clone(&vm),
         router,
@@ -115,9 +116,24 @@ pub fn build(
     Ok((Machine::new(vcpus, input, devices, buses, vm, ram), stats))
 }
 
+/// The I/O APIC, whose registers the guest reads without an exit.
+fn add_ioapic(
+    vm: &Arc<dyn Vm>,
+    router: &Arc<MsiRouter>,
+    buses: &Buses,
+) -> Result<Arc<IoApic>, BuildError> {
+    let start = u64::from(IOAPIC_START);
+    let window = ReadOnlyWindow::map(Arc::clone(vm), IOAPIC_SLOT, start, &[0; 4096], 1)?;
+    let ioapic = IoApic::new(router, Some(window))?;
+    buses
+        .mmio
+        .insert("ioapic", start, IOAPIC_LENGTH, ioapic.clone())?;
+    Ok(ioapic)
+}
+
 /// The platform's devices; the terminal's input comes back if there is one.
 fn add_devices(
-    vm: &dyn Vm,
+    ioapic: &IoApic,
     buses: &Buses,
     params: &VmParams,
     events: &EventSink,
@@ -149,7 +165,7 @@ fn add_devices(
         .map(EventFd::try_clone)
         .transpose()
         .map_err(InputError::Prepare)?;
-    let serial = Serial::new(IrqLine::connect(vm, SERIAL_IRQ)?, output, notice);
+    let serial = Serial::new(ioapic.line(Pin::Serial), output, notice);
     place("serial", SERIAL_PORTS, serial.clone())?;
     match drained {
         Some(drained) => Ok(Some(SerialInput::start(serial, drained, events.clone())?)),
@@ -192,6 +208,7 @@ fn create_vcpus(
             msrs: msr::boot_msrs(),
             registers: (id == 0).then(|| entry.registers()),
             x2apic: true,
+            extended_state: true,
         })?;
         if id == 0 {
             stats.tsc_khz = vcpu.tsc_khz()?;

@@ -5,7 +5,8 @@ mod input;
 mod sink;
 mod terminal;
 
-use std::io::{self, Write};
+use std::convert::Infallible;
+use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::serial::SerialEvents;
@@ -13,18 +14,19 @@ use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
-use crate::interrupt::IrqLine;
+use crate::interrupt::MsiVector;
 
 pub use input::{InputError, SerialInput};
 pub use sink::{ConsoleSink, open_sink};
 
-struct IrqTrigger(IrqLine);
+struct IrqTrigger(Arc<MsiVector>);
 
 impl Trigger for IrqTrigger {
-    type E = io::Error;
+    type E = Infallible;
 
-    fn trigger(&self) -> io::Result<()> {
-        self.0.raise()
+    fn trigger(&self) -> Result<(), Infallible> {
+        self.0.raise();
+        Ok(())
     }
 }
 
@@ -54,7 +56,7 @@ impl Serial {
     /// has emptied the receive buffer.
     #[must_use]
     pub fn new(
-        interrupt: IrqLine,
+        interrupt: Arc<MsiVector>,
         output: Box<dyn Write + Send>,
         drained: Option<EventFd>,
     ) -> Arc<Self> {

@@ -70,7 +70,7 @@ impl Guest {
         let bus = Arc::new(Bus::new(AddressSpace::Mmio, Arc::new(RangeMap::new())));
         let platform = PciPlatform {
             vm: vm.clone(),
-            router: MsiRouter::new(vm.clone()).unwrap(),
+            router: MsiRouter::new(vm.clone()),
             mmio: Arc::clone(&bus),
             memory: Arc::new(allocate(16 << 20, &Backing::default()).unwrap()),
         };
