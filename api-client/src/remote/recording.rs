@@ -43,7 +43,7 @@ pub struct ReportArgs {
     /// The recording
     #[arg(value_name = "FILE")]
     pub recording: PathBuf,
-    /// Page to write
+    /// Page to write; with a name in .svg, its first plot alone
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 }
@@ -118,6 +118,12 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
     let file = File::open(&args.recording).map_err(|error| about(&args.recording, &error))?;
     let recording =
         Recording::read(BufReader::new(file)).map_err(|error| about(&args.recording, &error))?;
-    let page = crate::report::render(&recording).map_err(|error| about(&args.recording, &error))?;
+    let is_plot = args.output.extension().is_some_and(|end| end == "svg");
+    let render = if is_plot {
+        crate::report::render_svg
+    } else {
+        crate::report::render
+    };
+    let page = render(&recording).map_err(|error| about(&args.recording, &error))?;
     std::fs::write(&args.output, page).map_err(|error| about(&args.output, &error))
 }

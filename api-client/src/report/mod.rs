@@ -30,20 +30,36 @@ pub enum ReportError {
 
 /// The page, as HTML.
 pub fn render(recording: &Recording) -> Result<String, ReportError> {
-    let last = recording.samples.last().ok_or(ReportError::Empty)?;
-    if last.delta.reasons.is_none() {
-        let why = last.delta.unavailable.clone().unwrap_or_default();
-        return Err(ReportError::NoReasons(why));
-    }
+    let last = check(recording)?;
     let timeline = Timeline::new(recording);
     let mut page = Page::new(&format!("VM exits of {}", recording.header.vm));
-    summary(&mut page, &timeline, &last.delta);
+    summary(&mut page, &timeline, last);
     over_time(&mut page, &timeline)?;
     bursts(&mut page, &timeline);
     ranking(&mut page, &timeline)?;
     time_split(&mut page, &timeline)?;
     devices(&mut page, recording)?;
     Ok(page.finish())
+}
+
+/// The first plot of the page alone, exits per second by reason, as SVG.
+pub fn render_svg(recording: &Recording) -> Result<String, ReportError> {
+    check(recording)?;
+    let timeline = Timeline::new(recording);
+    let series = exit_rates(&timeline);
+    let svg = plot::stacked(&timeline, &series, "exits per second")?;
+    let names: Vec<_> = series.iter().map(|row| row.0).collect();
+    Ok(plot::with_legend(&svg, &names))
+}
+
+/// The last sample of a recording that a report can be drawn of.
+fn check(recording: &Recording) -> Result<&ExitSnapshot, ReportError> {
+    let last = &recording.samples.last().ok_or(ReportError::Empty)?.delta;
+    if last.reasons.is_none() {
+        let why = last.unavailable.clone().unwrap_or_default();
+        return Err(ReportError::NoReasons(why));
+    }
+    Ok(last)
 }
 
 fn summary(page: &mut Page, timeline: &Timeline, last: &ExitSnapshot) {
@@ -63,7 +79,8 @@ fn summary(page: &mut Page, timeline: &Timeline, last: &ExitSnapshot) {
     }
 }
 
-fn over_time(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
+/// Exits per second of the reasons with a colour of their own, and of the rest.
+fn exit_rates(timeline: &Timeline) -> Vec<plot::Series<'_>> {
     let rate = |exits: &[u64]| -> Vec<f64> {
         exits
             .iter()
@@ -84,6 +101,11 @@ fn over_time(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
         }
         series.push(("all others", rate(&rest)));
     }
+    series
+}
+
+fn over_time(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
+    let series = exit_rates(timeline);
     page.heading("Exits per second, by reason");
     page.svg(
         &plot::stacked(timeline, &series, "exits per second")?,

@@ -27,13 +27,22 @@ fn stand_in(index: usize) -> RGBColor {
     RGBColor(254, 3, index.min(COLOURS - 1) as u8)
 }
 
+/// What the variables are outside of our page: the colours of its light theme.
+const LIGHT: [&str; COLOURS] = [
+    "#3465a4", "#e08e0b", "#4e9a46", "#b4446c", "#6d4aa5", "#2b9aa0", "#8f6b32", "#d2603a",
+    "#8d9096",
+];
+
 /// Replaces the stand-ins by the page's variables.
 fn themed(svg: &str) -> String {
     let mut themed = svg
-        .replace("#FE01FE", "var(--text)")
-        .replace("#FE02FE", "var(--grid)");
-    for index in 0..COLOURS {
-        themed = themed.replace(&format!("#FE03{index:02X}"), &format!("var(--c{index})"));
+        .replace("#FE01FE", "var(--text, #22262b)")
+        .replace("#FE02FE", "var(--grid, #d8d8d2)");
+    for (index, light) in LIGHT.iter().enumerate() {
+        themed = themed.replace(
+            &format!("#FE03{index:02X}"),
+            &format!("var(--c{index}, {light})"),
+        );
     }
     // The page sets the width; the drawing keeps its shape.
     themed.replacen(
@@ -98,6 +107,40 @@ fn draw_stacked(
     }
     root.present()?;
     Ok(())
+}
+
+/// Adds the names of series below a drawing that stands alone, without a page
+/// to hold its legend.
+pub fn with_legend(svg: &str, names: &[&str]) -> String {
+    const COLUMN: u32 = 230;
+    let columns = SIZE.0 / COLUMN;
+    let rows = (names.len() as u32).div_ceil(columns);
+    let mut legend = String::new();
+    for (index, name) in names.iter().enumerate() {
+        let place = index as u32;
+        let (x, y) = (
+            70 + place % columns * COLUMN,
+            SIZE.1 + 4 + place / columns * 20,
+        );
+        let colour = LIGHT[index.min(COLOURS - 1)];
+        // Names are the table's symbols and words of ours: nothing to escape.
+        legend.push_str(&format!(
+            "<rect x=\"{x}\" y=\"{y}\" width=\"12\" height=\"12\" fill=\"{colour}\"/>\
+             <text x=\"{}\" y=\"{}\" font-family=\"sans-serif\" font-size=\"13\" fill=\"#22262b\">{name}</text>\n",
+            x + 18,
+            y + 11
+        ));
+    }
+    let height = SIZE.1 + 8 + rows * 20;
+    svg.replacen(
+        &format!("viewBox=\"0 0 {} {}\"", SIZE.0, SIZE.1),
+        &format!(
+            "width=\"{}\" height=\"{height}\" viewBox=\"0 0 {} {height}\" style=\"background:#fdfdfb\"",
+            SIZE.0, SIZE.0
+        ),
+        1,
+    )
+    .replacen("</svg>", &format!("{legend}</svg>"), 1)
 }
 
 /// 1234567 as 1.2 M, for the ends of grid lines.

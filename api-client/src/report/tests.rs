@@ -62,7 +62,7 @@ fn a_page_shows_every_reason_and_loads_nothing() {
 #[test]
 fn a_page_takes_all_its_colours_from_the_theme() {
     let page = render(&recording(&Ok(Isa::Vmx))).unwrap();
-    assert!(page.contains("fill=\"var(--c8)\""));
+    assert!(page.contains("fill=\"var(--c8, #8d9096)\""));
     assert!(!page.contains("#FE0"), "a stand-in colour is left");
 }
 
@@ -97,4 +97,11 @@ fn an_empty_recording_has_no_report() {
     Recorder::new(&mut file, "vm", 1).unwrap();
     let recording = Recording::read(&file[..]).unwrap();
     assert!(matches!(render(&recording), Err(ReportError::Empty)));
+}
+
+#[test]
+fn a_plot_alone_carries_its_own_legend() {
+    let svg = render_svg(&recording(&Ok(Isa::Vmx))).unwrap();
+    assert!(svg.contains(">CPUID</text>") && svg.contains(">all others</text>"));
+    assert!(svg.contains("height=\"388\""), "{}", &svg[..300]);
 }
