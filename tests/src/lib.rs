@@ -16,6 +16,7 @@ pub mod host;
 pub mod oracle;
 pub mod progress;
 pub mod report;
+pub mod study;
 pub mod task;
 pub mod tree;
 pub mod vmm;

@@ -24,6 +24,7 @@ mod lifecycle;
 mod rest;
 mod site;
 mod stock_kvm;
+mod study;
 
 use site::{Site, SiteArgs, Skipped};
 
@@ -82,6 +83,8 @@ enum Command {
     },
     /// Boot a guest and show what can be read of its exits.
     Demo,
+    /// Record boots for the boot-exit study.
+    Study,
 }
 
 fn main() -> ExitCode {
@@ -98,13 +101,18 @@ fn main() -> ExitCode {
         list: false,
     }) {
         Command::Run { filter, list } => run(&site, filter, list),
-        Command::Demo => match demo::show(&site) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                println!("The demonstration failed: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::Demo => report("The demonstration", demo::show(&site)),
+        Command::Study => report("The study", study::run(&site)),
+    }
+}
+
+fn report(what: &str, outcome: Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{what} failed: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

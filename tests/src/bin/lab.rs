@@ -58,6 +58,12 @@ enum Command {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Record boots on emulated hosts and write docs/boot-exit-study.md
+    Study {
+        /// Only the host of this instruction set; its page is printed, not kept
+        #[arg(long, value_parser = isa)]
+        isa: Option<Isa>,
+    },
     /// Write the C header with the exit-reason tables
     Table {
         /// Only say whether it is current
@@ -122,6 +128,10 @@ fn run(command: Command) -> Result<()> {
             },
         ),
         Command::Shell { host } => task::shell(&tree, host.isa, host.kernel),
+        Command::Study { isa } => {
+            let isas = isa.map_or(vec![Isa::Svm, Isa::Vmx], |isa| vec![isa]);
+            task::study(&tree, &isas, Series::V6_1)
+        }
         Command::Table { check: true } => check::table_is_current(&tree),
         Command::Table { check: false } => check::write_table(&tree),
     }

@@ -3,9 +3,11 @@
 mod build;
 mod demo;
 mod shell;
+mod study;
 mod test;
 
 pub use build::{Built, as_built, build};
 pub use demo::demo;
 pub use shell::shell;
+pub use study::study;
 pub use test::{Options as TestOptions, bare, test};
