@@ -6,7 +6,11 @@ use std::path::PathBuf;
 use api_client::config::{PciCommon, RngConfig, VmConfig};
 
 use super::ConfigError;
+use super::balloon::MemoryBalloon;
+use super::console::ConsoleParams;
 use super::disk::{self, DiskParams};
+use super::net::NicParams;
+use super::vsock::VsockParams;
 use crate::virtio::rate_limit::LimitParams;
 
 /// Places on the bus; the first belongs to the host bridge.
@@ -18,10 +22,20 @@ const PLACES: u8 = 32;
 pub struct DeviceParams {
     /// Limits that disks share, by name.
     pub limit_groups: BTreeMap<String, LimitParams>,
+    /// A console.
+    pub console: Option<ConsoleParams>,
     /// Disks.
     pub disks: Vec<DiskParams>,
+    /// Network devices.
+    pub net: Vec<NicParams>,
     /// An entropy device.
     pub rng: Option<RngParams>,
+    /// Sockets between guest and host.
+    pub vsock: Option<VsockParams>,
+    /// A memory balloon.
+    pub balloon: Option<MemoryBalloon>,
+    /// A watchdog.
+    pub watchdog: bool,
 }
 
 /// Name and place of a device.
@@ -53,10 +67,30 @@ impl TryFrom<&VmConfig> for DeviceParams {
             .flatten()
             .map(|disk| DiskParams::new(disk, config.cpus.boot_vcpus, &limit_groups))
             .collect::<Result<_, _>>()?;
+        let net = config
+            .net
+            .iter()
+            .flatten()
+            .map(|net| NicParams::new(net, config.cpus.boot_vcpus))
+            .collect::<Result<_, _>>()?;
+        let balloon = config
+            .balloon
+            .as_ref()
+            .map(|balloon| MemoryBalloon::new(balloon, config.memory.size))
+            .transpose()?;
         Ok(Self {
             limit_groups,
+            console: ConsoleParams::new(&config.console, &config.serial)?,
             disks,
+            net,
             rng: Some(RngParams::try_from(&config.rng)?),
+            vsock: config
+                .vsock
+                .as_ref()
+                .map(VsockParams::try_from)
+                .transpose()?,
+            balloon,
+            watchdog: config.watchdog,
         })
     }
 }

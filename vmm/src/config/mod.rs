@@ -2,16 +2,24 @@
 //! and everything that is not available refused by name, nothing ignored
 //! silently.
 
+mod balloon;
+mod console;
 mod devices;
 mod disk;
+mod net;
 mod unsupported;
+mod vsock;
 
 use api_client::config::{
     ConsoleOutputMode, CpusConfig, MemoryConfig, PayloadConfig, SerialConfig, VmConfig,
 };
 
+pub use balloon::{MemoryBalloon, check_size as check_balloon_size};
+pub use console::{ConsoleParams, ConsoleTarget};
 pub use devices::{DeviceParams, PciParams, RngParams};
 pub use disk::{DiskLimit, DiskParams};
+pub use net::{NicCable, NicError, NicParams};
+pub use vsock::VsockParams;
 
 use crate::boot::Payload;
 use crate::devices::serial::ConsoleSink;
@@ -123,6 +131,26 @@ pub enum ConfigError {
     /// CPUs for a queue that does not exist.
     #[error("CPUs are given for queue {0}, which does not exist")]
     NoSuchQueue(u16),
+    /// A network device.
+    #[error("A network device is not possible")]
+    Nic(#[from] NicError),
+    /// A context identifier with a meaning of its own.
+    #[error("{0} is not possible as a guest's context identifier: 3 to 4294967294 are")]
+    Cid(u32),
+    /// The guest would have nothing left.
+    #[error("A balloon of {size} bytes does not fit into {memory} bytes of memory")]
+    BalloonSize {
+        /// The balloon.
+        size: u64,
+        /// The guest's memory.
+        memory: u64,
+    },
+    /// One terminal, two consoles.
+    #[error("Serial port and virtio console cannot both have the terminal; one of them can be off")]
+    TwoTerminals,
+    /// A console without its socket.
+    #[error("The virtio console is to go to a socket, and no path is given")]
+    NoConsoleSocket,
     /// A console without its file.
     #[error("The {0} is to go to a file, and no file is given")]
     NoFile(&'static str),

@@ -8,7 +8,6 @@ use super::ConfigError;
 /// Refuses the first thing that is not available.
 pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
     let asked = [
-        (has(&config.net), "A network device"),
         (has(&config.fs), "A shared file system"),
         (has(&config.pmem), "Persistent memory"),
         (has(&config.devices), "Passing a host device through"),
@@ -17,25 +16,15 @@ pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
         (has(&config.generic_vhost_user), "A vhost-user device"),
         (has(&config.numa), "NUMA"),
         (has(&config.pci_segments), "A PCI segment"),
-        (config.balloon.is_some(), "A memory balloon"),
-        (config.vsock.is_some(), "A vsock device"),
         (config.rtc.is_some(), "A real-time clock device"),
         (config.tpm.is_some(), "A TPM"),
         (config.pvpanic, "pvpanic"),
         (config.iommu, "A virtual IOMMU"),
-        (config.watchdog, "A watchdog"),
         (config.landlock_enable, "Landlock"),
         (has(&config.landlock_rules), "Landlock"),
         (
             config.debug_console.mode != ConsoleOutputMode::Off,
             "A debug console",
-        ),
-        (
-            matches!(
-                config.console.mode,
-                ConsoleOutputMode::Pty | ConsoleOutputMode::File | ConsoleOutputMode::Socket
-            ),
-            "A virtio console",
         ),
         (has(&config.memory.zones), "A memory zone"),
         (

@@ -1,6 +1,9 @@
 //! The devices on the PCI bus: named, placed, added and removed. Belongs to
 //! the control thread.
 
+mod net;
+mod platform;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -8,11 +11,14 @@ use api_client::types::{DeviceNode, VmCounters};
 
 use crate::bus::BusError;
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
+use crate::devices::serial::RawTerminal;
 use crate::event::EventSink;
 use crate::memory::MemoryError;
 use crate::pci::{PciAddress, PciSegment, SegmentError};
+use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{Image, ImageError};
 use crate::virtio::block::{Block, BlockOptions};
+use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::pci::{PciPlatform, TransportError, VirtioPci};
@@ -42,6 +48,30 @@ pub enum DeviceError {
     /// A disk's threads.
     #[error("The disk {0} cannot be started")]
     Disk(String, #[source] std::io::Error),
+    /// A network device.
+    #[error("The network device {0} cannot be made")]
+    Net(String, #[source] NetError),
+    /// No random bytes for a hardware address.
+    #[error("Cannot make up a hardware address")]
+    Mac(#[source] std::io::Error),
+    /// A descriptor for a network device.
+    #[error("The descriptor {0} cannot be used")]
+    Descriptor(i32, #[source] std::io::Error),
+    /// The console's other end.
+    #[error("The virtio console cannot be connected")]
+    Console(#[source] std::io::Error),
+    /// The socket device.
+    #[error("The socket device cannot use {0}")]
+    Vsock(String, #[source] std::io::Error),
+    /// The balloon's thread.
+    #[error("The memory balloon cannot be started")]
+    Balloon(#[source] std::io::Error),
+    /// There is none.
+    #[error("The machine has no memory balloon")]
+    NoBalloon,
+    /// The watchdog's thread.
+    #[error("The watchdog cannot be started")]
+    Watchdog(#[source] std::io::Error),
     /// The source of random bytes.
     #[error("The entropy device's source {0} cannot be used")]
     Rng(String, #[source] std::io::Error),
@@ -72,6 +102,10 @@ pub struct DeviceSet {
     events: EventSink,
     entries: BTreeMap<String, Entry>,
     limit_groups: BTreeMap<String, RateLimit>,
+    /// Name and size of the memory balloon.
+    balloon: Option<(String, Arc<BalloonSize>)>,
+    /// The terminal, while the console has it.
+    terminal: Option<RawTerminal>,
     /// The next number of a name that is made up.
     next: u32,
 }
@@ -90,6 +124,8 @@ impl DeviceSet {
             events,
             entries: BTreeMap::new(),
             limit_groups: BTreeMap::new(),
+            balloon: None,
+            terminal: None,
             next: 0,
         })
     }
@@ -101,11 +137,26 @@ impl DeviceSet {
             .iter()
             .map(|(id, limits)| (id.clone(), RateLimit::new(limits)))
             .collect();
+        if let Some(console) = &params.console {
+            self.add_console(console)?;
+        }
         for disk in &params.disks {
             self.add_disk(disk)?;
         }
+        for net in &params.net {
+            self.add_net(net)?;
+        }
         if let Some(rng) = &params.rng {
             self.add_rng(rng)?;
+        }
+        if let Some(vsock) = &params.vsock {
+            self.add_vsock(vsock)?;
+        }
+        if let Some(balloon) = &params.balloon {
+            self.add_balloon(balloon)?;
+        }
+        if params.watchdog {
+            self.add_watchdog()?;
         }
         Ok(())
     }

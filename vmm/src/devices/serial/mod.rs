@@ -18,6 +18,7 @@ use crate::interrupt::MsiVector;
 
 pub use input::{InputError, SerialInput};
 pub use sink::{ConsoleSink, open_sink};
+pub use terminal::RawTerminal;
 
 struct IrqTrigger(Arc<MsiVector>);
 

@@ -8,14 +8,14 @@ use rustix::termios::{
 };
 
 /// Puts the terminal back when dropped, on whatever way out.
-pub(super) struct RawTerminal {
+pub struct RawTerminal {
     terminal: OwnedFd,
     saved: Termios,
 }
 
 impl RawTerminal {
     /// Changes the mode of standard input; `None` if it is no terminal.
-    pub(super) fn enter() -> io::Result<Option<Self>> {
+    pub fn enter() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return Ok(None);

@@ -1,0 +1,72 @@
+//! Network devices on the bus.
+
+use std::fs::File;
+use std::io::Read;
+
+use super::{DeviceError, DeviceSet, Name};
+use crate::config::{NicCable, NicParams};
+use crate::pci::PciAddress;
+use crate::sandbox::inherited_descriptor;
+use crate::virtio::net::{Cable, Net, NetParams};
+
+/// Names that are made up begin with this, and end with a number.
+const PREFIX: &str = "_net";
+
+impl DeviceSet {
+    /// Adds a network device; says what it is called and where it is.
+    pub fn add_net(&mut self, params: &NicParams) -> Result<(String, PciAddress), DeviceError> {
+        let mac = match params.mac {
+            Some(mac) => mac,
+            None => made_up_address().map_err(DeviceError::Mac)?,
+        };
+        let cable = match &params.cable {
+            NicCable::Interface { name, params } => Cable::Interface {
+                name: name.clone(),
+                params: params.clone(),
+            },
+            NicCable::Descriptors(numbers) => {
+                // Copies, so that the next boot finds the originals.
+                let copy = |&number| {
+                    inherited_descriptor(number)
+                        .map_err(|source| DeviceError::Descriptor(number, source))
+                };
+                Cable::Descriptors(numbers.iter().map(copy).collect::<Result<_, _>>()?)
+            }
+        };
+        let net = NetParams {
+            cable,
+            mac,
+            mtu: params.mtu,
+            pairs: params.pairs,
+            queue_size: params.queue_size,
+            offloads: params.offloads,
+            limit: params.limit,
+        };
+        self.add(&params.pci, Name::Numbered(PREFIX), |id, events| {
+            let net = Net::new(id, net, &events)
+                .map_err(|source| DeviceError::Net(id.to_owned(), source))?;
+            Ok(Box::new(net))
+        })
+    }
+}
+
+/// A random hardware address that belongs to no vendor.
+fn made_up_address() -> std::io::Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    File::open("/dev/urandom")?.read_exact(&mut mac)?;
+    // Locally administered, and of one station.
+    mac[0] = mac[0] & 0xfc | 0x02;
+    Ok(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_addresses_differ_and_belong_to_one_station() {
+        let (first, second) = (made_up_address().unwrap(), made_up_address().unwrap());
+        assert_ne!(first, second);
+        assert_eq!((first[0] & 3, second[0] & 3), (2, 2));
+    }
+}

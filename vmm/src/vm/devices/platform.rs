@@ -1,0 +1,85 @@
+//! Devices of which a machine has one at the most: console, sockets, balloon,
+//! watchdog.
+
+use super::{DeviceError, DeviceSet, Name};
+use crate::config::{ConsoleParams, ConsoleTarget, MemoryBalloon, PciParams, VsockParams};
+use crate::devices::serial::RawTerminal;
+use crate::pci::PciAddress;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::console::{Console, ConsoleEnd};
+use crate::virtio::vsock::Vsock;
+use crate::virtio::watchdog::Watchdog;
+
+const CONSOLE_ID: &str = "__console";
+const BALLOON_ID: &str = "__balloon";
+const WATCHDOG_ID: &str = "__watchdog";
+/// Names that are made up begin with this, and end with a number.
+const VSOCK_PREFIX: &str = "_vsock";
+
+impl DeviceSet {
+    pub(super) fn add_console(&mut self, params: &ConsoleParams) -> Result<(), DeviceError> {
+        let end = match &params.target {
+            ConsoleTarget::Null => Ok(ConsoleEnd::null()),
+            ConsoleTarget::Terminal => RawTerminal::enter().and_then(|terminal| {
+                self.terminal = terminal;
+                ConsoleEnd::terminal()
+            }),
+            ConsoleTarget::File(path) => ConsoleEnd::file(path),
+            ConsoleTarget::Socket(path) => ConsoleEnd::socket(path),
+            ConsoleTarget::PseudoTerminal => ConsoleEnd::pseudo_terminal().map(|(end, path)| {
+                log::info!("the console is at {}", path.display());
+                end
+            }),
+        };
+        let end = end.map_err(DeviceError::Console)?;
+        self.add(&params.pci, Name::Fixed(CONSOLE_ID), |id, events| {
+            let console = Console::new(id, end, events).map_err(DeviceError::Console)?;
+            Ok(Box::new(console))
+        })?;
+        Ok(())
+    }
+
+    /// Adds a socket device; says what it is called and where it is.
+    pub fn add_vsock(&mut self, params: &VsockParams) -> Result<(String, PciAddress), DeviceError> {
+        self.add(&params.pci, Name::Numbered(VSOCK_PREFIX), |id, events| {
+            let failed = |source| DeviceError::Vsock(params.socket.display().to_string(), source);
+            let vsock = Vsock::new(id, params.cid, &params.socket, events).map_err(failed)?;
+            Ok(Box::new(vsock))
+        })
+    }
+
+    pub(super) fn add_balloon(&mut self, balloon: &MemoryBalloon) -> Result<(), DeviceError> {
+        let mut size = None;
+        let (id, _) = self.add(&balloon.pci, Name::Fixed(BALLOON_ID), |id, events| {
+            let device = Balloon::new(id, &balloon.params, events).map_err(DeviceError::Balloon)?;
+            size = Some(device.size());
+            Ok(Box::new(device))
+        })?;
+        self.balloon = size.map(|size| (id, size));
+        Ok(())
+    }
+
+    /// Asks the guest to give up so many bytes, or to take some back.
+    pub fn resize_balloon(&self, bytes: u64) -> Result<(), DeviceError> {
+        let (id, size) = self.balloon.as_ref().ok_or(DeviceError::NoBalloon)?;
+        let entry = self.entries.get(id).ok_or(DeviceError::NoBalloon)?;
+        size.set_wanted(bytes);
+        entry.function.config_changed();
+        Ok(())
+    }
+
+    /// Bytes that the guest has given up.
+    #[must_use]
+    pub fn balloon_bytes(&self) -> u64 {
+        self.balloon.as_ref().map_or(0, |(_, size)| size.actual())
+    }
+
+    pub(super) fn add_watchdog(&mut self) -> Result<(), DeviceError> {
+        let nowhere = PciParams::default();
+        self.add(&nowhere, Name::Fixed(WATCHDOG_ID), |id, events| {
+            let watchdog = Watchdog::new(id, events).map_err(DeviceError::Watchdog)?;
+            Ok(Box::new(watchdog))
+        })?;
+        Ok(())
+    }
+}
