@@ -124,7 +124,13 @@ impl Driver {
         queue.set_ready(true);
         let interrupts = Arc::clone(&self.interrupts) as Arc<dyn VirtioInterrupt>;
         let kick = self.kick.try_clone().unwrap();
-        VirtQueue::new(self.index, queue, Arc::clone(&self.memory), kick, interrupts)
+        VirtQueue::new(
+            self.index,
+            queue,
+            Arc::clone(&self.memory),
+            kick,
+            interrupts,
+        )
     }
 
     pub(crate) fn activation(&self) -> Activation {
@@ -192,7 +198,10 @@ impl Driver {
 
     /// Heads and lengths that the device has given back.
     pub(crate) fn used(&self) -> Vec<(u16, u32)> {
-        let count: u16 = self.memory.read_obj(GuestAddress(self.part(USED) + 2)).unwrap();
+        let count: u16 = self
+            .memory
+            .read_obj(GuestAddress(self.part(USED) + 2))
+            .unwrap();
         (0..count)
             .map(|index| {
                 let at = self.part(USED) + 4 + 8 * u64::from(index % self.size);

@@ -1,6 +1,7 @@
 //! From checked parameters to a machine whose vCPUs wait for the start. The
 //! one place that knows all parts.
 
+use std::io::Write;
 use std::sync::Arc;
 
 use hypervisor::{Hypervisor, VcpuSetup, Vm};
@@ -60,11 +61,13 @@ pub enum BuildError {
 }
 
 /// Builds the machine, and what its statistics are read from. Nothing stays
-/// behind if it fails.
+/// behind if it fails. The `first` machine of a configuration makes its files
+/// anew.
 pub fn build(
     hypervisor: &dyn Hypervisor,
     params: &VmParams,
     events: &EventSink,
+    first: bool,
 ) -> Result<(Machine, VmStats), BuildError> {
     let limit = hypervisor.max_vcpus();
     if params.cpus.count as usize > limit {
@@ -95,7 +98,8 @@ pub fn build(
         mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
     };
     let ioapic = add_ioapic(&vm, &router, &buses)?;
-    let input = add_devices(&ioapic, &buses, params, events)?;
+    let output = open_sink(&params.serial, first).map_err(BuildError::SerialOutput)?;
+    let input = add_devices(&ioapic, &buses, params, output, events)?;
     let platform = PciPlatform {
         vm: Arc::clone(&vm),
         router,
@@ -136,6 +140,7 @@ fn add_devices(
     ioapic: &IoApic,
     buses: &Buses,
     params: &VmParams,
+    output: Option<Box<dyn Write + Send>>,
     events: &EventSink,
 ) -> Result<Option<SerialInput>, BuildError> {
     let place = |name: &str, (base, length): (u16, u16), device| {
@@ -149,7 +154,7 @@ fn add_devices(
         POWER_PORTS,
         Arc::new(PowerRegisters::new(events.clone())),
     )?;
-    let Some(output) = open_sink(&params.serial).map_err(BuildError::SerialOutput)? else {
+    let Some(output) = output else {
         return Ok(None);
     };
     let event = || {

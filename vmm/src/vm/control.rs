@@ -111,6 +111,8 @@ pub struct Vmm {
     queue: EventQueue,
     events: Receiver<(u64, MachineEvent)>,
     config: Option<Box<VmConfig>>,
+    /// The configuration has not been booted yet.
+    first_boot: bool,
     state: VmState,
     machine: Option<Machine>,
     /// Number of the machine.
@@ -137,6 +139,7 @@ impl Vmm {
             },
             events,
             config: None,
+            first_boot: true,
             state: VmState::Created,
             machine: None,
             generation: 0,
@@ -150,6 +153,7 @@ impl Vmm {
             return Err(ControlError::AlreadyCreated);
         }
         self.config = Some(config);
+        self.first_boot = true;
         self.state = VmState::Created;
         Ok(())
     }
@@ -167,7 +171,9 @@ impl Vmm {
         let params = VmParams::try_from(config.as_ref()).map_err(BuildError::Config)?;
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
-        let (machine, stats) = build(self.hypervisor.as_ref(), &params, &sink)?;
+        let hypervisor = self.hypervisor.as_ref();
+        let (machine, stats) = build(hypervisor, &params, &sink, self.first_boot)?;
+        self.first_boot = false;
         self.stats.publish(stats);
         self.state.change(VmState::Running)?;
         machine.resume();
