@@ -19,8 +19,8 @@ const AREAS: [&str; 10] = [
     "workspace",
 ];
 
-/// Longest subject that every tool shows whole.
-const WIDTH: usize = 72;
+/// Longest subject; 72 is what every tool shows whole, and what to aim at.
+const WIDTH: usize = 80;
 
 /// Every subject in the history reads `area: Imperative summary`.
 pub fn subjects_name_an_area(tree: &Tree) -> Result<()> {
