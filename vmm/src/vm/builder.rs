@@ -107,7 +107,7 @@ pub fn build(
         memory: Arc::new(ram.clone()),
     };
     let mut devices = DeviceSet::new(platform, events.clone())?;
-    devices.add_all(&params.devices)?;
+    devices.add_all(&params.devices, first)?;
 
     let (vcpus, stats) = create_vcpus(hypervisor, vm.as_ref(), params, entry, &buses, events)?;
     let stats = VmStats {

@@ -22,6 +22,7 @@ use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::pci::{PciPlatform, TransportError, VirtioPci};
+use crate::virtio::watchdog::WatchdogHold;
 use crate::virtio::{DeviceCounters, VirtioDevice};
 
 /// Why a device cannot be added or removed.
@@ -104,6 +105,8 @@ pub struct DeviceSet {
     limit_groups: BTreeMap<String, RateLimit>,
     /// Name and size of the memory balloon.
     balloon: Option<(String, Arc<BalloonSize>)>,
+    /// The hold of the watchdog.
+    watchdog: Option<Arc<WatchdogHold>>,
     /// The terminal, while the console has it.
     terminal: Option<RawTerminal>,
     /// The next number of a name that is made up.
@@ -125,20 +128,22 @@ impl DeviceSet {
             entries: BTreeMap::new(),
             limit_groups: BTreeMap::new(),
             balloon: None,
+            watchdog: None,
             terminal: None,
             next: 0,
         })
     }
 
-    /// Adds everything that a machine starts with.
-    pub fn add_all(&mut self, params: &DeviceParams) -> Result<(), DeviceError> {
+    /// Adds everything that a machine starts with. On the `first_boot` of a
+    /// configuration files are made anew.
+    pub fn add_all(&mut self, params: &DeviceParams, first_boot: bool) -> Result<(), DeviceError> {
         self.limit_groups = params
             .limit_groups
             .iter()
             .map(|(id, limits)| (id.clone(), RateLimit::new(limits)))
             .collect();
         if let Some(console) = &params.console {
-            self.add_console(console)?;
+            self.add_console(console, first_boot)?;
         }
         for disk in &params.disks {
             self.add_disk(disk)?;

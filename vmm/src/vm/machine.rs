@@ -47,6 +47,7 @@ impl Machine {
 
     /// Lets all vCPUs run.
     pub fn resume(&self) {
+        self.devices.hold_watchdog(false);
         for vcpu in &self.vcpus {
             vcpu.resume();
         }
@@ -60,6 +61,7 @@ impl Machine {
         for vcpu in &self.vcpus {
             vcpu.wait_parked();
         }
+        self.devices.hold_watchdog(true);
     }
 }
 

@@ -63,10 +63,13 @@ impl ConsoleEnd {
         })
     }
 
-    /// A file, made anew. No input.
-    pub fn file(path: &Path) -> io::Result<Self> {
+    /// The end of a file, which is made `anew` or goes on. No input.
+    pub fn file(path: &Path, anew: bool) -> io::Result<Self> {
+        if anew {
+            File::create(path)?;
+        }
         Ok(Self {
-            output: Some(File::create(path)?),
+            output: Some(File::options().append(true).open(path)?),
             ..Self::default()
         })
     }

@@ -26,7 +26,9 @@ fn send(driver: &Driver, end: &mut ConsoleEnd) -> u64 {
 fn output_goes_to_a_file_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("console");
-    let mut end = ConsoleEnd::file(&path).unwrap();
+    std::fs::write(&path, "old").unwrap();
+    drop(ConsoleEnd::file(&path, true).unwrap());
+    let mut end = ConsoleEnd::file(&path, false).unwrap();
     let mut driver = Driver::new(8);
     driver.put(0, b"hello\r\nworld\xff");
     driver.offer(&[Buffer::readable(0, 5), Buffer::readable(5, 2)]);

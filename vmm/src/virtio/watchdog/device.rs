@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::worker::WatchdogService;
+use super::worker::{WatchdogHold, WatchdogService};
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
 use crate::virtio::worker::Worker;
@@ -18,6 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A watchdog.
 pub struct Watchdog {
+    hold: Arc<WatchdogHold>,
     worker: Worker,
 }
 
@@ -29,9 +30,16 @@ impl Watchdog {
 
     pub(super) fn with_timeout(id: &str, events: EventSink, timeout: Duration) -> io::Result<Self> {
         let faults = Arc::new(GuestFaults::new(id));
-        let service = WatchdogService::new(faults, events.clone(), timeout)?;
+        let hold = Arc::new(WatchdogHold::default());
+        let service = WatchdogService::new(faults, events.clone(), timeout, Arc::clone(&hold))?;
         let worker = Worker::spawn(id, ThreadKind::VirtioWatchdog, events, service)?;
-        Ok(Self { worker })
+        Ok(Self { hold, worker })
+    }
+
+    /// The control thread's hold of the watchdog.
+    #[must_use]
+    pub fn hold(&self) -> Arc<WatchdogHold> {
+        Arc::clone(&self.hold)
     }
 }
 

@@ -14,3 +14,4 @@ mod tests;
 mod worker;
 
 pub use device::Watchdog;
+pub use worker::WatchdogHold;

@@ -59,6 +59,24 @@ fn a_guest_that_falls_silent_is_reset() {
 }
 
 #[test]
+fn a_guest_that_stands_still_is_not_silent() {
+    let (mut watchdog, events) = watchdog();
+    let mut driver = Driver::new(8);
+    watchdog.activate(driver.activation()).unwrap();
+    driver.offer(&[Buffer::writable(0, 1)]);
+    driver.kick();
+    let hold = watchdog.hold();
+    std::thread::sleep(TIMEOUT / 3);
+    hold.set(true);
+    assert!(events.recv_timeout(TIMEOUT * 3).is_err());
+    hold.set(false);
+    hold.set(false);
+    // All of the time is left, or more.
+    assert!(events.recv_timeout(TIMEOUT / 2).is_err());
+    assert_eq!(events.recv_timeout(TIMEOUT * 20), Ok(MachineEvent::Reset));
+}
+
+#[test]
 fn a_guest_that_never_pinged_or_let_go_of_the_device_is_left_alone() {
     let (mut watchdog, events) = watchdog();
     let mut driver = Driver::new(8);

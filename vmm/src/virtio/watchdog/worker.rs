@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use vm_memory::{Bytes, GuestAddress};
@@ -14,12 +15,35 @@ use crate::virtio::{Activation, Chain, GuestFaults, QueueError, VirtQueue};
 const PINGS: u64 = 0;
 const TIMER: u64 = 1;
 
+/// Lets the control thread hold the watchdog while the guest stands still,
+/// since it cannot ping then.
+#[derive(Debug, Default)]
+pub struct WatchdogHold(AtomicU64);
+
+impl WatchdogHold {
+    /// Holds the watchdog, or lets it go on.
+    pub fn set(&self, held: bool) {
+        // Odd while it is held, and never the same again.
+        let changed = |count: u64| (count % 2 != u64::from(held)).then(|| count + 1);
+        let _ = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 pub(super) struct WatchdogService {
     faults: Arc<GuestFaults>,
     events: EventSink,
     /// How long the guest may be silent.
     timeout: Duration,
     timer: TimerFd,
+    hold: Arc<WatchdogHold>,
+    /// How often it had been held when the timer was set.
+    hold_count: u64,
     queue: Option<VirtQueue>,
 }
 
@@ -28,14 +52,22 @@ impl WatchdogService {
         faults: Arc<GuestFaults>,
         events: EventSink,
         timeout: Duration,
+        hold: Arc<WatchdogHold>,
     ) -> io::Result<Self> {
         Ok(Self {
             faults,
             events,
             timeout,
             timer: TimerFd::new()?,
+            hold_count: hold.count(),
+            hold,
             queue: None,
         })
+    }
+
+    fn set_timer(&mut self) -> io::Result<()> {
+        self.hold_count = self.hold.count();
+        Ok(self.timer.reset(self.timeout, None)?)
     }
 }
 
@@ -52,6 +84,12 @@ impl Service for WatchdogService {
     fn ready(&mut self, token: u64, _poll: &Poll) -> Result<(), ServiceError> {
         if token == TIMER {
             let _ = self.timer.wait();
+            let count = self.hold.count();
+            if count % 2 != 0 || count != self.hold_count {
+                // It stood still for part of the time: the time begins anew.
+                self.set_timer()?;
+                return Ok(());
+            }
             log::error!(
                 "the guest has been silent for {:?}: it is reset",
                 self.timeout
@@ -64,7 +102,7 @@ impl Service for WatchdogService {
         {
             // Begins with the first ping: a guest without a watchdog program
             // is never reset.
-            self.timer.reset(self.timeout, None)?;
+            self.set_timer()?;
         }
         Ok(())
     }

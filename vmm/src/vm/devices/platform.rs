@@ -17,14 +17,18 @@ const WATCHDOG_ID: &str = "__watchdog";
 const VSOCK_PREFIX: &str = "_vsock";
 
 impl DeviceSet {
-    pub(super) fn add_console(&mut self, params: &ConsoleParams) -> Result<(), DeviceError> {
+    pub(super) fn add_console(
+        &mut self,
+        params: &ConsoleParams,
+        first_boot: bool,
+    ) -> Result<(), DeviceError> {
         let end = match &params.target {
             ConsoleTarget::Null => Ok(ConsoleEnd::null()),
             ConsoleTarget::Terminal => RawTerminal::enter().and_then(|terminal| {
                 self.terminal = terminal;
                 ConsoleEnd::terminal()
             }),
-            ConsoleTarget::File(path) => ConsoleEnd::file(path),
+            ConsoleTarget::File(path) => ConsoleEnd::file(path, first_boot),
             ConsoleTarget::Socket(path) => ConsoleEnd::socket(path),
             ConsoleTarget::PseudoTerminal => ConsoleEnd::pseudo_terminal().map(|(end, path)| {
                 log::info!("the console is at {}", path.display());
@@ -76,10 +80,20 @@ impl DeviceSet {
 
     pub(super) fn add_watchdog(&mut self) -> Result<(), DeviceError> {
         let nowhere = PciParams::default();
+        let mut hold = None;
         self.add(&nowhere, Name::Fixed(WATCHDOG_ID), |id, events| {
             let watchdog = Watchdog::new(id, events).map_err(DeviceError::Watchdog)?;
+            hold = Some(watchdog.hold());
             Ok(Box::new(watchdog))
         })?;
+        self.watchdog = hold;
         Ok(())
+    }
+
+    /// Holds the watchdog while the vCPUs stand still, or lets it go on.
+    pub fn hold_watchdog(&self, held: bool) {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.set(held);
+        }
     }
 }
