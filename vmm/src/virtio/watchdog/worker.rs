@@ -24,7 +24,7 @@ impl WatchdogHold {
     /// Holds the watchdog, or lets it go on.
     pub fn set(&self, held: bool) {
         // Odd while it is held, and never the same again.
-        let changed = |count: u64| (count % 2 != u64::from(held)).then(|| count + 1);
+        let changed = |count: u64| (count.is_multiple_of(2) == held).then(|| count + 1);
         let _ = self
             .0
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
@@ -85,7 +85,7 @@ impl Service for WatchdogService {
         if token == TIMER {
             let _ = self.timer.wait();
             let count = self.hold.count();
-            if count % 2 != 0 || count != self.hold_count {
+            if !count.is_multiple_of(2) || count != self.hold_count {
                 // It stood still for part of the time: the time begins anew.
                 self.set_timer()?;
                 return Ok(());
