@@ -129,13 +129,62 @@ fn memory_is_whole_pages_and_enough() {
 #[test]
 fn what_is_missing_is_refused_by_name() {
     assert_eq!(
-        check(|c| c.disks = Some(vec![DiskConfig::default()])),
-        Err(ConfigError::Unsupported("A disk".into()))
+        check(|c| c.pvpanic = true),
+        Err(ConfigError::Unsupported("pvpanic".into()))
     );
     assert!(check(|c| c.disks = Some(Vec::new())).is_ok());
     assert!(check(|c| c.serial.mode = ConsoleOutputMode::Socket).is_err());
     assert_eq!(
         check(|c| c.serial.mode = ConsoleOutputMode::File),
         Err(ConfigError::NoFile("serial port"))
+    );
+}
+
+#[test]
+fn disks_are_checked_against_the_machine() {
+    let with = |change: fn(&mut DiskConfig)| {
+        let mut disk = DiskConfig {
+            path: Some("/disk".into()),
+            ..DiskConfig::default()
+        };
+        change(&mut disk);
+        check(move |c| {
+            c.cpus.boot_vcpus = 2;
+            c.cpus.max_vcpus = 2;
+            c.disks = Some(vec![disk]);
+        })
+        .map(|params| params.devices.disks[0].clone())
+    };
+    let disk = with(|disk| disk.num_queues = 2).unwrap();
+    assert_eq!((disk.queues, disk.queue_size), (2, 128));
+    assert_eq!(with(|disk| disk.path = None), Err(ConfigError::DiskPath));
+    for queues in [0, 3, 1 << 16] {
+        let params = match queues {
+            0 => with(|disk| disk.num_queues = 0),
+            3 => with(|disk| disk.num_queues = 3),
+            _ => with(|disk| disk.num_queues = 1 << 16),
+        };
+        let asked = queues;
+        assert_eq!(params, Err(ConfigError::DiskQueues { asked, vcpus: 2 }));
+    }
+    assert!(matches!(
+        with(|disk| disk.queue_size = 100),
+        Err(ConfigError::DiskQueueSize(100))
+    ));
+    assert!(matches!(
+        with(|disk| disk.queue_size = 2),
+        Err(ConfigError::DiskQueueSize(2))
+    ));
+    assert_eq!(
+        with(|disk| disk.rate_limit_group = Some("g".into())),
+        Err(ConfigError::NoSuchGroup("g".into()))
+    );
+    assert_eq!(
+        with(|disk| disk.pci_common.id = Some("__rng".into())),
+        Err(ConfigError::DeviceId("__rng".into()))
+    );
+    assert_eq!(
+        with(|disk| disk.pci_common.pci_device_id = Some(32)),
+        Err(ConfigError::PciDevice(32))
     );
 }

@@ -47,7 +47,7 @@ impl BarPlacer {
 
     /// Moves the registers of `device`; true if they are elsewhere afterwards.
     /// A place that they cannot have leaves them nowhere.
-    pub fn place(&mut self, wanted: Option<u64>, device: Weak<dyn BusDevice>) -> bool {
+    pub fn place(&mut self, wanted: Option<u64>, device: &Weak<dyn BusDevice>) -> bool {
         let wanted = wanted.filter(|&at| self.fits(at));
         if wanted == self.at {
             return false;
@@ -108,23 +108,23 @@ mod tests {
     fn registers_follow_the_bar_and_never_leave_the_window() {
         let bus = Arc::new(Bus::new(AddressSpace::Mmio, Arc::new(RangeMap::new())));
         let device: Arc<dyn BusDevice> = Arc::new(Ones);
-        let weak = || Arc::downgrade(&device);
+        let weak = &Arc::downgrade(&device);
         let answers = |at| bus.read(at, &mut [0]) != RangeId::default();
         let mut placer = BarPlacer::new("a", &bus, 0x1000);
-        assert!(placer.place(Some(BASE), weak()));
+        assert!(placer.place(Some(BASE), weak));
         assert!(answers(BASE));
-        assert!(!placer.place(Some(BASE), weak()));
-        assert!(placer.place(Some(BASE + 0x4000), weak()));
+        assert!(!placer.place(Some(BASE), weak));
+        assert!(placer.place(Some(BASE + 0x4000), weak));
         assert!(!answers(BASE) && answers(BASE + 0x4000));
         let mut other = BarPlacer::new("b", &bus, 0x1000);
-        assert!(!other.place(Some(BASE + 0x4000), weak()));
-        for outside in [0, BASE - 0x1000, PCI_WINDOW_END, u64::MAX & !0xfff] {
-            other.place(Some(outside), weak());
+        assert!(!other.place(Some(BASE + 0x4000), weak));
+        for outside in [0, BASE - 0x1000, PCI_WINDOW_END, !0xfff] {
+            other.place(Some(outside), weak);
             assert_eq!(other.at(), None);
         }
-        assert!(placer.place(None, weak()));
+        assert!(placer.place(None, weak));
         assert!(!answers(BASE + 0x4000));
-        assert!(other.place(Some(BASE), weak()));
+        assert!(other.place(Some(BASE), weak));
         drop(other);
         assert!(!answers(BASE));
     }

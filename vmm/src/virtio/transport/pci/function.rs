@@ -78,7 +78,8 @@ pub struct VirtioPci {
     /// Itself, for the bus.
     me: Weak<Self>,
     address: PciAddress,
-    platform: PciPlatform,
+    vm: Arc<dyn Vm>,
+    memory: Arc<GuestRam>,
     faults: GuestFaults,
     interrupt: Arc<PciInterrupt>,
     kicks: Vec<EventFd>,
@@ -93,7 +94,7 @@ impl VirtioPci {
         name: &str,
         address: PciAddress,
         device: Box<dyn VirtioDevice>,
-        platform: PciPlatform,
+        platform: &PciPlatform,
     ) -> Result<Arc<Self>, TransportError> {
         let queues = device.queue_sizes().len();
         if queues + 1 > MAX_VECTORS {
@@ -110,7 +111,8 @@ impl VirtioPci {
         let function = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             address,
-            platform,
+            vm: Arc::clone(&platform.vm),
+            memory: Arc::clone(&platform.memory),
             faults: GuestFaults::new(name),
             interrupt,
             kicks,
@@ -158,13 +160,13 @@ impl VirtioPci {
     fn place(&self, state: &mut State, wanted: Option<u64>) {
         let before = state.placer.at();
         let me: Weak<dyn BusDevice> = Weak::<Self>::clone(&self.me);
-        if !state.placer.place(wanted, me) {
+        if !state.placer.place(wanted, &me) {
             return;
         }
         if let Some(base) = before {
             self.interrupt.set_window(None);
             for (kick, doorbell) in self.doorbells(base) {
-                if let Err(error) = self.platform.vm.unregister_ioeventfd(kick, doorbell) {
+                if let Err(error) = self.vm.unregister_ioeventfd(kick, doorbell) {
                     log::warn!("{}: {error}", self.address);
                 }
             }
@@ -173,7 +175,7 @@ impl VirtioPci {
             return;
         };
         for (kick, doorbell) in self.doorbells(base) {
-            if let Err(error) = self.platform.vm.register_ioeventfd(kick, doorbell) {
+            if let Err(error) = self.vm.register_ioeventfd(kick, doorbell) {
                 // Kicks then come through `write`, slower.
                 log::warn!("{}: {error}", self.address);
             }
@@ -191,7 +193,7 @@ impl VirtioPci {
 
     fn window(&self, base: u64) -> Result<ReadOnlyWindow, MemoryError> {
         let slot = PCI_DEVICE_SLOTS + u32::from(self.address.device);
-        ReadOnlyWindow::map(Arc::clone(&self.platform.vm), slot, base, &[0; WINDOW], 1)
+        ReadOnlyWindow::map(Arc::clone(&self.vm), slot, base, &[0; WINDOW], 1)
     }
 
     fn doorbells(&self, base: u64) -> impl Iterator<Item = (&EventFd, u64)> {
@@ -227,7 +229,7 @@ impl VirtioPci {
     }
 
     fn try_activate(&self, state: &mut State) -> Result<(), String> {
-        let memory = &self.platform.memory;
+        let memory = &self.memory;
         let interrupt = Arc::clone(&self.interrupt) as Arc<dyn VirtioInterrupt>;
         let queues = state
             .common

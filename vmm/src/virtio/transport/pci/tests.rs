@@ -79,7 +79,7 @@ impl Guest {
             seen: Arc::clone(&seen),
             config: [1, 2, 3, 4, 5, 6],
         });
-        let function = VirtioPci::new("d", PciAddress { device: 3 }, device, platform).unwrap();
+        let function = VirtioPci::new("d", PciAddress { device: 3 }, device, &platform).unwrap();
         Self {
             vm,
             bus,
