@@ -9,7 +9,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::config::VmConfig;
-use crate::types::{VmInfo, VmmPing};
+use crate::types::{PciDeviceInfo, RemoveDevice, VmInfo, VmmPing};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
 
@@ -41,18 +41,32 @@ fn paths() -> Value {
             ))
         })
     };
-    let mut create = operation("createVM", "Keep a configuration", done(), &[400, 500]);
-    create["requestBody"] = json!({
-        "required": true,
-        "content": {"application/json": {"schema": reference("VmConfig")}},
-    });
+    let taking = |mut operation: Value, schema: &str| {
+        operation["requestBody"] = json!({
+            "required": true,
+            "content": {"application/json": {"schema": reference(schema)}},
+        });
+        json!({"put": operation})
+    };
+    let create = operation("createVM", "Keep a configuration", done(), &[400, 500]);
+    let add = |id: &str, summary: &str, schema: &str| {
+        let mut answers = body("PciDeviceInfo", "The device in the running VM");
+        answers["204"] = json!({"description": "Kept for the next boot"});
+        taking(operation(id, summary, answers, &[404, 409, 500]), schema)
+    };
+    let remove = operation(
+        "removeDevice",
+        "Take a device out of the configuration, and ask a running guest to give it up",
+        done(),
+        &[404, 500],
+    );
     json!({
         "/api/v1/vmm.ping": {"get": operation(
             "pingVMM", "Who answers here", body("VmmPing", "The VMM"), &[])},
         "/api/v1/vmm.shutdown": {"put": operation(
             "shutdownVMM", "End the VM and the VMM",
             json!({"200": {"description": "Done; the body is empty"}}), &[500])},
-        "/api/v1/vm.create": {"put": create},
+        "/api/v1/vm.create": taking(create, "VmConfig"),
         "/api/v1/vm.delete": action(
             "deleteVM", "Forget the configuration, ending the VM if it runs", &[500]),
         "/api/v1/vm.boot": action("bootVM", "Boot the VM", &[400, 404, 500]),
@@ -63,6 +77,10 @@ fn paths() -> Value {
         "/api/v1/vm.reboot": action("rebootVM", "End the VM and boot it again", &[400, 404, 500]),
         "/api/v1/vm.power-button": action(
             "powerButtonVM", "Press the power button", &[400, 404, 500]),
+        "/api/v1/vm.add-disk": add("addDisk", "Add a disk", "DiskConfig"),
+        "/api/v1/vm.add-net": add("addNet", "Add a network device", "NetConfig"),
+        "/api/v1/vm.add-vsock": add("addVsock", "Add a socket device", "VsockConfig"),
+        "/api/v1/vm.remove-device": taking(remove, "RemoveDevice"),
         "/api/v1/vm.info": {"get": operation(
             "infoVM", "Configuration and state", body("VmInfo", "The VM"), &[404])},
         "/api/v1/vm.counters": {"get": operation(
@@ -88,6 +106,7 @@ fn operation(id: &str, summary: &str, mut responses: Value, failures: &[u16]) ->
         let description = match status {
             400 => "The request or the configuration is at fault",
             404 => "What the request names is not there",
+            409 => "The request collides with something that is there",
             _ => "The request failed, or the state does not allow it",
         };
         responses[status.to_string()] = json!({
@@ -140,6 +159,8 @@ fn schemas() -> Value {
     generator.subschema_for::<VmConfig>();
     generator.subschema_for::<VmInfo>();
     generator.subschema_for::<VmmPing>();
+    generator.subschema_for::<PciDeviceInfo>();
+    generator.subschema_for::<RemoveDevice>();
     let mut schemas = Value::Object(generator.take_definitions(true));
     let count = json!({"type": "integer", "minimum": 0});
     let map = |values: &Value| json!({"type": "object", "additionalProperties": values});

@@ -83,3 +83,11 @@ pub struct PciDeviceInfo {
     /// Its place on the PCI bus.
     pub bdf: String,
 }
+
+/// Body of `vm.remove-device`.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveDevice {
+    /// Identifier of the device.
+    pub id: String,
+}

@@ -11,6 +11,8 @@ pub enum MachineEvent {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest gave up the device at a place on the PCI bus.
+    Ejected(u8),
     /// The machine cannot go on; the text says why.
     Failed(String),
 }

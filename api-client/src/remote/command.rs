@@ -2,14 +2,23 @@
 
 use std::fs;
 use std::io::Read;
+use std::str::FromStr;
+
+use serde::Serialize;
 
 use super::Command;
 use super::output::{Failure, print};
 use crate::client::{Client, Method};
+use crate::config::{DiskConfig, NetConfig, VsockConfig};
+use crate::options::OptionError;
+use crate::types::RemoveDevice;
 
 /// The request behind a subcommand; `None` for one that is more than that.
 fn request(command: &Command) -> Option<(Method, &'static str)> {
     Some(match command {
+        Command::AddDisk { .. } => (Method::Put, "vm.add-disk"),
+        Command::AddNet { .. } => (Method::Put, "vm.add-net"),
+        Command::AddVsock { .. } => (Method::Put, "vm.add-vsock"),
         Command::Boot => (Method::Put, "vm.boot"),
         Command::Counters => (Method::Get, "vm.counters"),
         Command::Create { .. } => (Method::Put, "vm.create"),
@@ -21,6 +30,7 @@ fn request(command: &Command) -> Option<(Method, &'static str)> {
         Command::PowerButton => (Method::Put, "vm.power-button"),
         Command::Reboot => (Method::Put, "vm.reboot"),
         Command::Resume => (Method::Put, "vm.resume"),
+        Command::RemoveDevice { .. } => (Method::Put, "vm.remove-device"),
         Command::Shutdown => (Method::Put, "vm.shutdown"),
         Command::ShutdownVmm => (Method::Put, "vmm.shutdown"),
     })
@@ -29,7 +39,11 @@ fn request(command: &Command) -> Option<(Method, &'static str)> {
 /// Sends the request and prints the answer.
 pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
     let body = match command {
+        Command::AddDisk { disk } => Some(device::<DiskConfig>(disk)?),
+        Command::AddNet { net } => Some(device::<NetConfig>(net)?),
+        Command::AddVsock { vsock } => Some(device::<VsockConfig>(vsock)?),
         Command::Create { path } => Some(configuration(path)?),
+        Command::RemoveDevice { id } => Some(encode(&RemoveDevice { id: id.clone() })?),
         _ => None,
     };
     let Some((method, resource)) = request(command) else {
@@ -43,6 +57,21 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
         Some(body) => print(&format!("{body}\n")),
         None => Ok(()),
     }
+}
+
+/// A device as the VMM's command line describes it, as JSON.
+fn device<T>(text: &str) -> Result<Vec<u8>, Failure>
+where
+    T: FromStr<Err = OptionError> + Serialize,
+{
+    let config: T = text
+        .parse()
+        .map_err(|error| Failure::Line(format!("Cannot understand {text:?}: {error}")))?;
+    encode(&config)
+}
+
+fn encode(body: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    serde_json::to_vec(body).map_err(|error| Failure::Line(format!("Cannot send: {error}")))
 }
 
 /// Reads a configuration. Text that is not JSON at all is told of here, in one

@@ -42,6 +42,24 @@ pub struct Cli {
 /// The subcommands, in the order in which help lists them.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Command {
+    /// Add a disk to the VM
+    AddDisk {
+        /// The disk, as after --disk of the VMM
+        #[arg(value_name = "path=PATH,...")]
+        disk: String,
+    },
+    /// Add a network device to the VM
+    AddNet {
+        /// The network device, as after --net of the VMM
+        #[arg(value_name = "tap=TAP,...")]
+        net: String,
+    },
+    /// Add a socket device to the VM
+    AddVsock {
+        /// The socket device, as after --vsock of the VMM
+        #[arg(value_name = "cid=CID,socket=PATH,...")]
+        vsock: String,
+    },
     /// Boot a created VM
     Boot,
     /// Counters of the VM's devices
@@ -70,6 +88,11 @@ pub enum Command {
     Reboot,
     /// Let a paused VM go on
     Resume,
+    /// Remove a device from the VM
+    RemoveDevice {
+        /// Identifier of the device
+        id: String,
+    },
     /// Shut the VM down
     Shutdown,
     /// Shut the VMM down

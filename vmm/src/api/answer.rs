@@ -52,6 +52,8 @@ pub fn failure(action: &VmAction) -> &'static str {
         VmAction::Shutdown => "The VM could not shut down",
         VmAction::Reboot => "The VM could not reboot",
         VmAction::PowerButton => "The power button could not be pressed",
+        VmAction::AddDevice(_) => "The device could not be added to the VM",
+        VmAction::RemoveDevice(_) => "The device could not be removed from the VM",
         VmAction::VmmShutdown => "The VMM could not shut down",
     }
 }

@@ -17,7 +17,9 @@ mod socket;
 pub use queue::{
     ApiQueue, ApiRequest, ApiResult, ApiSender, ReplySender, StatusBoard, api_channel,
 };
-pub use request::{ApiError, DeviceTree, ErrorKind, RequestHandler, VmAction, VmReply, VmStatus};
+pub use request::{
+    ApiError, DeviceTree, ErrorKind, NewDevice, RequestHandler, VmAction, VmReply, VmStatus,
+};
 pub use server::{ApiContext, ApiServer, ServerError, VmmIdentity, serve_on, start_server};
 pub use socket::{ApiSocket, SocketError};
 

@@ -5,7 +5,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use api_client::config::VmConfig;
+use api_client::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
 use api_client::types::{DeviceNode, PciDeviceInfo, VmCounters, VmInfo};
 
 /// Everything that only the control thread may do. Reading (`vmm.ping`,
@@ -29,8 +29,23 @@ pub enum VmAction {
     Reboot,
     /// Press the ACPI power button.
     PowerButton,
+    /// Add a device.
+    AddDevice(NewDevice),
+    /// Take the device of this name away.
+    RemoveDevice(String),
     /// End the machine and the process.
     VmmShutdown,
+}
+
+/// A device that can be added at any time.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NewDevice {
+    /// A disk.
+    Disk(Box<DiskConfig>),
+    /// A network device.
+    Net(Box<NetConfig>),
+    /// A socket device.
+    Vsock(Box<VsockConfig>),
 }
 
 /// A successful answer.

@@ -1,11 +1,12 @@
 //! Which request means what.
 
-use api_client::config::VmConfig;
+use api_client::types::RemoveDevice;
 use instrumentation::snapshot::Query;
+use serde::de::DeserializeOwned;
 
 use super::exit_stats;
 use super::http::{Method, Request, Response};
-use super::request::VmAction;
+use super::request::{NewDevice, VmAction};
 
 /// Something that a path stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,14 @@ pub enum Endpoint {
     Reboot,
     /// `vm.power-button`
     PowerButton,
+    /// `vm.add-disk`
+    AddDisk,
+    /// `vm.add-net`
+    AddNet,
+    /// `vm.add-vsock`
+    AddVsock,
+    /// `vm.remove-device`
+    RemoveDevice,
     /// `vm.info`
     Info,
     /// `vm.counters`
@@ -38,6 +47,20 @@ pub enum Endpoint {
     ExitStats,
     /// The exit statistics for Prometheus.
     Metrics,
+}
+
+impl Endpoint {
+    /// Whether a request carries anything.
+    fn takes_body(self) -> bool {
+        matches!(
+            self,
+            Endpoint::Create
+                | Endpoint::AddDisk
+                | Endpoint::AddNet
+                | Endpoint::AddVsock
+                | Endpoint::RemoveDevice
+        )
+    }
 }
 
 /// Every path with its verb; matched exactly. The OpenAPI document lists the
@@ -56,6 +79,14 @@ pub const ROUTES: &[(Method, &str, Endpoint)] = &[
         Method::Put,
         "/api/v1/vm.power-button",
         Endpoint::PowerButton,
+    ),
+    (Method::Put, "/api/v1/vm.add-disk", Endpoint::AddDisk),
+    (Method::Put, "/api/v1/vm.add-net", Endpoint::AddNet),
+    (Method::Put, "/api/v1/vm.add-vsock", Endpoint::AddVsock),
+    (
+        Method::Put,
+        "/api/v1/vm.remove-device",
+        Endpoint::RemoveDevice,
     ),
     (Method::Get, "/api/v1/vm.info", Endpoint::Info),
     (Method::Get, "/api/v1/vm.counters", Endpoint::Counters),
@@ -104,7 +135,7 @@ pub fn route(request: &Request) -> Result<Call, Response> {
     if request.query.is_some() && *endpoint != Endpoint::ExitStats {
         return Err(bad_request(format!("{} has no parameters", request.path)));
     }
-    if !request.body.is_empty() && *endpoint != Endpoint::Create {
+    if !request.body.is_empty() && !endpoint.takes_body() {
         return Err(bad_request(format!("{} takes no body", request.path)));
     }
     Ok(match endpoint {
@@ -124,11 +155,23 @@ pub fn route(request: &Request) -> Result<Call, Response> {
         Endpoint::Shutdown => Call::Action(VmAction::Shutdown),
         Endpoint::Reboot => Call::Action(VmAction::Reboot),
         Endpoint::PowerButton => Call::Action(VmAction::PowerButton),
-        Endpoint::Create => Call::Action(VmAction::Create(Box::new(parse_config(&request.body)?))),
+        Endpoint::Create => Call::Action(VmAction::Create(Box::new(parse(&request.body)?))),
+        Endpoint::AddDisk => add(NewDevice::Disk(Box::new(parse(&request.body)?))),
+        Endpoint::AddNet => add(NewDevice::Net(Box::new(parse(&request.body)?))),
+        Endpoint::AddVsock => add(NewDevice::Vsock(Box::new(parse(&request.body)?))),
+        Endpoint::RemoveDevice => {
+            let RemoveDevice { id } = parse(&request.body)?;
+            Call::Action(VmAction::RemoveDevice(id))
+        }
     })
 }
 
-fn parse_config(body: &[u8]) -> Result<VmConfig, Response> {
+fn add(device: NewDevice) -> Call {
+    Call::Action(VmAction::AddDevice(device))
+}
+
+/// The body of a request.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
     if body.is_empty() {
         return Err(bad_request("A configuration is missing".to_owned()));
     }
@@ -174,7 +217,9 @@ mod tests {
     fn every_route_answers_to_its_verb_and_to_no_other() {
         for (method, path, endpoint) in ROUTES {
             let body = match endpoint {
-                Endpoint::Create => "{}",
+                Endpoint::RemoveDevice => "{\"id\": \"a\"}",
+                Endpoint::AddVsock => "{\"cid\": 3, \"socket\": \"a\"}",
+                endpoint if endpoint.takes_body() => "{}",
                 _ => "",
             };
             assert_eq!(status(*method, path, None, body), 0, "{path}");

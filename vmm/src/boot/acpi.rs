@@ -5,6 +5,7 @@
 //! keyboard controller, no VGA, no CMOS clock. Linux then probes none of them,
 //! which saves it several hundred exits at boot.
 
+mod hotplug;
 mod pci;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
@@ -140,7 +141,7 @@ fn dsdt(platform: &Platform) -> Sdt {
         &aml::Package::new(vec![&S5_SLEEP_TYPE, &aml::ZERO, &aml::ZERO, &aml::ZERO]),
     )
     .to_aml_bytes(&mut body);
-    let mut devices: Vec<&dyn Aml> = vec![&pci::HostBridge];
+    let mut devices: Vec<&dyn Aml> = vec![&pci::HostBridge, &hotplug::Events];
     if platform.serial {
         devices.push(&SerialDevice);
     }

@@ -6,6 +6,7 @@ mod balloon;
 mod console;
 mod devices;
 mod disk;
+mod names;
 mod net;
 mod unsupported;
 mod vsock;
@@ -18,6 +19,7 @@ pub use balloon::{MemoryBalloon, check_size as check_balloon_size};
 pub use console::{ConsoleParams, ConsoleTarget};
 pub use devices::{DeviceParams, PciParams, RngParams};
 pub use disk::{DiskLimit, DiskParams};
+pub use names::{forget_device, name_devices};
 pub use net::{NicCable, NicError, NicParams};
 pub use vsock::VsockParams;
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::bus::BusDevice;
 use crate::interrupt::{InterruptError, MsiMessage, MsiRouter, MsiVector};
 use crate::memory::ReadOnlyWindow;
-use crate::memory::layout::{IOAPIC_FIRST_GSI, IOAPIC_PINS, LAPIC_START, SERIAL_GSI};
+use crate::memory::layout::{HOTPLUG_GSI, IOAPIC_FIRST_GSI, IOAPIC_PINS, LAPIC_START, SERIAL_GSI};
 
 // Offsets of the two registers through which the others are reached.
 const SELECT: u64 = 0x00;
@@ -43,6 +43,8 @@ const PINS: usize = IOAPIC_PINS as usize;
 pub enum Pin {
     /// The first serial port.
     Serial = (SERIAL_GSI - IOAPIC_FIRST_GSI) as isize,
+    /// The registers that tell of devices that come and go.
+    Hotplug = (HOTPLUG_GSI - IOAPIC_FIRST_GSI) as isize,
 }
 
 /// The register file, without any effect on the world.

@@ -1,10 +1,12 @@
 //! Platform devices that need no bus of their own.
 
+mod hotplug;
 mod i8042;
 mod ioapic;
 mod power;
 pub mod serial;
 
+pub use hotplug::{EVENT_PCI, EVENT_POWER_BUTTON, HotplugController};
 pub use i8042::I8042;
 pub use ioapic::{IoApic, Pin};
 pub use power::{PowerRegisters, RESET_VALUE, S5_SLEEP_TYPE};

@@ -71,14 +71,19 @@ pub const I8042_PORTS: (u16, u16) = (0x60, 5);
 pub const SERIAL_PORTS: (u16, u16) = (0x3f8, 8);
 /// Ports of the power registers: sleep control, sleep status, reset.
 pub const POWER_PORTS: (u16, u16) = (0x600, 3);
+/// Ports of the registers that tell of devices that come and go.
+pub const HOTPLUG_PORTS: (u16, u16) = (0x610, 16);
 
 /// Interrupt of the I/O APIC's first pin.
 pub const IOAPIC_FIRST_GSI: u32 = 4;
 /// Pins of the I/O APIC: as many as there are lines, for a guest visits each
 /// of them often.
 pub const IOAPIC_PINS: u32 = 2;
+
 /// Interrupt of the first serial port.
 pub const SERIAL_GSI: u32 = 4;
+/// Interrupt of the registers that tell of devices that come and go.
+pub const HOTPLUG_GSI: u32 = 5;
 
 /// Splits `size` bytes of RAM around the hole: (guest address, length).
 #[must_use]
@@ -101,6 +106,7 @@ const _: () = {
     assert!(CMDLINE_START + CMDLINE_MAX as u64 <= EBDA_START);
     assert!(RSDP_START < ACPI_END);
     assert!(SERIAL_GSI >= IOAPIC_FIRST_GSI && SERIAL_GSI < IOAPIC_FIRST_GSI + IOAPIC_PINS);
+    assert!(HOTPLUG_GSI >= IOAPIC_FIRST_GSI && HOTPLUG_GSI < IOAPIC_FIRST_GSI + IOAPIC_PINS);
     assert!(LOW_RAM_END <= PCI_WINDOW_START);
     assert!(PCI_WINDOW_END <= PCI_CONFIG_START);
     assert!(PCI_CONFIG_START + PCI_CONFIG_LENGTH <= IOAPIC_START as u64);

@@ -111,6 +111,18 @@ impl PciSegment {
         }
     }
 
+    /// The guest gives up what is at a place; false if nothing is, or the host
+    /// bridge.
+    pub fn give_up(&self, address: PciAddress) -> bool {
+        let place = usize::from(address.device);
+        let taken = matches!(self.places().get(place), Some(Place::Taken(_)));
+        if !taken || place == 0 {
+            return false;
+        }
+        self.remove(address);
+        true
+    }
+
     fn set(&self, address: PciAddress, place: Place) -> Option<Place> {
         self.places()
             .get_mut(usize::from(address.device))

@@ -106,7 +106,12 @@ pub fn build(
         mmio: Arc::clone(&buses.mmio),
         memory: Arc::new(ram.clone()),
     };
-    let mut devices = DeviceSet::new(platform, events.clone())?;
+    let mut devices = DeviceSet::new(
+        platform,
+        &buses.pio,
+        ioapic.line(Pin::Hotplug),
+        events.clone(),
+    )?;
     devices.add_all(&params.devices, first)?;
 
     let (vcpus, stats) = create_vcpus(hypervisor, vm.as_ref(), params, entry, &buses, events)?;

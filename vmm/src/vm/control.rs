@@ -6,6 +6,8 @@
 //! through a channel; each machine has a number, so that the last words of a
 //! machine that is gone do not end the next.
 
+mod plug;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -19,12 +21,13 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::builder::{BuildError, build};
+use super::devices::DeviceError;
 use super::machine::Machine;
 use super::state::{TransitionError, VmState};
 use crate::api::{
     ApiError, ApiQueue, ErrorKind, RequestHandler, StatusBoard, VmAction, VmReply, VmStatus,
 };
-use crate::config::{ConfigError, VmParams};
+use crate::config::{ConfigError, VmParams, name_devices};
 use crate::event::{EventSink, MachineEvent};
 use crate::stats::StatsHub;
 
@@ -46,6 +49,12 @@ pub enum ControlError {
     /// Not there yet.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
+    /// Not there at all.
+    #[error("There is no device {0}")]
+    NoSuchDevice(String),
+    /// A second socket device.
+    #[error("The machine has a socket device already")]
+    OneVsock,
     /// No descriptors for the event loop.
     #[error("Cannot set up the control thread")]
     SetUp(#[source] io::Error),
@@ -57,7 +66,11 @@ pub enum ControlError {
 impl ControlError {
     fn kind(&self) -> ErrorKind {
         match self {
-            ControlError::NotCreated => ErrorKind::NotFound,
+            ControlError::NotCreated | ControlError::NoSuchDevice(_) => ErrorKind::NotFound,
+            ControlError::OneVsock
+            | ControlError::Build(BuildError::Device(DeviceError::Exists(_))) => {
+                ErrorKind::Conflict
+            }
             ControlError::Build(BuildError::Config(_)) | ControlError::Unsupported(_) => {
                 ErrorKind::BadRequest
             }
@@ -117,6 +130,8 @@ pub struct Vmm {
     machine: Option<Machine>,
     /// Number of the machine.
     generation: u64,
+    /// Number in the next name that is made up for a device.
+    next_name: u32,
     ended: Option<Ended>,
 }
 
@@ -143,6 +158,7 @@ impl Vmm {
             state: VmState::Created,
             machine: None,
             generation: 0,
+            next_name: 0,
             ended: None,
         })
     }
@@ -160,7 +176,8 @@ impl Vmm {
 
     /// Builds the machine and lets it run.
     pub fn boot(&mut self) -> Result<(), ControlError> {
-        let config = self.config.as_ref().ok_or(ControlError::NotCreated)?;
+        let config = self.config.as_mut().ok_or(ControlError::NotCreated)?;
+        name_devices(config, &mut self.next_name);
         if !self.state.may_become(VmState::Running) || self.machine.is_some() {
             return Err(TransitionError {
                 from: self.state,
@@ -313,6 +330,11 @@ impl Vmm {
                     log::info!("the guest resets the machine");
                     self.reboot()?;
                 }
+                MachineEvent::Ejected(place) => {
+                    if let Some(machine) = &mut self.machine {
+                        machine.devices_mut().ejected(place);
+                    }
+                }
                 MachineEvent::Failed(text) => return Err(ControlError::Failed(text)),
             }
         }
@@ -330,7 +352,15 @@ impl RequestHandler for Vmm {
             VmAction::Resume => self.resume(),
             VmAction::Shutdown => self.shutdown(),
             VmAction::Reboot => self.reboot(),
-            VmAction::PowerButton => Err(ControlError::Unsupported("The power button")),
+            VmAction::PowerButton => self.booted().map(|machine| {
+                machine.devices().press_power_button();
+            }),
+            VmAction::AddDevice(device) => match self.add_device(&device) {
+                Ok(Some(added)) => return Ok(VmReply::Device(added)),
+                Ok(None) => Ok(()),
+                Err(error) => Err(error),
+            },
+            VmAction::RemoveDevice(id) => self.remove_device(&id),
             VmAction::VmmShutdown => {
                 self.ended = Some(Ended::Request);
                 Ok(())

@@ -9,11 +9,14 @@ use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
 
-use crate::bus::BusError;
+use crate::bus::{Bus, BusError};
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
+use crate::devices::HotplugController;
 use crate::devices::serial::RawTerminal;
-use crate::event::EventSink;
+use crate::event::{EventSink, MachineEvent};
+use crate::interrupt::MsiVector;
 use crate::memory::MemoryError;
+use crate::memory::layout::HOTPLUG_PORTS;
 use crate::pci::{PciAddress, PciSegment, SegmentError};
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{Image, ImageError};
@@ -99,6 +102,7 @@ struct Entry {
 /// All devices on the bus.
 pub struct DeviceSet {
     segment: Arc<PciSegment>,
+    hotplug: Arc<HotplugController>,
     platform: PciPlatform,
     events: EventSink,
     entries: BTreeMap<String, Entry>,
@@ -115,14 +119,24 @@ pub struct DeviceSet {
 
 impl DeviceSet {
     /// A bus with nothing on it but the host bridge.
-    pub fn new(platform: PciPlatform, events: EventSink) -> Result<Self, DeviceError> {
+    pub fn new(
+        platform: PciPlatform,
+        ports: &Bus,
+        line: Arc<MsiVector>,
+        events: EventSink,
+    ) -> Result<Self, DeviceError> {
         let segment = PciSegment::new(Arc::clone(&platform.vm)).map_err(DeviceError::Segment)?;
         let (base, length) = PciSegment::range();
         platform
             .mmio
             .insert("pci", base, length, Arc::clone(&segment) as Arc<_>)?;
+        let hotplug = hotplug(&segment, line, events.clone());
+        let (base, length) = HOTPLUG_PORTS;
+        let registers = Arc::clone(&hotplug) as Arc<_>;
+        ports.insert("hotplug", base.into(), length.into(), registers)?;
         Ok(Self {
             segment,
+            hotplug,
             platform,
             events,
             entries: BTreeMap::new(),
@@ -232,7 +246,7 @@ impl DeviceSet {
             .reserve(pci.device)
             .map_err(|source| DeviceError::Place(id.clone(), source))?;
         let function = create(&id, self.events.clone()).and_then(|device| {
-            VirtioPci::new(&id, address, device, self.platform.clone())
+            VirtioPci::new(&id, address, device, &self.platform)
                 .map_err(|source| DeviceError::Transport(id.clone(), source))
         });
         let function = match function {
@@ -246,6 +260,38 @@ impl DeviceSet {
             .insert(address, Arc::clone(&function) as Arc<_>);
         self.entries.insert(id.clone(), Entry { address, function });
         Ok((id, address))
+    }
+
+    /// Tells the guest of a device that was added while it runs.
+    pub fn announce(&self, address: PciAddress) {
+        self.hotplug.device_added(address.device);
+    }
+
+    /// Asks the guest to give up a device; false if there is none of this
+    /// name.
+    #[must_use]
+    pub fn ask_for(&self, id: &str) -> bool {
+        let entry = self.entries.get(id);
+        if let Some(entry) = entry {
+            self.hotplug.ask_for_device(entry.address.device);
+        }
+        entry.is_some()
+    }
+
+    /// The guest has given up the device at a place, which is off the bus.
+    pub fn ejected(&mut self, place: u8) {
+        self.entries.retain(|id, entry| {
+            let stays = entry.address.device != place;
+            if !stays {
+                log::info!("the device {id} is removed");
+            }
+            stays
+        });
+    }
+
+    /// Tells the guest that somebody wants it to shut down.
+    pub fn press_power_button(&self) {
+        self.hotplug.press_power_button();
     }
 
     /// The devices for `vm.info`.
@@ -280,4 +326,20 @@ impl DeviceSet {
                 .collect()
         })
     }
+}
+
+/// The registers through which the guest hears of devices that come and go.
+fn hotplug(
+    segment: &Arc<PciSegment>,
+    line: Arc<MsiVector>,
+    events: EventSink,
+) -> Arc<HotplugController> {
+    let segment = Arc::clone(segment);
+    Arc::new(HotplugController::new(line, move |device| {
+        // The guest must not find it any more once its write is done; what
+        // else there is to do, the control thread does.
+        if segment.give_up(PciAddress { device }) {
+            events.send(MachineEvent::Ejected(device));
+        }
+    }))
 }

@@ -45,6 +45,11 @@ impl Machine {
         &self.devices
     }
 
+    /// The devices on the PCI bus, to be changed.
+    pub fn devices_mut(&mut self) -> &mut DeviceSet {
+        &mut self.devices
+    }
+
     /// Lets all vCPUs run.
     pub fn resume(&self) {
         self.devices.hold_watchdog(false);

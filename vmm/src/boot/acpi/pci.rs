@@ -3,6 +3,7 @@
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::{Aml, AmlSink, aml};
 
+use super::hotplug::Places;
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE};
 use crate::memory::layout::{
     PCI_CONFIG_LENGTH, PCI_CONFIG_START, PCI_WINDOW_END, PCI_WINDOW_START,
@@ -39,6 +40,7 @@ impl Aml for HostBridge {
                     "_CRS".into(),
                     &aml::ResourceTemplate::new(vec![&buses, &window]),
                 ),
+                &Places,
             ],
         )
         .to_aml_bytes(sink);

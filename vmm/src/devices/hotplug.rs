@@ -1,0 +1,161 @@
+//! How the machine tells the guest of changes: registers that the ACPI tables
+//! describe, and one interrupt for all of them.
+//!
+//! | offset | register | read | written |
+//! | --- | --- | --- | --- |
+//! | 0 | events | what happened since the last read | – |
+//! | 4 | added | places on the PCI bus with a new device, once | – |
+//! | 8 | leaving | places whose device is to be given up, once | – |
+//! | 12 | ejected | – | places whose device the guest has given up |
+//!
+//! The control thread reports, vCPU threads read and eject.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::bus::BusDevice;
+use crate::interrupt::MsiVector;
+
+/// Bit of the events: look at the PCI bus.
+pub const EVENT_PCI: u32 = 1 << 0;
+/// Bit of the events: somebody pressed the power button.
+pub const EVENT_POWER_BUTTON: u32 = 1 << 1;
+
+const REGISTER: usize = 4;
+
+#[derive(Debug, Default)]
+struct Registers {
+    events: u32,
+    added: u32,
+    leaving: u32,
+}
+
+/// The registers.
+pub struct HotplugController {
+    line: Arc<MsiVector>,
+    registers: Mutex<Registers>,
+    /// Takes the device off the bus; called without the lock.
+    eject: Box<dyn Fn(u8) + Send + Sync>,
+}
+
+impl HotplugController {
+    /// Registers that interrupt through `line` and give devices up through
+    /// `eject`.
+    pub fn new(line: Arc<MsiVector>, eject: impl Fn(u8) + Send + Sync + 'static) -> Self {
+        Self {
+            line,
+            registers: Mutex::new(Registers::default()),
+            eject: Box::new(eject),
+        }
+    }
+
+    /// There is a new device at a place on the PCI bus.
+    pub fn device_added(&self, place: u8) {
+        self.report(EVENT_PCI, |registers| registers.added |= bit(place));
+    }
+
+    /// The guest is to give up the device at a place.
+    pub fn ask_for_device(&self, place: u8) {
+        self.report(EVENT_PCI, |registers| registers.leaving |= bit(place));
+    }
+
+    /// The power button is pressed.
+    pub fn press_power_button(&self) {
+        self.report(EVENT_POWER_BUTTON, |_| {});
+    }
+
+    fn report(&self, event: u32, change: impl FnOnce(&mut Registers)) {
+        let mut registers = self.lock();
+        registers.events |= event;
+        change(&mut registers);
+        drop(registers);
+        self.line.raise();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registers> {
+        self.registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn bit(place: u8) -> u32 {
+    1u32.checked_shl(place.into()).unwrap_or(0)
+}
+
+impl BusDevice for HotplugController {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        if data.len() != REGISTER {
+            return;
+        }
+        let mut registers = self.lock();
+        let register = match offset {
+            0 => &mut registers.events,
+            4 => &mut registers.added,
+            8 => &mut registers.leaving,
+            _ => return,
+        };
+        data.copy_from_slice(&std::mem::take(register).to_le_bytes());
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        if let (12, &[a, b, c, d]) = (offset, data) {
+            let places = u32::from_le_bytes([a, b, c, d]);
+            for place in (0..32).filter(|&place| places & bit(place) != 0) {
+                (self.eject)(place);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, channel};
+
+    use super::*;
+    use crate::interrupt::MsiRouter;
+    use crate::interrupt::testing::RecordingVm;
+
+    fn controller() -> (HotplugController, Receiver<u8>) {
+        let (sender, ejected) = channel();
+        let line = MsiVector::new(&MsiRouter::new(RecordingVm::new())).unwrap();
+        let controller =
+            HotplugController::new(Arc::new(line), move |place| sender.send(place).unwrap());
+        (controller, ejected)
+    }
+
+    fn read(controller: &HotplugController, offset: u64) -> u32 {
+        let mut data = [0; 4];
+        controller.read(offset, &mut data);
+        u32::from_le_bytes(data)
+    }
+
+    #[test]
+    fn each_report_is_seen_once_in_its_register() {
+        let (controller, _ejected) = controller();
+        controller.device_added(3);
+        controller.ask_for_device(31);
+        controller.press_power_button();
+        let all = || [0, 4, 8, 12].map(|offset| read(&controller, offset));
+        let events = EVENT_PCI | EVENT_POWER_BUTTON;
+        assert_eq!(all(), [events, 1 << 3, 1 << 31, 0]);
+        assert_eq!(all(), [0; 4]);
+    }
+
+    #[test]
+    fn only_a_whole_write_of_the_last_register_ejects() {
+        let (controller, ejected) = controller();
+        for offset in 0..16 {
+            for width in [1, 2, 3, 4] {
+                controller.write(offset, &[0b1010, 0, 0, 0x80][..width]);
+                let places: Vec<u8> = ejected.try_iter().collect();
+                let expected: &[u8] = if (offset, width) == (12, 4) {
+                    &[1, 3, 31]
+                } else {
+                    &[]
+                };
+                assert_eq!(places, expected);
+            }
+        }
+    }
+}
