@@ -16,6 +16,14 @@ pub fn command<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>
     command
 }
 
+/// A command that ends with us, however we end: an emulator would otherwise
+/// survive an interrupted run and keep a processor busy.
+pub fn bound_command<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item = S>) -> Command {
+    let mut bound = command("setpriv", ["--pdeathsig", "KILL", program]);
+    bound.args(args);
+    bound
+}
+
 /// Runs to the end and returns standard output; a failure carries the command
 /// and the tail of what it said.
 pub fn output(command: &mut Command) -> Result<Vec<u8>> {

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 
 use super::terminal::{self, PseudoTerminal};
 use super::{BootFiles, EmulatedHost, Isa, MEMORY_MIB};
-use crate::command::{command, output};
+use crate::command::{bound_command, command, output};
 
 /// The emulated VMX host.
 pub struct Bochs;
@@ -63,7 +63,7 @@ fn start(files: &BootFiles, logs: &Path, first_port: &str) -> Result<Child> {
         .with_context(|| format!("Cannot write {}", settings.display()))?;
     let terminal = PseudoTerminal::open()?;
     let screen = File::create(logs.join("emulator.log")).context("Cannot write emulator.log")?;
-    let child = command("bochs", ["-q", "-f"])
+    let child = bound_command("bochs", ["-q", "-f"])
         .arg(&settings)
         .arg("-rc")
         .arg(&continue_)

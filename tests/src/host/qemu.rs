@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{BootFiles, EmulatedHost, Isa, MEMORY_MIB};
-use crate::command::command;
+use crate::command::bound_command;
 
 /// CPUs of the host, so that guests do run at the same time.
 const CPUS: u32 = 2;
@@ -59,7 +59,7 @@ impl EmulatedHost for Qemu {
 }
 
 fn machine(files: &BootFiles) -> Command {
-    let mut qemu = command("qemu-system-x86_64", ["-accel", "tcg,thread=multi"]);
+    let mut qemu = bound_command("qemu-system-x86_64", ["-accel", "tcg,thread=multi"]);
     qemu.args(["-cpu", "max,+svm", "-nodefaults", "-no-reboot"])
         .args(["-smp", &CPUS.to_string()])
         .args(["-m", &MEMORY_MIB.to_string()])
