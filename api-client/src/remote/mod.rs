@@ -86,13 +86,13 @@ pub enum Command {
     PowerButton,
     /// Reboot the VM
     Reboot,
-    /// Let a paused VM go on
-    Resume,
     /// Remove a device from the VM
     RemoveDevice {
         /// Identifier of the device
         id: String,
     },
+    /// Let a paused VM go on
+    Resume,
     /// Shut the VM down
     Shutdown,
     /// Shut the VMM down
