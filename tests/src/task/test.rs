@@ -160,7 +160,7 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
             heading("clippy");
             part("clippy", cargo(tree, &CLIPPY));
             heading("unit tests");
-            part("unit tests", cargo(tree, &["test", "--workspace"]));
+            part("unit tests", cargo(tree, &["test", "--workspace", "--no-fail-fast"]));
         }
         for round in quick {
             println!("{}", title(round, built));
