@@ -160,7 +160,10 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
             heading("clippy");
             part("clippy", cargo(tree, &CLIPPY));
             heading("unit tests");
-            part("unit tests", cargo(tree, &["test", "--workspace", "--no-fail-fast"]));
+            part(
+                "unit tests",
+                cargo(tree, &["test", "--workspace", "--no-fail-fast"]),
+            );
         }
         for round in quick {
             println!("{}", title(round, built));
