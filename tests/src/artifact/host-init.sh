@@ -27,6 +27,7 @@ echo "@lab host up $(cut -d' ' -f1 /proc/uptime)"
 if grep -qw lab=shell /proc/cmdline; then
     cat /lab/motd
     setsid -c sh -l </dev/ttyS0 >/dev/ttyS0 2>&1
+    sleep 1
     poweroff -f
 fi
 

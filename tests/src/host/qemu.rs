@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{BootFiles, EmulatedHost, Isa, MEMORY_MIB};
 use crate::command::bound_command;
@@ -50,11 +50,13 @@ impl EmulatedHost for Qemu {
             .context("Cannot start qemu-system-x86_64")
     }
 
-    fn shell(&self, files: &BootFiles, _logs: &Path) -> Result<ExitStatus> {
-        machine(files)
+    fn shell(&self, files: &BootFiles, _logs: &Path) -> Result<()> {
+        let status = machine(files)
             .args(["-display", "none", "-serial", "mon:stdio"])
             .status()
-            .context("Cannot start qemu-system-x86_64")
+            .context("Cannot start qemu-system-x86_64")?;
+        ensure!(status.success(), "QEMU ended with {status}");
+        Ok(())
     }
 }
 
