@@ -14,6 +14,7 @@ pub mod console;
 pub mod guest;
 pub mod host;
 pub mod oracle;
+pub mod package;
 pub mod progress;
 pub mod report;
 pub mod study;

@@ -51,6 +51,11 @@ impl Tree {
         self.lab().join(release)
     }
 
+    /// Debian packages of what this repository makes.
+    pub fn packages(&self) -> PathBuf {
+        self.lab().join("packages")
+    }
+
     /// Logs of one kind of run, emptied when it starts.
     pub fn fresh_log_dir(&self, name: &str) -> Result<PathBuf> {
         let dir = self.lab().join("log").join(name);

@@ -36,9 +36,17 @@ const MODULES: &[&str] = &[
     "kmod",
 ];
 
+/// For `cargo lab package`.
+pub const PACKAGING: &[&str] = &["debhelper", "dh-dkms", "dpkg-dev"];
+
 /// Installs what is missing when we may, else says which one command does.
 pub fn ensure_installed() -> Result<()> {
-    let missing = missing()?;
+    ensure_installed_with(&[])
+}
+
+/// The same, with what only some commands need.
+pub fn ensure_installed_with(more: &[&'static str]) -> Result<()> {
+    let missing = missing(more)?;
     if missing.is_empty() {
         return Ok(());
     }
@@ -59,11 +67,12 @@ pub fn ensure_installed() -> Result<()> {
     })
 }
 
-fn missing() -> Result<Vec<&'static str>> {
+fn missing(more: &[&'static str]) -> Result<Vec<&'static str>> {
     let out = Command::new("dpkg-query")
         .args(["-W", "-f=${Package} ${db:Status-Status}\n"])
         .args(HOST)
         .args(MODULES)
+        .args(more)
         .stderr(Stdio::null())
         .output()
         .context("Cannot start dpkg-query: the lab needs Debian or a relative of it")?;
@@ -75,6 +84,7 @@ fn missing() -> Result<Vec<&'static str>> {
     Ok(HOST
         .iter()
         .chain(MODULES)
+        .chain(more)
         .copied()
         .filter(|package| !installed.contains(package))
         .collect())

@@ -53,6 +53,8 @@ enum Command {
         /// Only trials of the suites whose name contains this, no other checks
         filter: Option<String>,
     },
+    /// Make Debian packages in target/lab/packages
+    Package,
     /// Play in an emulated host
     Shell {
         #[command(flatten)]
@@ -127,6 +129,7 @@ fn run(command: Command) -> Result<()> {
                 as_built,
             },
         ),
+        Command::Package => task::package(&tree),
         Command::Shell { host } => task::shell(&tree, host.isa, host.kernel),
         Command::Study { isa } => {
             let isas = isa.map_or(vec![Isa::Svm, Isa::Vmx], |isa| vec![isa]);

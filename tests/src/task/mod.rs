@@ -2,12 +2,14 @@
 
 mod build;
 mod demo;
+mod package;
 mod shell;
 mod study;
 mod test;
 
 pub use build::{Built, as_built, build};
 pub use demo::demo;
+pub use package::package;
 pub use shell::shell;
 pub use study::study;
 pub use test::{Options as TestOptions, bare, test};

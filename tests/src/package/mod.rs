@@ -1,0 +1,53 @@
+//! Debian packages of what this repository makes, one module a package.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::tree::Tree;
+
+mod dkms;
+
+/// The version of every package.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// A kind of package.
+pub struct Recipe {
+    /// The package's name.
+    pub name: &'static str,
+    /// Writes `NAME_*.deb` to a folder.
+    make: fn(&Tree, &Path) -> Result<()>,
+}
+
+/// All that are made.
+pub const RECIPES: [Recipe; 1] = [dkms::RECIPE];
+
+impl Recipe {
+    /// Makes the package in place of an older one; returns its file.
+    pub fn build(&self, tree: &Tree) -> Result<PathBuf> {
+        let folder = tree.packages();
+        fs::create_dir_all(&folder).with_context(|| format!("Cannot make {}", folder.display()))?;
+        for older in self.files(&folder)? {
+            fs::remove_file(&older)
+                .with_context(|| format!("Cannot remove {}", older.display()))?;
+        }
+        (self.make)(tree, &folder)?;
+        self.files(&folder)?
+            .pop()
+            .with_context(|| format!("No package {} came out", self.name))
+    }
+
+    fn files(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        let start = format!("{}_", self.name);
+        let entries =
+            fs::read_dir(folder).with_context(|| format!("Cannot list {}", folder.display()))?;
+        Ok(entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with(&start) && name.ends_with(".deb")
+            })
+            .collect())
+    }
+}
