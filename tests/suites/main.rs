@@ -118,7 +118,7 @@ fn report(what: &str, outcome: Result<()>) -> ExitCode {
 
 fn run(site: &Arc<Site>, filter: Option<String>, list: bool) -> ExitCode {
     let arguments = Arguments {
-        // The trials share a tracepoint and two CPUs: one after the other.
+        // The trials share a tracepoint and a CPU: one after the other.
         test_threads: Some(1),
         filter,
         list,
