@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lab::oracle;
 
 use crate::site::{Site, skip};
-use crate::{Suite, trials};
+use crate::{Suite, keeper, trials};
 
 pub const SUITE: Suite = Suite {
     name: "host",
@@ -31,7 +31,11 @@ fn no_vm_is_left(site: &Site) -> Result<()> {
     }
     let left: Vec<_> = std::fs::read_dir("/sys/kernel/debug/kvm")?
         .filter_map(|entry| Some(entry.ok()?.file_name()))
-        .filter(|name| name.to_string_lossy().contains('-'))
+        .filter(|name| {
+            name.to_string_lossy()
+                .split_once('-')
+                .is_some_and(|(process, _)| process.parse().ok() != keeper::process())
+        })
         .collect();
     ensure!(left.is_empty(), "KVM still has {left:?}");
     Ok(())

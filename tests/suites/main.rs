@@ -19,6 +19,7 @@ mod errors;
 mod evidence;
 mod host;
 mod isolation;
+mod keeper;
 mod leaves;
 mod lifecycle;
 mod rest;
@@ -85,6 +86,8 @@ enum Command {
     Demo,
     /// Record boots for the boot-exit study.
     Study,
+    /// Hold a VM that never runs until killed.
+    KeepVm,
 }
 
 fn main() -> ExitCode {
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
         Command::Run { filter, list } => run(&site, filter, list),
         Command::Demo => report("The demonstration", demo::show(&site)),
         Command::Study => report("The study", study::run(&site)),
+        Command::KeepVm => report("The kept VM", keeper::keep()),
     }
 }
 

@@ -22,6 +22,10 @@ if grep -qw vmx /proc/cpuinfo; then
 elif grep -qw svm /proc/cpuinfo; then
     insmod /lab/modules/kvm-amd.ko || echo "@lab cannot load kvm-amd"
 fi
+if grep -qw lab=keep-vm /proc/cmdline; then
+    lab-suites --isa svm --modules stock keep-vm &
+    echo $! >/tmp/kept-vm
+fi
 echo "@lab host up $(cut -d' ' -f1 /proc/uptime)"
 
 if grep -qw lab=shell /proc/cmdline; then

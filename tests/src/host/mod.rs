@@ -85,7 +85,7 @@ pub trait EmulatedHost: Sync {
 pub fn emulated(isa: Isa) -> &'static dyn EmulatedHost {
     match isa {
         Isa::Vmx => &Bochs,
-        Isa::Svm => &Qemu,
+        Isa::Svm => &Qemu::ONE_CPU,
     }
 }
 

@@ -10,15 +10,25 @@ use anyhow::{Context, Result, ensure};
 use super::{BootFiles, EmulatedHost, Isa, MEMORY_MIB};
 use crate::command::bound_command;
 
-/// One CPU, as Bochs has. With more, TCG in QEMU 7.2 freezes now and then, on
-/// the distribution's modules as on ours: in `thread=multi` a CPU can go on
-/// executing a translation of a kernel text patch's `int3` that memory no
-/// longer holds (KVM patches `__schedule` whenever the first VM comes and the
-/// last one goes), in `thread=single` a guest's CPU stops making progress.
-const CPUS: u32 = 1;
-
 /// The emulated SVM host.
-pub struct Qemu;
+///
+/// With more than one CPU, TCG in QEMU 7.2 freezes now and then, on the
+/// distribution's modules as on ours. In `thread=multi` a CPU can go on
+/// executing a translation of a kernel text patch's `int3` that memory no
+/// longer holds; KVM patches `__schedule` whenever the first VM comes and the
+/// last one goes. In `thread=single` a guest's CPU stops making progress. So
+/// one CPU, as Bochs has, is the rule, and a host with two keeps a VM of its
+/// own for as long as it runs, which spares it those patches.
+pub struct Qemu {
+    cpus: u32,
+}
+
+impl Qemu {
+    /// What nearly everything runs on.
+    pub const ONE_CPU: Qemu = Qemu { cpus: 1 };
+    /// For what needs vCPUs that run at the same time or move.
+    pub const TWO_CPUS: Qemu = Qemu { cpus: 2 };
+}
 
 impl EmulatedHost for Qemu {
     fn isa(&self) -> Isa {
@@ -33,7 +43,7 @@ impl EmulatedHost for Qemu {
         let log = logs.join("emulator.log");
         let output =
             File::create(&log).with_context(|| format!("Cannot write {}", log.display()))?;
-        machine(files)
+        self.machine(files)
             .args(["-display", "none"])
             .args([
                 "-monitor",
@@ -55,7 +65,8 @@ impl EmulatedHost for Qemu {
     }
 
     fn shell(&self, files: &BootFiles, _logs: &Path) -> Result<()> {
-        let status = machine(files)
+        let status = self
+            .machine(files)
             .args(["-display", "none", "-serial", "mon:stdio"])
             .status()
             .context("Cannot start qemu-system-x86_64")?;
@@ -64,15 +75,24 @@ impl EmulatedHost for Qemu {
     }
 }
 
-fn machine(files: &BootFiles) -> Command {
-    let mut qemu = bound_command("qemu-system-x86_64", ["-accel", "tcg,thread=single"]);
-    qemu.args(["-cpu", "max,+svm", "-nodefaults", "-no-reboot"])
-        .args(["-smp", &CPUS.to_string()])
-        .args(["-m", &MEMORY_MIB.to_string()])
-        .arg("-kernel")
-        .arg(&files.kernel)
-        .arg("-initrd")
-        .arg(&files.initramfs)
-        .args(["-append", &files.cmdline]);
-    qemu
+impl Qemu {
+    fn machine(&self, files: &BootFiles) -> Command {
+        let (threads, keeper) = match self.cpus {
+            1 => ("single", ""),
+            _ => ("multi", " lab=keep-vm"),
+        };
+        let mut qemu = bound_command(
+            "qemu-system-x86_64",
+            ["-accel", &format!("tcg,thread={threads}")],
+        );
+        qemu.args(["-cpu", "max,+svm", "-nodefaults", "-no-reboot"])
+            .args(["-smp", &self.cpus.to_string()])
+            .args(["-m", &MEMORY_MIB.to_string()])
+            .arg("-kernel")
+            .arg(&files.kernel)
+            .arg("-initrd")
+            .arg(&files.initramfs)
+            .args(["-append", &format!("{}{keeper}", files.cmdline)]);
+        qemu
+    }
 }

@@ -13,7 +13,7 @@ use super::{Built, as_built, build};
 use crate::artifact::kernel::Series;
 use crate::check;
 use crate::command::{command, output, visible};
-use crate::host::{self, Isa, bare as this_machine};
+use crate::host::{self, Isa, Qemu, bare as this_machine};
 use crate::progress::seconds;
 use crate::tree::Tree;
 
@@ -36,24 +36,35 @@ struct Round {
     isa: Isa,
     series: Series,
     patched: bool,
+    /// On a host with two CPUs, this suite alone.
+    two_cpus: Option<&'static str>,
 }
 
 /// The slow one first: it runs while the others do.
-const ROUNDS: [Round; 3] = [
+const ROUNDS: [Round; 4] = [
     Round {
         isa: Isa::Vmx,
         series: Series::V6_1,
         patched: true,
+        two_cpus: None,
     },
     Round {
         isa: Isa::Svm,
         series: Series::V6_1,
         patched: true,
+        two_cpus: None,
     },
     Round {
         isa: Isa::Svm,
         series: Series::V6_1,
         patched: false,
+        two_cpus: None,
+    },
+    Round {
+        isa: Isa::Svm,
+        series: Series::V6_1,
+        patched: true,
+        two_cpus: Some("isolation"),
     },
 ];
 
@@ -63,17 +74,25 @@ impl Round {
     }
 
     fn name(self) -> String {
-        format!(
+        let name = format!(
             "{}-{}-{}",
             self.isa.as_str(),
             self.series.as_str(),
             self.modules()
-        )
+        );
+        match self.two_cpus {
+            Some(suite) => format!("{name}-two-cpus-{suite}"),
+            None => name,
+        }
     }
 
     fn is_wanted(self, options: &Options) -> bool {
         options.isa.is_none_or(|isa| isa == self.isa)
-            && (!options.quick || (self.isa == Isa::Svm && self.patched))
+            && (!options.quick || (self.isa == Isa::Svm && self.patched && self.two_cpus.is_none()))
+            && match (&options.filter, self.two_cpus) {
+                (Some(filter), Some(suite)) => filter.starts_with(suite),
+                _ => true,
+            }
     }
 
     fn run(
@@ -89,7 +108,8 @@ impl Round {
             built.stock_host(tree)?
         };
         let logs = tree.fresh_log_dir(&self.name())?;
-        let filter = options.filter.as_deref().unwrap_or_default();
+        let filter = options.filter.as_deref().or(self.two_cpus);
+        let filter = filter.unwrap_or_default();
         let script = format!(
             "exec lab-suites --isa {} --modules {} run '{}'",
             self.isa.as_str(),
@@ -98,16 +118,13 @@ impl Round {
         );
         let started = Instant::now();
         let kernel = built.kernel.bzimage();
-        let status = host::run(
-            host::emulated(self.isa),
-            &kernel,
-            &image,
-            &script,
-            &logs,
-            &mut |line| {
-                relay(line.to_owned());
-            },
-        )?;
+        let host = match self.two_cpus {
+            Some(_) => &Qemu::TWO_CPUS,
+            None => host::emulated(self.isa),
+        };
+        let status = host::run(host, &kernel, &image, &script, &logs, &mut |line| {
+            relay(line.to_owned());
+        })?;
         relay(format!(
             "(the whole round took {})",
             seconds(started.elapsed())
@@ -246,8 +263,9 @@ fn heading(name: &str) {
 
 fn title(round: Round, built: &Built) -> String {
     format!(
-        "\n== suites on an emulated {} host, Linux {}, {} KVM ==",
+        "\n== suites on an emulated {} host{}, Linux {}, {} KVM ==",
         round.isa.as_str().to_uppercase(),
+        round.two_cpus.map_or("", |_| " with two CPUs"),
         built.kernel.release,
         round.modules()
     )
