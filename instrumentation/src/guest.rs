@@ -4,6 +4,9 @@
 //! The layout is the ABI that the kernel side answers by; high halves of 64-bit
 //! values sit in EBX, low halves in EAX for counts and in ECX for cycles.
 
+use alloc::vec::Vec;
+use core::fmt;
+
 use serde::Serialize;
 
 use crate::table::{ExitReason, Isa, ReasonStatus};
@@ -67,8 +70,8 @@ pub enum GuestError {
     Undefined(ExitReason),
 }
 
-impl std::fmt::Display for GuestError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for GuestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             GuestError::NoLeaves => write!(
                 f,
@@ -86,7 +89,7 @@ impl std::fmt::Display for GuestError {
     }
 }
 
-impl std::error::Error for GuestError {}
+impl core::error::Error for GuestError {}
 
 /// A source of CPUID results: leaf and subleaf in, registers out.
 pub type Cpuid<'a> = &'a dyn Fn(u32, u32) -> Registers;

@@ -1,9 +1,11 @@
 //! The table that the in-guest reader prints.
 
-use comfy_table::Table;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 
 use super::SortBy;
-use super::table::{align, average, grouped, percent, plain};
+use super::columns::{Columns, average, grouped, percent};
 use crate::guest::GuestSnapshot;
 
 /// What the leaves tell, as a table of the reasons that occurred, or of all.
@@ -18,13 +20,14 @@ pub fn guest_table(snapshot: &GuestSnapshot, sort: SortBy, all: bool) -> String 
         .filter(|row| all || row.exits > 0)
         .collect();
     match sort {
-        SortBy::Exits => rows.sort_by_key(|row| std::cmp::Reverse(row.exits)),
-        SortBy::Cycles => rows.sort_by_key(|row| std::cmp::Reverse(row.cycles)),
+        SortBy::Exits => rows.sort_by_key(|row| core::cmp::Reverse(row.exits)),
+        SortBy::Cycles => rows.sort_by_key(|row| core::cmp::Reverse(row.cycles)),
         SortBy::Number => {}
     }
-    let mut table: Table = plain([
+    let header = [
         "#", "Reason", "Exits", "Exits%", "Cycles", "Time%", "Avg", "KVM",
-    ]);
+    ];
+    let mut table = Columns::new(header, 1..2);
     for row in rows {
         table.add_row([
             snapshot.isa.number(row.number),
@@ -56,6 +59,6 @@ pub fn guest_table(snapshot: &GuestSnapshot, sort: SortBy, all: bool) -> String 
         "{} exits of this VM ({vcpus}, host TSC {} MHz), read with CPUID\n\n{}",
         snapshot.isa.as_str().to_uppercase(),
         snapshot.tsc_khz / 1000,
-        align(table, 1)
+        table.text()
     )
 }

@@ -1,17 +1,26 @@
 //! The forms in which people and programs read a snapshot. JSON is the
 //! snapshot's own serde form; the others are here.
 
+mod columns;
+#[cfg(feature = "std")]
 mod csv;
 mod guest;
+#[cfg(feature = "std")]
 mod openmetrics;
+#[cfg(feature = "std")]
+mod rows;
+#[cfg(feature = "std")]
 mod table;
 
+#[cfg(feature = "std")]
 pub use csv::csv;
 pub use guest::guest_table;
+#[cfg(feature = "std")]
 pub use openmetrics::{CONTENT_TYPE, openmetrics, openmetrics_of_host};
+#[cfg(feature = "std")]
+pub use rows::RowOptions;
+#[cfg(feature = "std")]
 pub use table::{reason_table, table, user_exit_table};
-
-use crate::snapshot::ReasonCounters;
 
 /// The order of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,31 +32,6 @@ pub enum SortBy {
     Cycles,
     /// By the manual's number.
     Number,
-}
-
-/// Which rows, in which order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowOptions {
-    /// The order of rows.
-    pub sort: SortBy,
-    /// Whether to show reasons that never occurred.
-    pub all: bool,
-}
-
-impl RowOptions {
-    /// The rows to show. Ties keep the order of the manual.
-    pub fn rows<'a>(&self, reasons: &'a [ReasonCounters]) -> Vec<&'a ReasonCounters> {
-        let mut rows: Vec<_> = reasons
-            .iter()
-            .filter(|row| self.all || !row.counters.is_zero())
-            .collect();
-        match self.sort {
-            SortBy::Exits => rows.sort_by_key(|row| std::cmp::Reverse(row.counters.exits)),
-            SortBy::Cycles => rows.sort_by_key(|row| std::cmp::Reverse(row.counters.cycles)),
-            SortBy::Number => rows.sort_by_key(|row| row.number.unwrap_or(u32::MAX)),
-        }
-        rows
-    }
 }
 
 #[cfg(test)]

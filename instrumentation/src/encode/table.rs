@@ -1,8 +1,7 @@
 //! Tables for people, in the manner of `perf kvm stat report`.
 
-use comfy_table::{CellAlignment, Table, presets};
-
 use super::RowOptions;
+use super::columns::{Columns, average, grouped, percent};
 use crate::snapshot::{ExitSnapshot, VmmSide};
 
 /// The whole report: a heading, the reasons, and what reached user space.
@@ -38,7 +37,7 @@ pub fn table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
 pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     let totals = &snapshot.totals;
     let cycles = totals.cycles.unwrap_or(0);
-    let mut table = plain([
+    let header = [
         "#",
         "Reason",
         "Exits",
@@ -48,7 +47,8 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         "Avg",
         "Asleep",
         "User space",
-    ]);
+    ];
+    let mut table = Columns::new(header, 1..2);
     for row in options.rows(snapshot.reasons.as_deref().unwrap_or_default()) {
         let counters = &row.counters;
         table.add_row([
@@ -74,13 +74,13 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         grouped(totals.blocked_cycles.unwrap_or(0)),
         grouped(totals.userspace_cycles.unwrap_or(0)),
     ]);
-    align(table, 1)
+    table.text()
 }
 
 /// Exits to user space by kind and by the device behind them.
 pub fn user_exit_table(side: &VmmSide) -> String {
     let total: u64 = side.exits.iter().map(|row| row.exits).sum();
-    let mut table = plain([
+    let header = [
         "Kind",
         "Device",
         "Address",
@@ -88,7 +88,8 @@ pub fn user_exit_table(side: &VmmSide) -> String {
         "Exits",
         "Exits%",
         "Microseconds",
-    ]);
+    ];
+    let mut table = Columns::new(header, 0..2);
     for row in &side.exits {
         let line = |device: &str, address: &str, bytes: String, exits, nanoseconds: u64| {
             [
@@ -114,52 +115,5 @@ pub fn user_exit_table(side: &VmmSide) -> String {
             ));
         }
     }
-    align(table, 2)
-}
-
-pub(super) fn plain<const N: usize>(header: [&str; N]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(header);
-    table
-}
-
-/// Figures go to the right, the `words` columns of words to the left, and no
-/// line ends in spaces.
-pub(super) fn align(mut table: Table, words: usize) -> String {
-    let first_word = if words == 1 { 1 } else { 0 };
-    for (index, column) in table.column_iter_mut().enumerate() {
-        if !(first_word..first_word + words).contains(&index) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        column.set_padding((0, 2));
-    }
-    table.lines().fold(String::new(), |mut text, line| {
-        text.push_str(line.trim_end());
-        text.push('\n');
-        text
-    })
-}
-
-/// 1234567 as 1,234,567.
-pub(super) fn grouped(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-pub(super) fn percent(part: u64, whole: u64) -> String {
-    match whole {
-        0 => "-".into(),
-        whole => format!("{:.2}", part as f64 * 100.0 / whole as f64),
-    }
-}
-
-pub(super) fn average(sum: u64, count: u64) -> String {
-    sum.checked_div(count).map_or("-".into(), grouped)
+    table.text()
 }

@@ -3,6 +3,10 @@
 //! read the difference before committing it.
 
 use super::*;
+use crate::guest::{
+    GuestSnapshot, LEAF_INFO, LEAF_REASON_CYCLES, LEAF_REASON_EXITS, LEAF_TOTAL_CYCLES,
+    LEAF_TOTAL_EXITS, Registers, VERSION,
+};
 use crate::snapshot::{ExitSnapshot, Host, ReasonArrays, VcpuInput, VcpuSample};
 use crate::table::{Isa, STATS_SLOTS};
 use crate::user_exit::{AddressSpace, RangeMap, UserExitKind, UserExitRecorder};
@@ -155,4 +159,38 @@ fn openmetrics_of_a_host_says_which_vms_did_not_answer() {
     assert!(text.contains("kvm_exit_stats_up{vm=\"two\"} 0\n"));
     assert!(text.contains("kvm_exits_total{vm=\"one\""));
     assert!(!text.contains("kvm_exits_total{vm=\"two\""));
+}
+
+/// Answers a guest's CPUID with the same figures as [`snapshot`].
+fn leaves(leaf: u32, subleaf: u32) -> Registers {
+    let (exits, cycles) = match subleaf {
+        10 => (5, 4_785),
+        12 => (2, 900),
+        30 => (4, 1_234_567),
+        _ => (0, 0),
+    };
+    let (eax, ebx, ecx, edx) = match leaf {
+        LEAF_INFO => (VERSION, Isa::Vmx.signature(), 1, 2_000_000),
+        LEAF_TOTAL_EXITS => (12, 0, 0, 0),
+        LEAF_TOTAL_CYCLES => (0, 0, 1_240_262, 0),
+        LEAF_REASON_EXITS => (exits, 0, 0, 0),
+        LEAF_REASON_CYCLES => (0, 0, cycles, 0),
+        _ => panic!("the reader asked for leaf {leaf:#x}"),
+    };
+    Registers { eax, ebx, ecx, edx }
+}
+
+#[test]
+fn the_guest_reads_a_table_in_the_form_of_the_hosts() {
+    let snapshot = GuestSnapshot::read(&leaves, None).unwrap();
+    let by = |sort, all| guest_table(&snapshot, sort, all);
+    assert_golden("guest.txt", &by(SortBy::Exits, false));
+    assert_golden("guest-all.txt", &by(SortBy::Cycles, true));
+}
+
+#[test]
+fn the_guests_json_has_the_field_names_of_the_hosts() {
+    let snapshot = GuestSnapshot::read(&leaves, None).unwrap();
+    let json = serde_json::to_string(&snapshot).unwrap() + "\n";
+    assert_golden("guest.json", &json);
 }

@@ -5,12 +5,17 @@
 //! guest's CPUID leaves, the REST API and `ch-remote` cannot judge a reason
 //! differently.
 
+use alloc::format;
+use alloc::string::{String, ToString};
+
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "std")]
 mod c_header;
 mod svm;
 mod vmx;
 
+#[cfg(feature = "std")]
 pub use c_header::{C_HEADER_PATH, c_header};
 pub use svm::SVM;
 pub use vmx::VMX;

@@ -1,50 +1,83 @@
 //! Our own programs, statically linked so that they run in any initramfs.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::command::{command, text, visible};
 use crate::progress::step;
 use crate::tree::Tree;
 
 /// The programs by package.
-const PROGRAMS: [(&str, &str); 4] = [
+const PROGRAMS: [(&str, &str); 3] = [
     ("vmm", "cloud-hypervisor"),
     ("api-client", "ch-remote"),
-    ("instrumentation", "exit-stats"),
     ("lab", "lab-suites"),
 ];
+
+/// The program that goes into guests, by package. Built without Rust's runtime.
+const GUEST_PROGRAM: (&str, &str) = ("instrumentation", "exit-stats");
+
+/// What it may take in a guest's memory, in bytes. The C library is most of it.
+const GUEST_PROGRAM_LIMIT: u64 = 1_000_000;
 
 /// glibc links statically; a musl target would have to be installed first.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Builds the programs and puts them in `target/lab/bin`.
 pub fn build(tree: &Tree) -> Result<PathBuf> {
+    step("Building the static programs", || {
+        let mut build = cargo_build(tree);
+        build.arg("--release");
+        for (package, program) in PROGRAMS {
+            build.args(["--package", package, "--bin", program]);
+        }
+        visible(&mut build)?;
+        let (package, program) = GUEST_PROGRAM;
+        visible(cargo_build(tree).args([
+            "--profile=guest",
+            "--no-default-features",
+            "--package",
+            package,
+            "--bin",
+            program,
+        ]))
+    })?;
+    let built = target_dir(tree)?.join(TARGET);
+    let bin = tree.bin();
+    fs::create_dir_all(&bin).with_context(|| format!("Cannot make {}", bin.display()))?;
+    for (_, program) in PROGRAMS {
+        install(&built.join("release").join(program), &bin.join(program))?;
+    }
+    let (_, program) = GUEST_PROGRAM;
+    let guest_program = built.join("guest").join(program);
+    let size = fs::metadata(&guest_program)?.len();
+    ensure!(
+        size < GUEST_PROGRAM_LIMIT,
+        "{program} takes {size} bytes, guests give it {GUEST_PROGRAM_LIMIT}: see what pulls in Rust's runtime"
+    );
+    install(&guest_program, &bin.join(program))?;
+    Ok(bin)
+}
+
+fn cargo_build(tree: &Tree) -> Command {
     let mut build = command(
         &std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()),
-        ["build", "--quiet", "--release", "--target", TARGET],
+        ["build", "--quiet", "--target", TARGET],
     );
     build
         .current_dir(tree.root())
         .env("RUSTFLAGS", "-C target-feature=+crt-static");
-    for (package, program) in PROGRAMS {
-        build.args(["--package", package, "--bin", program]);
-    }
-    step("Building the static programs", || visible(&mut build))?;
-    let built = target_dir(tree)?.join(TARGET).join("release");
-    let bin = tree.bin();
-    fs::create_dir_all(&bin).with_context(|| format!("Cannot make {}", bin.display()))?;
-    for (_, program) in PROGRAMS {
-        let from = built.join(program);
-        let to = bin.join(program);
-        // Writing over a program that runs would fail; a new file does not.
-        let partial = bin.join(format!(".{program}"));
-        fs::copy(&from, &partial).with_context(|| format!("Cannot copy {}", from.display()))?;
-        fs::rename(&partial, &to).with_context(|| format!("Cannot make {}", to.display()))?;
-    }
-    Ok(bin)
+    build
+}
+
+fn install(from: &Path, to: &Path) -> Result<()> {
+    // Writing over a program that runs would fail; a new file does not.
+    let partial = to.with_extension("partial");
+    fs::copy(from, &partial).with_context(|| format!("Cannot copy {}", from.display()))?;
+    fs::rename(&partial, to).with_context(|| format!("Cannot make {}", to.display()))
 }
 
 /// Where cargo builds: `target`, unless the environment says otherwise.
