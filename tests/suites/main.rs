@@ -23,6 +23,7 @@ mod keeper;
 mod leaves;
 mod lifecycle;
 mod rest;
+mod sandbox;
 mod site;
 mod stock_kvm;
 mod study;
@@ -48,7 +49,7 @@ macro_rules! trials {
     };
 }
 
-const SUITES: [Suite; 11] = [
+const SUITES: [Suite; 12] = [
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,
@@ -57,6 +58,7 @@ const SUITES: [Suite; 11] = [
     rest::SUITE,
     ch_remote::SUITE,
     lifecycle::SUITE,
+    sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,
     // Last: it looks back on what all the others did to the host.

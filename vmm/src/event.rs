@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Something that ends or restarts the machine.
+/// Something that happens to the machine, most of which ends or restarts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MachineEvent {
     /// The guest switched itself off.
@@ -13,6 +13,10 @@ pub enum MachineEvent {
     Reset,
     /// The guest gave up the device at a place on the PCI bus.
     Ejected(u8),
+    /// The guest's driver took this device into use.
+    DeviceActivated(String),
+    /// It gave it back.
+    DeviceReset(String),
     /// The machine cannot go on; the text says why.
     Failed(String),
 }

@@ -10,6 +10,7 @@ pub mod devices;
 pub mod event;
 pub mod interrupt;
 pub mod memory;
+pub mod monitor;
 pub mod pci;
 pub mod sandbox;
 pub mod stats;

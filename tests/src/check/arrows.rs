@@ -26,6 +26,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "interrupt",
             "bus",
             "memory",
+            "monitor",
             "sandbox",
             "event",
         ],
@@ -47,6 +48,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("interrupt", &["memory"]),
     ("bus", &[]),
     ("memory", &[]),
+    ("monitor", &["sandbox", "event"]),
     ("sandbox", &["event"]),
     ("event", &[]),
 ];

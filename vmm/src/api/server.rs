@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,10 +17,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::http::{Connection, Progress, Request, Response};
 use super::queue::{ApiResult, ApiSender, ReplySender, StatusBoard};
-use super::request::VmAction;
+use super::request::{VmAction, chain_of};
 use super::router::{Call, route};
 use super::socket::{ApiSocket, SocketError};
 use super::{answer, exit_stats};
+use crate::sandbox::{Filter, ThreadKind, watch_panics};
 use crate::stats::StatsHub;
 
 /// Clients that may be connected at a time.
@@ -66,12 +66,15 @@ pub enum ServerError {
     /// The event loop cannot be set up.
     #[error("Cannot set up the API server")]
     SetUp(#[source] io::Error),
+    /// The API thread ended before its time.
+    #[error("The API server failed: {0}")]
+    Failed(String),
 }
 
 /// A running server. Ends with the value: see [`stop`](Self::stop).
 pub struct ApiServer {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Result<(), ServerError>>>,
 }
 
 /// What other threads reach of the event loop.
@@ -89,22 +92,13 @@ impl Shared {
     }
 }
 
-/// Listens at `path` and serves. `on_start` runs first on the new thread, to
-/// confine it.
-pub fn start_server(
-    path: &Path,
-    context: ApiContext,
-    on_start: impl FnOnce() + Send + 'static,
-) -> Result<ApiServer, ServerError> {
-    serve_on(ApiSocket::bind(path)?, context, on_start)
+/// Listens at `path` and serves.
+pub fn start_server(path: &Path, context: ApiContext) -> Result<ApiServer, ServerError> {
+    serve_on(ApiSocket::bind(path)?, context)
 }
 
 /// Serves on a socket that is there already.
-pub fn serve_on(
-    socket: ApiSocket,
-    context: ApiContext,
-    on_start: impl FnOnce() + Send + 'static,
-) -> Result<ApiServer, ServerError> {
+pub fn serve_on(socket: ApiSocket, context: ApiContext) -> Result<ApiServer, ServerError> {
     let set_up = || -> io::Result<(EventLoop, Arc<Shared>)> {
         let shared = Arc::new(Shared {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -135,22 +129,25 @@ pub fn serve_on(
         Ok((event_loop, shared))
     };
     let (mut event_loop, shared) = set_up().map_err(ServerError::SetUp)?;
+    let filter = Filter::of(ThreadKind::Api).map_err(|error| ServerError::SetUp(error.into()))?;
     let thread = Builder::new()
         .name("api".into())
         .spawn(move || {
-            on_start();
-            let outcome = catch_unwind(AssertUnwindSafe(|| event_loop.run()));
+            let outcome = watch_panics(|| {
+                filter.apply()?;
+                event_loop.run()
+            });
             let problem = match outcome {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => "panic".to_owned(),
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => chain_of(&error).join(": "),
+                Err(panic) => format!("its thread {panic}"),
             };
             // A machine that nobody can reach any more is not left running.
-            log::error!("the API server failed and ends the VMM: {problem}");
             event_loop
                 .context
                 .sender
                 .send(VmAction::VmmShutdown, ReplySender::new(|_| {}));
+            Err(ServerError::Failed(problem))
         })
         .map_err(ServerError::SetUp)?;
     Ok(ApiServer {
@@ -161,18 +158,27 @@ pub fn serve_on(
 
 impl ApiServer {
     /// Sends the answers that are ready, closes all connections and removes
-    /// the socket.
-    pub fn stop(self) {}
+    /// the socket. Tells if the server had failed before.
+    pub fn stop(mut self) -> Result<(), ServerError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), ServerError> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.wake();
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(ServerError::Failed("its thread panicked".into())))
+    }
 }
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.shared.stopping.store(true, Ordering::Release);
-        self.shared.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            log::error!("the API thread panicked");
+        if let Err(error) = self.end() {
+            log::error!("{error}");
         }
     }
 }

@@ -8,8 +8,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
 use thiserror::Error;
+
+use crate::sandbox::keep_files_private;
 
 /// Why there is no socket to listen on.
 #[derive(Debug, Error)]
@@ -75,7 +76,7 @@ impl ApiSocket {
             }
             Ok(_) => fs::remove_file(path).map_err(listen_error)?,
         }
-        rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        keep_files_private();
         let listener = UnixListener::bind(path).map_err(listen_error)?;
         let identity = FileIdentity::of(&fs::symlink_metadata(path).map_err(listen_error)?);
         Self::adopt(listener, path).map(|mut socket| {

@@ -87,7 +87,7 @@ impl Fixture {
                 features: vec!["kvm".into()],
             },
         };
-        let server = start_server(&path, context, || {}).unwrap();
+        let server = start_server(&path, context).unwrap();
         let double = Arc::new(Mutex::new(Double::default()));
         let (end, ended) = channel();
         let (mut handler, own_board) = (double.clone(), board.clone());
@@ -487,7 +487,7 @@ fn the_end_answers_who_asked_for_it_and_leaves_nothing_behind() {
     let mut stream = fixture.connect();
     assert_eq!(exchange(&mut stream, &put("vmm.shutdown", "")), (200, None));
     let start = Instant::now();
-    fixture.server.take().unwrap().stop();
+    fixture.server.take().unwrap().stop().unwrap();
     assert!(start.elapsed() < Duration::from_secs(1));
     assert_eq!(std::fs::read_dir(fixture.dir.path()).unwrap().count(), 0);
     assert_eq!(idle.read(&mut [0]).unwrap(), 0);
@@ -503,5 +503,28 @@ fn sixty_four_clients_are_served_at_once() {
             let (status, _) = exchange(stream, "GET /exit-stats HTTP/1.1\r\n\r\n");
             assert_eq!(status, 200);
         }
+    }
+}
+
+#[test]
+fn a_panic_in_the_api_thread_ends_the_vmm_and_is_told() {
+    let mut fixture = Fixture::new();
+    fixture.board.publish(VmStatus {
+        info: None,
+        counters: Some(Arc::new(|| panic!("no {}", "luck"))),
+    });
+    let mut stream = fixture.connect();
+    let request = b"GET /api/v1/vm.counters HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    // The connection ends, with or without a word.
+    let _ = stream.read_to_end(&mut answer);
+    assert!(answer.is_empty());
+    let error = fixture.server.take().unwrap().stop().unwrap_err();
+    assert!(error.to_string().contains("no luck"), "{error}");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !fixture.seen().contains(&VmAction::VmmShutdown) {
+        assert!(Instant::now() < deadline, "the VMM goes on");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -39,6 +39,9 @@ const MIN_PHYS_BITS: u8 = 32;
 /// Why a configuration is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    /// A right that Landlock does not have.
+    #[error("The access {0:?} of a Landlock rule is none of r, w, rw")]
+    LandlockAccess(String),
     /// Nothing to boot.
     #[error("No kernel is given")]
     NoKernel,

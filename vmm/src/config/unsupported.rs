@@ -20,8 +20,6 @@ pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
         (config.tpm.is_some(), "A TPM"),
         (config.pvpanic, "pvpanic"),
         (config.iommu, "A virtual IOMMU"),
-        (config.landlock_enable, "Landlock"),
-        (has(&config.landlock_rules), "Landlock"),
         (
             config.debug_console.mode != ConsoleOutputMode::Off,
             "A debug console",

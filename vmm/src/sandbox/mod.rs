@@ -1,21 +1,35 @@
 //! What every thread of the VMM starts with, and what it is kept from.
 //!
-//! [`spawn`] is the one place where threads are started: it names them and
-//! turns a panic into the end of the machine, so that a broken device never
-//! leaves a guest hanging. A filter of system calls per [`ThreadKind`] belongs
-//! here too.
+//! [`spawn`] is the one place where a machine's threads are started: it names
+//! them, puts a filter of system calls on them, and turns a panic into the end
+//! of the machine, so that a broken device never leaves a guest hanging.
+
+mod landlock;
+mod seccomp;
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle};
 
+use rustix::fs::Mode;
+
 use crate::event::{EventSink, MachineEvent};
+
+pub use landlock::{LandlockError, Reach, Reachable, confine};
+pub use seccomp::{Filter, OnViolation, SeccompError, enforce};
 
 /// What a thread does, which decides what it may ask of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThreadKind {
+    /// Owns the machine and starts all of its threads.
+    Control,
+    /// Serves the API.
+    Api,
+    /// Writes the events that the operator asked for.
+    EventMonitor,
     /// Runs a vCPU.
     Vcpu,
     /// Carries terminal input to the serial port.
@@ -36,6 +50,24 @@ pub enum ThreadKind {
     VirtioWatchdog,
 }
 
+impl ThreadKind {
+    /// All of them.
+    pub const ALL: &'static [ThreadKind] = &[
+        ThreadKind::Control,
+        ThreadKind::Api,
+        ThreadKind::EventMonitor,
+        ThreadKind::Vcpu,
+        ThreadKind::SerialInput,
+        ThreadKind::VirtioBlock,
+        ThreadKind::VirtioRng,
+        ThreadKind::VirtioNet,
+        ThreadKind::VirtioConsole,
+        ThreadKind::VirtioVsock,
+        ThreadKind::VirtioBalloon,
+        ThreadKind::VirtioWatchdog,
+    ];
+}
+
 /// Starts a thread of a machine. `events` hears of it if it panics.
 pub fn spawn<F>(
     name: &str,
@@ -47,13 +79,54 @@ where
     F: FnOnce() + Send + 'static,
 {
     let label = name.to_owned();
+    let filter = Filter::of(kind)?;
     Builder::new().name(name.to_owned()).spawn(move || {
         log::debug!("thread {label} ({kind:?}) starts");
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-            let text = format!("Thread {label} panicked: {}", panic_text(panic.as_ref()));
-            events.send(MachineEvent::Failed(text));
+        if let Err(error) = filter.apply() {
+            events.send(MachineEvent::Failed(format!("Thread {label}: {error}")));
+            return;
+        }
+        if let Err(panic) = watch_panics(body) {
+            events.send(MachineEvent::Failed(format!("Thread {label} {panic}")));
         }
     })
+}
+
+thread_local! {
+    /// Where the thread panicked; `None` in threads whose panics nobody
+    /// watches.
+    static PANIC_PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Keeps panics of watched threads from being printed where they happen: who
+/// watches the thread reports them, once.
+pub fn quiet_watched_panics() {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let watched = PANIC_PLACE.with_borrow_mut(|place| {
+            if let (Some(place), Some(location)) = (place.as_mut(), panic.location()) {
+                *place = format!(" at {location}");
+            }
+            place.is_some()
+        });
+        if !watched {
+            others(panic);
+        }
+    }));
+}
+
+/// Does the work of a thread, and tells of a panic in it.
+pub fn watch_panics<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+    PANIC_PLACE.set(Some(String::new()));
+    let outcome = catch_unwind(AssertUnwindSafe(body));
+    let place = PANIC_PLACE.take().unwrap_or_default();
+    outcome.map_err(|panic| format!("panicked{place}: {}", panic_text(panic.as_ref())))
+}
+
+/// From now on, every file and socket that the process makes is its user's
+/// alone.
+pub fn keep_files_private() {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
 }
 
 /// A descriptor that the parent process left open for this one, by its number.

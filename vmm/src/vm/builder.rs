@@ -105,6 +105,7 @@ pub fn build(
         router,
         mmio: Arc::clone(&buses.mmio),
         memory: Arc::new(ram.clone()),
+        events: events.clone(),
     };
     let mut devices = DeviceSet::new(
         platform,

@@ -9,6 +9,7 @@
 mod plug;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::builder::{BuildError, build};
+use super::confinement::reachable;
 use super::devices::DeviceError;
 use super::machine::Machine;
 use super::state::{TransitionError, VmState};
@@ -29,6 +31,8 @@ use crate::api::{
 };
 use crate::config::{ConfigError, VmParams, name_devices};
 use crate::event::{EventSink, MachineEvent};
+use crate::monitor::{EventMonitor, Source};
+use crate::sandbox::{LandlockError, confine};
 use crate::stats::StatsHub;
 
 /// Why a request or the control thread itself failed.
@@ -46,6 +50,9 @@ pub enum ControlError {
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The file system stays open.
+    #[error(transparent)]
+    Landlock(#[from] LandlockError),
     /// Not there yet.
     #[error("{0} is not supported")]
     Unsupported(&'static str),
@@ -94,6 +101,10 @@ const API: u64 = 0;
 const EVENTS: u64 = 1;
 const SIGNALS: u64 = 2;
 
+/// Instead of a machine's number: an event that matters whichever machine
+/// there is.
+const EVERY_MACHINE: u64 = 0;
+
 /// Tells the control thread something; clones go to threads and devices.
 #[derive(Clone)]
 struct EventQueue {
@@ -133,6 +144,7 @@ pub struct Vmm {
     /// Number in the next name that is made up for a device.
     next_name: u32,
     ended: Option<Ended>,
+    monitor: Option<EventMonitor>,
 }
 
 impl Vmm {
@@ -160,13 +172,40 @@ impl Vmm {
             generation: 0,
             next_name: 0,
             ended: None,
+            monitor: None,
         })
     }
 
-    /// Keeps a configuration, to be booted later.
+    /// Writes events to `output` from now on.
+    pub fn monitor_events(&mut self, output: File) -> Result<(), ControlError> {
+        let sink = self.queue.sink(EVERY_MACHINE);
+        let monitor = EventMonitor::start(output, sink).map_err(ControlError::SetUp)?;
+        self.monitor = Some(monitor);
+        self.tell(Source::Vmm, "starting");
+        Ok(())
+    }
+
+    fn tell(&self, source: Source, event: &'static str) {
+        self.tell_about(source, event, None);
+    }
+
+    fn tell_about(&self, source: Source, event: &'static str, id: Option<&str>) {
+        if let Some(monitor) = &self.monitor {
+            monitor.tell(source, event, id);
+        }
+    }
+
+    /// Keeps a configuration, to be booted later. Landlock, if asked for, is
+    /// for the rest of the process: a later configuration reaches no more.
     pub fn create(&mut self, config: Box<VmConfig>) -> Result<(), ControlError> {
         if self.config.is_some() {
             return Err(ControlError::AlreadyCreated);
+        }
+        if config.landlock_enable {
+            confine(&reachable(&config)?)?;
+            log::info!("Landlock confines the machine");
+        } else if config.landlock_rules.is_some() {
+            log::warn!("the rules for Landlock have no effect: it is not switched on");
         }
         self.config = Some(config);
         self.first_boot = true;
@@ -186,6 +225,7 @@ impl Vmm {
             .into());
         }
         let params = VmParams::try_from(config.as_ref()).map_err(BuildError::Config)?;
+        self.tell(Source::Vm, "booting");
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
         let hypervisor = self.hypervisor.as_ref();
@@ -196,6 +236,7 @@ impl Vmm {
         machine.resume();
         self.machine = Some(machine);
         log::info!("the machine runs");
+        self.tell(Source::Vm, "booted");
         Ok(())
     }
 
@@ -203,8 +244,10 @@ impl Vmm {
     pub fn pause(&mut self) -> Result<(), ControlError> {
         let machine = self.booted()?;
         self.require(VmState::Paused)?;
+        self.tell(Source::Vm, "pausing");
         machine.pause();
         self.state.change(VmState::Paused)?;
+        self.tell(Source::Vm, "paused");
         Ok(())
     }
 
@@ -212,8 +255,10 @@ impl Vmm {
     pub fn resume(&mut self) -> Result<(), ControlError> {
         let machine = self.booted()?;
         self.require(VmState::Running)?;
+        self.tell(Source::Vm, "resuming");
         machine.resume();
         self.state.change(VmState::Running)?;
+        self.tell(Source::Vm, "resumed");
         Ok(())
     }
 
@@ -225,8 +270,12 @@ impl Vmm {
 
     /// Ends the machine and boots it again.
     pub fn reboot(&mut self) -> Result<(), ControlError> {
-        self.shutdown()?;
-        self.boot()
+        self.booted()?;
+        self.tell(Source::Vm, "rebooting");
+        self.take_down()?;
+        self.boot()?;
+        self.tell(Source::Vm, "rebooted");
+        Ok(())
     }
 
     /// Forgets the configuration, ending the machine if it runs.
@@ -236,6 +285,7 @@ impl Vmm {
         }
         self.config = None;
         self.stats.clear();
+        self.tell(Source::Vm, "deleted");
         Ok(())
     }
 
@@ -263,6 +313,7 @@ impl Vmm {
         self.stats.retire();
         self.state.change(VmState::Created)?;
         log::info!("the machine is shut down");
+        self.tell(Source::Vm, "shutdown");
         Ok(())
     }
 
@@ -310,6 +361,7 @@ impl Vmm {
                 if self.machine.is_some() {
                     self.take_down()?;
                 }
+                self.tell(Source::Vmm, "shutdown");
                 return Ok(ended);
             }
         }
@@ -319,7 +371,8 @@ impl Vmm {
         // Nothing to read means that nothing was written: equally quiet.
         let _ = self.queue.wake.read();
         while let Ok((generation, event)) = self.events.try_recv() {
-            if generation != self.generation || self.machine.is_none() {
+            let ours = generation == self.generation && self.machine.is_some();
+            if !ours && generation != EVERY_MACHINE {
                 log::debug!("an ended machine says {event:?}");
                 continue;
             }
@@ -331,9 +384,18 @@ impl Vmm {
                     self.reboot()?;
                 }
                 MachineEvent::Ejected(place) => {
-                    if let Some(machine) = &mut self.machine {
-                        machine.devices_mut().ejected(place);
+                    let machine = self.machine.as_mut();
+                    for id in machine
+                        .map_or_else(Vec::new, |machine| machine.devices_mut().ejected(place))
+                    {
+                        self.tell_about(Source::Vm, "device-removed", Some(&id));
                     }
+                }
+                MachineEvent::DeviceActivated(id) => {
+                    self.tell_about(Source::VirtioDevice, "activated", Some(&id));
+                }
+                MachineEvent::DeviceReset(id) => {
+                    self.tell_about(Source::VirtioDevice, "reset", Some(&id));
                 }
                 MachineEvent::Failed(text) => return Err(ControlError::Failed(text)),
             }

@@ -278,15 +278,20 @@ impl DeviceSet {
         entry.is_some()
     }
 
-    /// The guest has given up the device at a place, which is off the bus.
-    pub fn ejected(&mut self, place: u8) {
-        self.entries.retain(|id, entry| {
-            let stays = entry.address.device != place;
-            if !stays {
-                log::info!("the device {id} is removed");
-            }
-            stays
-        });
+    /// The guest has given up what was at a place, which is off the bus; says
+    /// what that was called.
+    pub fn ejected(&mut self, place: u8) -> Vec<String> {
+        let gone: Vec<String> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.address.device == place)
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in &gone {
+            self.entries.remove(id);
+            log::info!("the device {id} is removed");
+        }
+        gone
     }
 
     /// Tells the guest that somebody wants it to shut down.

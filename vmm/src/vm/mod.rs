@@ -2,6 +2,7 @@
 //! that owns every change.
 
 mod builder;
+mod confinement;
 mod control;
 mod devices;
 mod machine;

@@ -7,8 +7,9 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use api_client::config::{PayloadConfig, VmConfig};
-use api_client::options::ApiSocketArg;
+use api_client::options::{ApiSocketArg, EventMonitorArg};
 use clap::{ArgAction, Parser};
+use vmm::sandbox::OnViolation;
 
 /// Launch a virtual machine.
 #[derive(Debug, Default, Parser)]
@@ -105,9 +106,9 @@ pub struct Args {
     /// Real-time clock device
     #[arg(long, num_args = 0..=1, default_missing_value = "")]
     rtc: Option<String>,
-    /// Filter system calls: false, which is all there is yet
-    #[arg(long)]
-    seccomp: Option<String>,
+    /// Filter system calls: true|false|log|errno
+    #[arg(long, default_value = "true")]
+    seccomp: String,
     /// Serial port: off|null|pty|tty|file=<path>|socket=<path>
     #[arg(long)]
     serial: Option<String>,
@@ -140,9 +141,27 @@ impl Args {
         one("--api-socket", self.api_socket.as_deref())
     }
 
+    /// Where events are written, if anywhere.
+    pub fn event_monitor(&self) -> anyhow::Result<Option<EventMonitorArg>> {
+        one("--event-monitor", self.event_monitor.as_deref())
+    }
+
+    /// What happens when a thread makes a system call that it should not;
+    /// `None` if that is not watched.
+    pub fn seccomp(&self) -> anyhow::Result<Option<OnViolation>> {
+        match self.seccomp.as_str() {
+            "true" => Ok(Some(OnViolation::End)),
+            "log" => Ok(Some(OnViolation::Log)),
+            "errno" => Ok(Some(OnViolation::Refuse)),
+            "false" => Ok(None),
+            other => bail!("--seccomp: {other:?} is none of true, false, log, errno"),
+        }
+    }
+
     /// The machine that the arguments describe, if they describe one.
     pub fn config(&self) -> anyhow::Result<Option<VmConfig>> {
         self.refuse_missing_features()?;
+        self.seccomp()?;
         let config = VmConfig {
             cpus: one("--cpus", self.cpus.as_deref())?.unwrap_or_default(),
             memory: self.memory()?,
@@ -187,22 +206,10 @@ impl Args {
     }
 
     fn refuse_missing_features(&self) -> anyhow::Result<()> {
-        for (given, flag) in [
-            (self.event_monitor.is_some(), "--event-monitor"),
-            (self.restore.is_some(), "--restore"),
-        ] {
-            if given {
-                bail!("{flag} is not supported");
-            }
+        if self.restore.is_some() {
+            bail!("--restore is not supported");
         }
-        match self.seccomp.as_deref() {
-            None | Some("false") => Ok(()),
-            // Whoever asks for a filter must not believe that there is one.
-            Some("true" | "log" | "errno") => {
-                bail!("--seccomp: system calls are not filtered yet; leave it out or say false")
-            }
-            Some(other) => bail!("--seccomp: {other:?} is none of true, false, log, errno"),
-        }
+        Ok(())
     }
 
     fn memory(&self) -> anyhow::Result<api_client::config::MemoryConfig> {

@@ -6,18 +6,20 @@ mod args;
 mod logger;
 
 use std::error::Error;
+use std::fs::File;
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use api_client::options::ApiSocketArg;
+use api_client::options::{ApiSocketArg, EventMonitorArg};
 use clap::{CommandFactory, Parser};
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use vmm::api::{
     ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on, start_server,
 };
+use vmm::sandbox::{self, Filter, ThreadKind};
 use vmm::stats::StatsHub;
 use vmm::vm::Vmm;
 
@@ -80,9 +82,17 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     vmm::vcpu::install_kick_handler()?;
 
+    sandbox::keep_files_private();
+    sandbox::quiet_watched_panics();
+    if let Some(mode) = args.seccomp()? {
+        sandbox::enforce(mode)?;
+    }
     let hypervisor = Arc::new(KvmHypervisor::open()?);
     let stats = Arc::new(StatsHub::new());
     let mut vmm = Vmm::new(hypervisor, Arc::clone(&stats), args.no_shutdown)?;
+    if let Some(output) = events_output(args)? {
+        vmm.monitor_events(output)?;
+    }
     let (sender, requests) = api_channel().context("Cannot set up the API")?;
     let board = StatusBoard::default();
     let context = ApiContext {
@@ -96,6 +106,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         },
     };
     let server = serve(args, context)?;
+    Filter::of(ThreadKind::Control)?.apply()?;
     if let Some(config) = config {
         vmm.create(Box::new(config))?;
         vmm.boot().context("Cannot boot the machine")?;
@@ -103,22 +114,33 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let ended = vmm.run(&requests, &board, &signals)?;
     log::info!("ended: {ended:?}");
     if let Some(server) = server {
-        server.stop();
+        server.stop()?;
     }
     Ok(())
 }
 
+fn events_output(args: &Args) -> anyhow::Result<Option<File>> {
+    let output = match args.event_monitor()? {
+        None => return Ok(None),
+        Some(EventMonitorArg::Path(path)) => File::create(&path)
+            .with_context(|| format!("Cannot write events to {}", path.display()))?,
+        Some(EventMonitorArg::Fd(number)) => sandbox::inherited_descriptor(number)
+            .with_context(|| format!("Cannot use descriptor {number} for events"))?
+            .into(),
+    };
+    Ok(Some(output))
+}
+
 fn serve(args: &Args, context: ApiContext) -> anyhow::Result<Option<ApiServer>> {
-    let confine = || {};
     let server = match args.api_socket()? {
         None => return Ok(None),
-        Some(ApiSocketArg::Path(path)) => start_server(&path, context, confine),
+        Some(ApiSocketArg::Path(path)) => start_server(&path, context),
         Some(ApiSocketArg::Fd(number)) => {
-            let descriptor = vmm::sandbox::inherited_descriptor(number)
+            let descriptor = sandbox::inherited_descriptor(number)
                 .with_context(|| format!("Cannot use descriptor {number} as the API socket"))?;
             let socket = ApiSocket::from_listener(UnixListener::from(descriptor))
                 .context("Cannot start the API")?;
-            serve_on(socket, context, confine)
+            serve_on(socket, context)
         }
     };
     Ok(Some(server.context("Cannot start the API")?))

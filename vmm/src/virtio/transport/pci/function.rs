@@ -12,6 +12,7 @@ use super::{
     PENDING_END, TABLE, TABLE_END, WINDOW,
 };
 use crate::bus::{Bus, BusDevice};
+use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::{InterruptError, MsiRouter};
 use crate::memory::{GuestRam, MemoryError, PCI_DEVICE_SLOTS, ReadOnlyWindow};
 use crate::pci::{
@@ -60,6 +61,8 @@ pub struct PciPlatform {
     pub mmio: Arc<Bus>,
     /// Guest memory.
     pub memory: Arc<GuestRam>,
+    /// Hears of devices that drivers take and give back.
+    pub events: EventSink,
 }
 
 struct State {
@@ -84,6 +87,8 @@ pub struct VirtioPci {
     interrupt: Arc<PciInterrupt>,
     kicks: Vec<EventFd>,
     counters: Option<Arc<dyn DeviceCounters>>,
+    name: String,
+    events: EventSink,
     state: Mutex<State>,
 }
 
@@ -117,6 +122,8 @@ impl VirtioPci {
             interrupt,
             kicks,
             counters: device.counters(),
+            name: name.to_owned(),
+            events: platform.events.clone(),
             state: Mutex::new(State {
                 config,
                 msix_capability,
@@ -211,6 +218,8 @@ impl VirtioPci {
                 state.device.reset();
                 state.common.reset();
                 self.interrupt.reset();
+                self.events
+                    .send(MachineEvent::DeviceReset(self.name.clone()));
             }
             Transition::Activate => self.activate(state),
         }
@@ -225,7 +234,10 @@ impl VirtioPci {
         if let Err(error) = self.try_activate(state) {
             self.faults.report(&format!("cannot activate: {error}"));
             self.interrupt.needs_reset();
+            return;
         }
+        self.events
+            .send(MachineEvent::DeviceActivated(self.name.clone()));
     }
 
     fn try_activate(&self, state: &mut State) -> Result<(), String> {

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::bus::{Bus, BusDevice};
+use crate::event::EventSink;
 use crate::interrupt::MsiRouter;
 use crate::interrupt::testing::{Call, RecordingVm};
 use crate::memory::layout::PCI_WINDOW_START;
@@ -73,6 +74,7 @@ impl Guest {
             router: MsiRouter::new(vm.clone()),
             mmio: Arc::clone(&bus),
             memory: Arc::new(allocate(16 << 20, &Backing::default()).unwrap()),
+            events: EventSink::new(|_| {}),
         };
         let seen = Arc::new(Seen::default());
         let device = Box::new(Device {

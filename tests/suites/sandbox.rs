@@ -1,0 +1,141 @@
+//! What the VMM keeps itself from.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use lab::guest::{Instruction, Program};
+use lab::vmm::Machine;
+use serde_json::json;
+
+use crate::site::Site;
+use crate::{Suite, trials};
+
+pub const SUITE: Suite = Suite {
+    name: "sandbox",
+    applies: Site::is_patched,
+    trials: trials![
+        every_thread_has_a_filter_of_system_calls,
+        violation_ends_the_vmm_with_a_message,
+        landlock_opens_what_is_configured_and_nothing_else,
+    ],
+};
+
+/// An idle VMM with a guest that has said two words, and more of a
+/// configuration.
+fn running(site: &Site, more: &serde_json::Value) -> Result<Machine> {
+    let dir = site.fresh_dir()?;
+    let kernel = dir.join("guest.elf");
+    let image = Program::new().repeat(Instruction::Out(0x3f8), 2).halt();
+    fs::write(&kernel, image)?;
+    let mut machine = Machine::idle(&site.bin(), &dir)?;
+    let mut config = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+        "watchdog": true,
+        "balloon": {"size": 1 << 20},
+        "vsock": {"cid": 3, "socket": dir.join("vsock")},
+    });
+    for (key, value) in more.as_object().context("Not an object")? {
+        config[key] = value.clone();
+    }
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    machine.wait_for_bytes(2, site.tiny_deadline())?;
+    Ok(machine)
+}
+
+/// A disk image of a few blocks.
+fn image(path: &Path) -> Result<()> {
+    fs::write(path, vec![0; 64 << 10]).with_context(|| format!("Cannot write {}", path.display()))
+}
+
+fn every_thread_has_a_filter_of_system_calls(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    image(&dir.join("disk"))?;
+    let disks = json!({"disks": [{"path": dir.join("disk")}]});
+    let machine = running(site, &disks)?;
+    let mut names = Vec::new();
+    for task in fs::read_dir(format!("/proc/{}/task", machine.pid()))? {
+        let task = task?.path();
+        let name = fs::read_to_string(task.join("comm"))?.trim().to_owned();
+        let status = fs::read_to_string(task.join("status"))?;
+        let mode = status.lines().find(|line| line.starts_with("Seccomp:"));
+        ensure!(
+            mode.is_some_and(|mode| mode.ends_with('2')),
+            "Thread {name}: {mode:?}"
+        );
+        names.push(name);
+    }
+    for kind in ["api", "vcpu0", "__rng", "__watchdog", "__balloon"] {
+        ensure!(names.iter().any(|name| name == kind), "{kind}: {names:?}");
+    }
+    for kind in ["_disk", "_vsock"] {
+        ensure!(
+            names.iter().any(|name| name.starts_with(kind)),
+            "{kind}: {names:?}"
+        );
+    }
+    let finished = machine.shut_down()?;
+    ensure!(finished.status.success(), "{}", finished.stderr);
+    Ok(())
+}
+
+fn violation_ends_the_vmm_with_a_message(site: &Site) -> Result<()> {
+    let mut machine = running(site, &json!({}))?;
+    // The signal that a filter sends; which thread gets it, the kernel decides.
+    let sent = Command::new("/bin/busybox")
+        .args(["kill", "-SYS", &machine.pid().to_string()])
+        .status()
+        .context("Cannot start kill")?;
+    ensure!(sent.success(), "kill: {sent}");
+    let finished = machine.wait_for_end()?;
+    ensure!(
+        finished.status.code() == Some(1),
+        "The VMM ended with {}",
+        finished.status
+    );
+    ensure!(
+        finished.stderr.contains("thread ") && finished.stderr.contains("the VM ends"),
+        "It said: {}",
+        finished.stderr
+    );
+    Ok(())
+}
+
+fn landlock_opens_what_is_configured_and_nothing_else(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let [configured, allowed, other] =
+        ["configured", "allowed", "other"].map(|name| dir.join(name));
+    for path in [&configured, &allowed, &other] {
+        image(path)?;
+    }
+    let machine = running(
+        site,
+        &json!({
+            "disks": [{"path": configured}],
+            "landlock_enable": true,
+            "landlock_rules": [{"path": allowed, "access": "rw"}],
+        }),
+    )?;
+    let add = |path: &Path| {
+        let body = json!({"path": path}).to_string();
+        machine.api("PUT", "/api/v1/vm.add-disk", Some(&body))
+    };
+    let added = add(&allowed)?;
+    ensure!(added.status == 200, "{}: {}", added.status, added.body);
+    let refused = add(&other)?;
+    ensure!(
+        refused.status == 500 && refused.body.contains("Permission denied"),
+        "{}: {}",
+        refused.status,
+        refused.body
+    );
+    machine.must("PUT", "/api/v1/vm.reboot", None)?;
+    let finished = machine.shut_down()?;
+    ensure!(finished.status.success(), "{}", finished.stderr);
+    Ok(())
+}
