@@ -17,6 +17,7 @@ pub mod oracle;
 pub mod package;
 pub mod progress;
 pub mod report;
+pub mod selftests;
 pub mod study;
 pub mod task;
 pub mod tree;

@@ -116,6 +116,7 @@ pub fn compress(archive: &[u8], to: &Path) -> Result<()> {
     let plain = to.with_extension("plain");
     fs::write(&plain, archive).with_context(|| format!("Cannot write {}", plain.display()))?;
     let packed = output(command("gzip", ["-1", "-n", "-c"]).arg(&plain))?;
-    fs::remove_file(&plain)?;
-    fs::write(to, packed).with_context(|| format!("Cannot write {}", to.display()))
+    // In one step: another run may be booting from it.
+    fs::write(&plain, packed).with_context(|| format!("Cannot write {}", plain.display()))?;
+    fs::rename(&plain, to).with_context(|| format!("Cannot make {}", to.display()))
 }

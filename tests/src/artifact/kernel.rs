@@ -81,14 +81,28 @@ impl Kernel {
             version: chosen.version,
             cache,
         };
-        let package = format!("linux-image-{}", kernel.release);
-        kernel.unpacked(&package)?;
+        kernel.unpacked(&kernel.image_package())?;
         Ok(kernel)
+    }
+
+    /// The package with the kernel and its modules.
+    pub fn image_package(&self) -> String {
+        format!("linux-image-{}", self.release)
+    }
+
+    /// The package with what modules are built against.
+    pub fn headers_package(&self) -> String {
+        format!("linux-headers-{}", self.release)
+    }
+
+    /// The package with the source of the whole series.
+    pub fn source_package(&self) -> String {
+        format!("linux-source-{}", self.series.as_str())
     }
 
     /// The compressed kernel.
     pub fn bzimage(&self) -> PathBuf {
-        self.package_dir(&format!("linux-image-{}", self.release))
+        self.package_dir(&self.image_package())
             .join(format!("boot/vmlinuz-{}", self.release))
     }
 
@@ -96,7 +110,7 @@ impl Kernel {
     /// suffix; the file may end in `.ko` or `.ko.xz`.
     pub fn stock_module(&self, path: &str) -> Result<PathBuf> {
         let base = self
-            .package_dir(&format!("linux-image-{}", self.release))
+            .package_dir(&self.image_package())
             .join(format!("lib/modules/{}/kernel/{path}", self.release));
         ["ko", "ko.xz"]
             .iter()
@@ -107,13 +121,13 @@ impl Kernel {
 
     /// The folder with the headers' `.config` and `Module.symvers`.
     pub fn headers(&self) -> Result<PathBuf> {
-        let package = format!("linux-headers-{}", self.release);
+        let package = self.headers_package();
         Ok(self.unpacked(&package)?.join(format!("usr/src/{package}")))
     }
 
     /// The distribution's source, as a compressed archive.
     pub fn source_archive(&self) -> Result<PathBuf> {
-        let package = format!("linux-source-{}", self.series.as_str());
+        let package = self.source_package();
         Ok(self
             .unpacked(&package)?
             .join(format!("usr/src/{package}.tar.xz")))

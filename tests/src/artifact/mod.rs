@@ -10,4 +10,5 @@ pub mod host_image;
 pub mod kernel;
 pub mod modules;
 pub mod packages;
+pub mod selftests;
 pub mod stamp;

@@ -17,13 +17,12 @@ use crate::tree::Tree;
 pub const KVM_MODULES: [&str; 3] = ["kvm", "kvm-intel", "kvm-amd"];
 
 /// Where KVM lives in the kernel's source.
-const KVM_FOLDER: &str = "arch/x86/kvm";
+pub const KVM_FOLDER: &str = "arch/x86/kvm";
 
 /// Builds the modules unless they are current; returns their folder.
 pub fn build(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
-    let ours = tree.root().join("instrumentation/kvm");
     let out = tree.modules(&kernel.release);
-    let sources = Sources::find(&ours, kernel)?;
+    let sources = Sources::find(tree, kernel)?;
     let hash = sources
         .files
         .iter()
@@ -46,15 +45,29 @@ pub fn build(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
     Ok(out)
 }
 
+/// The kernel's source with our part in it, for whoever looks at the source.
+pub fn patched_tree(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
+    let sources = Sources::find(tree, kernel)?;
+    let work = prepared_tree(tree, kernel)?;
+    if !sources.are_in(&work) {
+        apply(&sources, &work)?;
+    }
+    Ok(work)
+}
+
 /// Our part of the modules.
-struct Sources {
-    files: Vec<PathBuf>,
-    patch: PathBuf,
+pub struct Sources {
+    /// C files and headers.
+    pub files: Vec<PathBuf>,
+    /// The hooks for one series.
+    pub patch: PathBuf,
 }
 
 impl Sources {
-    fn find(ours: &Path, kernel: &Kernel) -> Result<Sources> {
-        let mut files: Vec<PathBuf> = fs::read_dir(ours)
+    /// Where they are written.
+    pub fn find(tree: &Tree, kernel: &Kernel) -> Result<Sources> {
+        let ours = tree.root().join("instrumentation/kvm");
+        let mut files: Vec<PathBuf> = fs::read_dir(&ours)
             .with_context(|| format!("Cannot list {}", ours.display()))?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| {
@@ -72,10 +85,25 @@ impl Sources {
         );
         Ok(Sources { files, patch })
     }
+
+    /// Whether a tree has exactly these: they are not put there again, because
+    /// make would compile everything anew.
+    fn are_in(&self, work: &Path) -> bool {
+        let same = |a: &Path, b: &Path| match (fs::read(a), fs::read(b)) {
+            (Ok(a), Ok(b)) => a == b,
+            _ => false,
+        };
+        let folder = work.join(KVM_FOLDER);
+        same(&self.patch, &applied_patch(work))
+            && self.files.iter().all(|file| {
+                file.file_name()
+                    .is_some_and(|name| same(file, &folder.join(name)))
+            })
+    }
 }
 
 /// The distribution's source, configured as the running kernel is. Made once.
-fn prepared_tree(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
+pub fn prepared_tree(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
     let work = tree.cache().join(format!("linux-{}", kernel.release));
     let hash = Inputs::new()
         .value(&kernel.release)
@@ -122,7 +150,7 @@ fn unpack(archive: &Path, work: &Path) -> Result<()> {
     fs::rename(&partial, work).with_context(|| format!("Cannot make {}", work.display()))
 }
 
-fn compile(sources: &Sources, kernel: &Kernel, work: &Path, out: &Path) -> Result<()> {
+fn apply(sources: &Sources, work: &Path) -> Result<()> {
     restore(work)?;
     for file in &sources.files {
         let name = file.file_name().context("A source file has no name")?;
@@ -140,7 +168,12 @@ fn compile(sources: &Sources, kernel: &Kernel, work: &Path, out: &Path) -> Resul
         .arg(&sources.patch)
         .current_dir(work),
     )
-    .context("The patch does not apply")?;
+    .context("The patch does not apply")
+    .map(drop)
+}
+
+fn compile(sources: &Sources, kernel: &Kernel, work: &Path, out: &Path) -> Result<()> {
+    apply(sources, work)?;
     output(make(kernel, work).args([&format!("M={KVM_FOLDER}"), "modules"]))?;
     fs::create_dir_all(out)?;
     for module in KVM_MODULES {
@@ -193,7 +226,8 @@ fn applied_patch(work: &Path) -> PathBuf {
     work.join(".applied.patch")
 }
 
-fn make(kernel: &Kernel, work: &Path) -> Command {
+/// `make` in a prepared tree.
+pub fn make(kernel: &Kernel, work: &Path) -> Command {
     let jobs = std::thread::available_parallelism().map_or(1, usize::from);
     let mut make = command("make", [format!("-j{jobs}")]);
     // Debian's release string is not the one that the version makes by itself.

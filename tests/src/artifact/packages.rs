@@ -34,10 +34,18 @@ const MODULES: &[&str] = &[
     "libssl-dev",
     "pahole",
     "kmod",
+    // For the gates of `cargo lab test` on the kernel side.
+    "sparse",
+    "perl",
+    // For the kernel's selftests.
+    "rsync",
 ];
 
 /// For `cargo lab package`.
 pub const PACKAGING: &[&str] = &["debhelper", "dh-dkms", "dpkg-dev"];
+
+/// For its test: a clean root and the disk of a host that boots from it.
+pub const CLEAN_ROOT: &[&str] = &["mmdebstrap", "e2fsprogs"];
 
 /// Installs what is missing when we may, else says which one command does.
 pub fn ensure_installed() -> Result<()> {

@@ -54,7 +54,22 @@ enum Command {
         filter: Option<String>,
     },
     /// Make Debian packages in target/lab/packages
-    Package,
+    Package {
+        /// Also install, use and remove them on a clean Debian: ten minutes, root
+        #[arg(long)]
+        test: bool,
+    },
+    /// The kernel's own tests of KVM, on stock modules and on ours: an hour or two
+    Selftests {
+        /// Only emulated hosts of this instruction set
+        #[arg(long, value_parser = isa)]
+        isa: Option<Isa>,
+        /// Kernel series
+        #[arg(long, value_enum, default_value = "6.1")]
+        kernel: Series,
+    },
+    /// Pass the kernel side through the kernel's own gates: sparse, checkpatch, kernel-doc
+    Gates,
     /// Play in an emulated host
     Shell {
         #[command(flatten)]
@@ -89,6 +104,10 @@ fn isa(text: &str) -> Result<Isa, String> {
         .into_iter()
         .find(|isa| isa.as_str() == text)
         .ok_or_else(|| "it is neither vmx nor svm".to_owned())
+}
+
+fn both_or(isa: Option<Isa>) -> Vec<Isa> {
+    isa.map_or(vec![Isa::Svm, Isa::Vmx], |isa| vec![isa])
 }
 
 fn main() -> ExitCode {
@@ -129,12 +148,11 @@ fn run(command: Command) -> Result<()> {
                 as_built,
             },
         ),
-        Command::Package => task::package(&tree),
+        Command::Package { test } => task::package(&tree, test),
+        Command::Gates => check::kernel_gates(&tree),
         Command::Shell { host } => task::shell(&tree, host.isa, host.kernel),
-        Command::Study { isa } => {
-            let isas = isa.map_or(vec![Isa::Svm, Isa::Vmx], |isa| vec![isa]);
-            task::study(&tree, &isas, Series::V6_1)
-        }
+        Command::Selftests { isa, kernel } => task::selftests(&tree, &both_or(isa), kernel),
+        Command::Study { isa } => task::study(&tree, &both_or(isa), Series::V6_1),
         Command::Table { check: true } => check::table_is_current(&tree),
         Command::Table { check: false } => check::write_table(&tree),
     }

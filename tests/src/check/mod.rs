@@ -2,8 +2,10 @@
 
 mod arrows;
 mod commits;
+mod kernel;
 mod table;
 
 pub use arrows::arrows_point_down;
 pub use commits::subjects_name_an_area;
+pub use kernel::kernel_gates;
 pub use table::{table_is_current, write_table};

@@ -99,18 +99,66 @@ pub fn run(
     logs: &Path,
     relay: &mut dyn FnMut(&str),
 ) -> Result<i32> {
+    let job = Job {
+        script,
+        files: &[],
+        patience: Patience::Whole(host.deadline()),
+        parameters: "",
+    };
+    run_job(host, kernel, image, &job, logs, relay)
+}
+
+/// What a host is booted for.
+pub struct Job<'a> {
+    /// A shell script.
+    pub script: &'a str,
+    /// Programs that it needs, by their path in the host.
+    pub files: &'a [(String, PathBuf)],
+    /// When to give up.
+    pub patience: Patience,
+    /// More kernel parameters.
+    pub parameters: &'a str,
+}
+
+/// How long a host may take.
+#[derive(Clone, Copy, Debug)]
+pub enum Patience {
+    /// From its start to its last word.
+    Whole(Duration),
+    /// From one word to the next.
+    Silence(Duration),
+}
+
+impl Patience {
+    fn span(self) -> Duration {
+        match self {
+            Patience::Whole(span) | Patience::Silence(span) => span,
+        }
+    }
+}
+
+/// Like [`run`], with all that can be chosen.
+pub fn run_job(
+    host: &dyn EmulatedHost,
+    kernel: &Path,
+    image: &Path,
+    job: &Job<'_>,
+    logs: &Path,
+    relay: &mut dyn FnMut(&str),
+) -> Result<i32> {
     let initramfs = logs.join("initramfs");
-    let run = Cpio::new()
-        .file("/lab/run", 0o755, script.as_bytes())
-        .finish();
-    append(image, &run, &initramfs)?;
+    let mut more = Cpio::new().file("/lab/run", 0o755, job.script.as_bytes());
+    for (inside, path) in job.files {
+        more = more.copy(inside, 0o755, path)?;
+    }
+    append(image, &more.finish(), &initramfs)?;
     let files = BootFiles {
         kernel: kernel.to_owned(),
         initramfs,
-        cmdline: KERNEL_PARAMETERS.to_owned(),
+        cmdline: format!("{KERNEL_PARAMETERS} {}", job.parameters),
     };
     let mut child = host.start(&files, logs)?;
-    let outcome = watch(&mut child, host.deadline(), logs, relay);
+    let outcome = watch(&mut child, job.patience, logs, relay);
     let _ = child.kill();
     let _ = child.wait();
     // Large and rebuilt each time; the logs beside it are what is kept.
@@ -141,13 +189,13 @@ fn append(image: &Path, archive: &[u8], to: &Path) -> Result<()> {
 
 fn watch(
     child: &mut Child,
-    within: Duration,
+    patience: Patience,
     logs: &Path,
     relay: &mut dyn FnMut(&str),
 ) -> Result<i32> {
     let console = Console::new(&logs.join("console.log"));
     let mut results = Console::new(&logs.join("results.log"));
-    let mut deadline = Instant::now() + within;
+    let mut deadline = Instant::now() + patience.span();
     let mut status = None;
     loop {
         let ended = child
@@ -155,6 +203,9 @@ fn watch(
             .context("Cannot wait for the emulator")?
             .is_some();
         for line in results.new_lines() {
+            if matches!(patience, Patience::Silence(_)) {
+                deadline = Instant::now() + patience.span();
+            }
             match line.strip_prefix("@lab exit ") {
                 Some(code) => {
                     status = Some(code.trim().parse().unwrap_or(1));
@@ -176,7 +227,7 @@ fn watch(
             }
             (None, false) if Instant::now() >= deadline => bail!(
                 "The host did not finish within {} s\n{}\n{}",
-                within.as_secs(),
+                patience.span().as_secs(),
                 results.tail(),
                 console.tail()
             ),

@@ -5,13 +5,14 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Recipe, VERSION};
+use super::{Recipe, VERSION, life};
 use crate::command::{command, output};
 use crate::tree::Tree;
 
 pub(super) const RECIPE: Recipe = Recipe {
     name: "kvm-exit-stats-dkms",
     make,
+    life: Some(life::test),
 };
 
 fn make(tree: &Tree, folder: &Path) -> Result<()> {

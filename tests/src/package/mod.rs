@@ -8,6 +8,8 @@ use anyhow::{Context, Result};
 use crate::tree::Tree;
 
 mod dkms;
+mod life;
+mod root;
 
 /// The version of every package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -18,6 +20,8 @@ pub struct Recipe {
     pub name: &'static str,
     /// Writes `NAME_*.deb` to a folder.
     make: fn(&Tree, &Path) -> Result<()>,
+    /// Tests the package from installation to removal.
+    pub life: Option<fn(&Tree, &Path) -> Result<()>>,
 }
 
 /// All that are made.

@@ -3,6 +3,7 @@
 mod build;
 mod demo;
 mod package;
+mod selftests;
 mod shell;
 mod study;
 mod test;
@@ -10,6 +11,7 @@ mod test;
 pub use build::{Built, as_built, build};
 pub use demo::demo;
 pub use package::package;
+pub use selftests::selftests;
 pub use shell::shell;
 pub use study::study;
 pub use test::{Options as TestOptions, bare, test};

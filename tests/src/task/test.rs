@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 
+use super::selftests::few as few_selftests;
 use super::{Built, as_built, build};
 use crate::artifact::kernel::Series;
 use crate::check;
@@ -181,6 +182,12 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
                 "unit tests",
                 cargo(tree, &["test", "--workspace", "--no-fail-fast"]),
             );
+        }
+        if whole && !options.quick {
+            heading("gates of the kernel");
+            part("gates of the kernel", check::kernel_gates(tree));
+            heading("a few of the kernel's selftests");
+            part("selftests", few_selftests(tree, built));
         }
         for round in quick {
             println!("{}", title(round, built));

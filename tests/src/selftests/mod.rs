@@ -1,0 +1,128 @@
+//! The kernel's own tests of KVM, run on stock modules and on ours: whatever
+//! passes there passes here.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::kernel::Series;
+use crate::host::Isa;
+use crate::tree::Tree;
+
+mod page;
+mod run;
+
+pub use page::render;
+pub use run::Runner;
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Status 0.
+    Pass,
+    /// Status 4: something that it needs is not there.
+    Skip,
+    /// Any other status.
+    Fail(i32),
+    /// Ended by us.
+    Late,
+    /// The host said nothing any more.
+    Hang,
+    /// Not started, and why.
+    Omitted(String),
+}
+
+impl Outcome {
+    /// As a table shows it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Outcome::Pass => "pass",
+            Outcome::Skip => "skip",
+            Outcome::Fail(_) => "fail",
+            Outcome::Late => "late",
+            Outcome::Hang => "hang",
+            Outcome::Omitted(_) => "–",
+        }
+    }
+}
+
+/// What all programs did on one kind of host.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Comparison {
+    /// The kernel's package version.
+    pub version: String,
+    /// On the distribution's modules.
+    pub stock: BTreeMap<String, Outcome>,
+    /// On ours, of those that pass there.
+    pub ours: BTreeMap<String, Outcome>,
+}
+
+impl Comparison {
+    /// What passes on stock modules and not on ours.
+    pub fn lost(&self) -> Vec<&str> {
+        self.passing()
+            .filter(|name| self.ours.get(*name) != Some(&Outcome::Pass))
+            .collect()
+    }
+
+    /// What passes on stock modules.
+    pub fn passing(&self) -> impl Iterator<Item = &str> {
+        self.stock
+            .iter()
+            .filter(|(_, outcome)| **outcome == Outcome::Pass)
+            .map(|(name, _)| name.as_str())
+    }
+
+    fn path(tree: &Tree, isa: Isa, series: Series) -> PathBuf {
+        tree.lab().join(format!(
+            "selftests-{}-{}.json",
+            isa.as_str(),
+            series.as_str()
+        ))
+    }
+
+    /// What an earlier run found.
+    pub fn load(tree: &Tree, isa: Isa, series: Series) -> Option<Comparison> {
+        let text = fs::read(Self::path(tree, isa, series)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// Keeps it for the page, which shows both instruction sets.
+    pub fn save(&self, tree: &Tree, isa: Isa, series: Series) -> Result<()> {
+        let path = Self::path(tree, isa, series);
+        fs::write(&path, serde_json::to_vec_pretty(self)?)
+            .with_context(|| format!("Cannot write {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_passes_on_stock_can_be_lost() {
+        let outcomes = |list: &[(&str, Outcome)]| {
+            list.iter()
+                .map(|(name, outcome)| ((*name).to_owned(), outcome.clone()))
+                .collect()
+        };
+        let comparison = Comparison {
+            version: String::new(),
+            stock: outcomes(&[
+                ("kept", Outcome::Pass),
+                ("lost", Outcome::Pass),
+                ("never_ran", Outcome::Pass),
+                ("fails_anyway", Outcome::Fail(254)),
+            ]),
+            ours: outcomes(&[
+                ("kept", Outcome::Pass),
+                ("lost", Outcome::Late),
+                ("fails_anyway", Outcome::Fail(254)),
+            ]),
+        };
+        assert_eq!(comparison.lost(), ["lost", "never_ran"]);
+    }
+}
