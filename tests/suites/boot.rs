@@ -1,9 +1,13 @@
 //! Does a guest boot, run and end as it should?
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Result, ensure};
 use lab::guest::{self, Instruction, Program};
+use lab::vmm::Machine;
+use serde_json::json;
 
 use crate::evidence::reached_user_space;
 use crate::site::Site;
@@ -28,6 +32,7 @@ pub const VARIANTS: Suite = Suite {
         elf_kernel_boots_by_pvh_to_user_space,
         two_vcpus_come_up,
         guest_reset_boots_it_again,
+        memory_zones_and_bound_vcpus_are_the_guests,
     ],
 };
 
@@ -88,5 +93,66 @@ fn guest_reset_boots_it_again(site: &Site) -> Result<()> {
     let mut machine = site.boot_linux("sleep 1; reboot -f", 1)?;
     machine.wait_for(guest::UP, site.linux_deadline())?;
     machine.wait_for(guest::UP, site.linux_deadline())?;
+    Ok(())
+}
+
+fn memory_zones_and_bound_vcpus_are_the_guests(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let initramfs = dir.join("initramfs");
+    let script = "grep -h -e 'System RAM' /proc/iomem; grep MemTotal /proc/meminfo; nproc";
+    guest::initramfs(&site.base_initramfs(), script, &initramfs)?;
+    let zone = dir.join("zone");
+    let config = json!({
+        "cpus": {
+            "boot_vcpus": 2, "max_vcpus": 2,
+            "affinity": [{"vcpu": 0, "host_cpus": [0]}, {"vcpu": 1, "host_cpus": [0]}],
+        },
+        "memory": {"size": 0, "zones": [
+            {"id": "first", "size": 100 << 20},
+            {"id": "second", "size": 92 << 20, "shared": true},
+            {"id": "third", "size": 64 << 20, "file": zone, "shared": true, "host_numa_node": 0},
+        ]},
+        "payload": {
+            "kernel": site.kernel(), "initramfs": initramfs,
+            "cmdline": "console=ttyS0 quiet panic=-1 reboot=k mitigations=off tsc=reliable lpj=1000000",
+        },
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+    });
+    let mut machine = Machine::idle(&site.bin(), &dir)?;
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    machine.wait_for(guest::SCRIPT_END, site.linux_deadline())?;
+    let serial = fs::read_to_string(dir.join("serial.log"))?;
+    // One range, though three zones lie behind it; two vCPUs.
+    ensure!(
+        serial.contains("00100000-0fffffff : System RAM") && serial.lines().any(|line| line == "2"),
+        "The guest says:\n{serial}"
+    );
+    let held = fs::metadata(&zone)?;
+    ensure!(
+        held.len() == 64 << 20 && held.blocks() > 0,
+        "The third zone's file has {} bytes, {} blocks of it used",
+        held.len(),
+        held.blocks()
+    );
+    let mut allowed = BTreeSet::new();
+    for task in fs::read_dir(format!("/proc/{}/task", machine.pid()))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        if status.starts_with("Name:\tvcpu") {
+            let cpus = status
+                .lines()
+                .find(|line| line.starts_with("Cpus_allowed_list"));
+            allowed.insert(cpus.unwrap_or_default().to_owned());
+        }
+    }
+    ensure!(
+        allowed
+            .iter()
+            .map(String::as_str)
+            .eq(["Cpus_allowed_list:\t0"]),
+        "The vCPUs' threads: {allowed:?}"
+    );
+    fs::remove_file(&zone)?;
     Ok(())
 }

@@ -176,7 +176,7 @@ impl Aml for SerialDevice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::{Backing, allocate};
+    use crate::memory::plain;
 
     fn u64_at(bytes: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reached_from_the_root_and_sums_to_zero() {
-        let ram = allocate(16 << 20, &Backing::default()).unwrap();
+        let ram = plain(16 << 20);
         let platform = Platform {
             vcpus: 64,
             serial: true,

@@ -4,12 +4,12 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
 use crate::memory::layout::{HIGH_RAM_START, PVH_INFO_START, ZERO_PAGE_START};
-use crate::memory::{Backing, allocate};
+use crate::memory::plain;
 
 const RSDP: u64 = 0xe_0000;
 
 fn ram(mib: u64) -> GuestRam {
-    allocate(mib << 20, &Backing::default()).unwrap()
+    plain(mib << 20)
 }
 
 fn file(bytes: &[u8]) -> tempfile::NamedTempFile {

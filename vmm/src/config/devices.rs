@@ -9,6 +9,7 @@ use super::ConfigError;
 use super::balloon::MemoryBalloon;
 use super::console::ConsoleParams;
 use super::disk::{self, DiskParams};
+use super::memory;
 use super::net::NicParams;
 use super::vsock::VsockParams;
 use crate::virtio::rate_limit::LimitParams;
@@ -76,7 +77,7 @@ impl TryFrom<&VmConfig> for DeviceParams {
         let balloon = config
             .balloon
             .as_ref()
-            .map(|balloon| MemoryBalloon::new(balloon, config.memory.size))
+            .map(|balloon| MemoryBalloon::new(balloon, memory::total(&config.memory)))
             .transpose()?;
         Ok(Self {
             limit_groups,

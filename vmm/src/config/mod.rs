@@ -6,33 +6,29 @@ mod balloon;
 mod console;
 mod devices;
 mod disk;
+mod memory;
 mod names;
 mod net;
 mod unsupported;
 mod vsock;
 
-use api_client::config::{
-    ConsoleOutputMode, CpusConfig, MemoryConfig, PayloadConfig, SerialConfig, VmConfig,
-};
+use api_client::config::{ConsoleOutputMode, CpusConfig, PayloadConfig, SerialConfig, VmConfig};
 
 pub use balloon::{MemoryBalloon, check_size as check_balloon_size};
 pub use console::{ConsoleParams, ConsoleTarget};
 pub use devices::{DeviceParams, PciParams, RngParams};
 pub use disk::{DiskLimit, DiskParams};
+pub use memory::MemoryConfigError;
 pub use names::{forget_device, name_devices};
 pub use net::{NicCable, NicError, NicParams};
 pub use vsock::VsockParams;
 
 use crate::boot::Payload;
 use crate::devices::serial::ConsoleSink;
-use crate::memory::Backing;
+use crate::memory::Zone;
 
 /// More vCPUs than this are not offered.
 pub const MAX_VCPUS: u32 = 64;
-/// Less memory than this boots nothing.
-const MIN_MEMORY: u64 = 16 << 20;
-const MEMORY_STEP: u64 = 4096;
-const DEFAULT_HUGE_PAGE: u64 = 2 << 20;
 /// Narrower than this leaves no room for the devices below 4 GiB.
 const MIN_PHYS_BITS: u8 = 32;
 
@@ -81,26 +77,15 @@ pub enum ConfigError {
     /// Physical address width.
     #[error("{0} physical address bits are too few")]
     PhysBits(u8),
-    /// Memory size.
-    #[error("{0} bytes of memory are too few, {MIN_MEMORY} is the minimum")]
-    MemoryTooSmall(u64),
-    /// Not a multiple of the page size.
-    #[error("{size} bytes of memory are no multiple of {step}")]
-    MemoryStep {
-        /// What was asked for.
-        size: u64,
-        /// What it must be a multiple of.
-        step: u64,
-    },
-    /// A huge page of a size that does not exist.
-    #[error("{0} bytes are no huge page size")]
-    HugePageSize(u64),
-    /// A size of huge pages without huge pages.
-    #[error("A huge page size is given, but huge pages are off")]
-    HugePageSizeAlone,
-    /// Both sharings.
-    #[error("Memory cannot be both shared and mergeable")]
-    SharedAndMergeable,
+    /// CPUs for a vCPU that does not exist.
+    #[error("CPUs are given for vCPU {0}, which does not exist")]
+    NoSuchVcpu(u32),
+    /// A vCPU that could run nowhere, or whose CPUs are given twice.
+    #[error("vCPU {0} needs one list of CPUs that is not empty")]
+    VcpuCpus(u32),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryConfigError),
     /// A name that no device can have.
     #[error("A device cannot be called {0:?}: names are not empty and do not begin with __")]
     DeviceId(String),
@@ -166,10 +151,8 @@ pub enum ConfigError {
 pub struct VmParams {
     /// Virtual CPUs.
     pub cpus: CpuParams,
-    /// Bytes of memory.
-    pub memory_size: u64,
-    /// How the host backs it.
-    pub backing: Backing,
+    /// Memory, in the order of its addresses.
+    pub memory: Vec<Zone>,
     /// What to boot.
     pub payload: Payload,
     /// Where the serial port's output goes.
@@ -179,7 +162,7 @@ pub struct VmParams {
 }
 
 /// Checked virtual CPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuParams {
     /// How many there are.
     pub count: u32,
@@ -191,6 +174,8 @@ pub struct CpuParams {
     pub max_phys_bits: u8,
     /// The guest may run guests of its own.
     pub nested: bool,
+    /// The host's CPUs that each vCPU may run on, where it may not on all.
+    pub affinity: Vec<Vec<usize>>,
 }
 
 impl TryFrom<&VmConfig> for VmParams {
@@ -201,8 +186,7 @@ impl TryFrom<&VmConfig> for VmParams {
         let payload = payload(config.payload.as_ref())?;
         Ok(VmParams {
             cpus: cpus(&config.cpus)?,
-            memory_size: config.memory.size,
-            backing: backing(&config.memory)?,
+            memory: memory::zones(&config.memory)?,
             payload,
             serial: serial(&config.serial)?,
             devices: DeviceParams::try_from(config)?,
@@ -268,40 +252,22 @@ fn cpus(cpus: &CpusConfig) -> Result<CpuParams, ConfigError> {
         threads_per_package,
         max_phys_bits: cpus.max_phys_bits,
         nested: cpus.nested,
+        affinity: affinity(cpus)?,
     })
 }
 
-fn backing(memory: &MemoryConfig) -> Result<Backing, ConfigError> {
-    if memory.size < MIN_MEMORY {
-        return Err(ConfigError::MemoryTooSmall(memory.size));
-    }
-    if memory.shared && memory.mergeable {
-        return Err(ConfigError::SharedAndMergeable);
-    }
-    let step = match (memory.hugepages, memory.hugepage_size) {
-        (false, None) => MEMORY_STEP,
-        (false, Some(_)) => return Err(ConfigError::HugePageSizeAlone),
-        (true, None) => DEFAULT_HUGE_PAGE,
-        (true, Some(size)) if size.is_power_of_two() && (MEMORY_STEP..=1 << 34).contains(&size) => {
-            size
+fn affinity(cpus: &CpusConfig) -> Result<Vec<Vec<usize>>, ConfigError> {
+    let mut affinity = vec![Vec::new(); cpus.boot_vcpus as usize];
+    for given in cpus.affinity.iter().flatten() {
+        match affinity.get_mut(given.vcpu as usize) {
+            None => return Err(ConfigError::NoSuchVcpu(given.vcpu)),
+            Some(list) if list.is_empty() && !given.host_cpus.is_empty() => {
+                list.clone_from(&given.host_cpus);
+            }
+            Some(_) => return Err(ConfigError::VcpuCpus(given.vcpu)),
         }
-        (true, Some(size)) => return Err(ConfigError::HugePageSize(size)),
-    };
-    if !memory.size.is_multiple_of(step) {
-        return Err(ConfigError::MemoryStep {
-            size: memory.size,
-            step,
-        });
     }
-    Ok(Backing {
-        shared: memory.shared,
-        hugepages: memory.hugepages,
-        hugepage_size: memory.hugepage_size,
-        thp: memory.thp,
-        mergeable: memory.mergeable,
-        prefault: memory.prefault,
-        reserve: memory.reserve,
-    })
+    Ok(affinity)
 }
 
 fn serial(serial: &SerialConfig) -> Result<ConsoleSink, ConfigError> {

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use api_client::config::{CpuTopology, DiskConfig};
+use api_client::config::{CpuAffinity, CpuTopology, DiskConfig};
 
 use super::*;
 
@@ -24,10 +24,10 @@ fn check(change: impl FnOnce(&mut VmConfig)) -> Result<VmParams, ConfigError> {
 #[test]
 fn defaults_are_one_vcpu_and_512_mib() {
     let params = check(|_| {}).unwrap();
-    assert_eq!((params.cpus.count, params.memory_size), (1, 512 << 20));
+    assert_eq!((params.cpus.count, params.memory[0].size), (1, 512 << 20));
     assert_eq!(params.serial, ConsoleSink::Null);
     assert_eq!(params.payload.kernel, PathBuf::from("/boot/vmlinuz"));
-    assert!(params.backing.thp && params.cpus.nested);
+    assert!(params.memory[0].backing.thp && params.cpus.nested);
 }
 
 #[test]
@@ -89,41 +89,26 @@ fn a_topology_has_to_add_up() {
 }
 
 #[test]
-fn memory_is_whole_pages_and_enough() {
-    let with = |change: fn(&mut MemoryConfig)| check(|c| change(&mut c.memory));
-    assert!(matches!(
-        with(|m| m.size = 1 << 20),
-        Err(ConfigError::MemoryTooSmall(_))
-    ));
-    assert!(matches!(
-        with(|m| m.size += 1),
-        Err(ConfigError::MemoryStep { step: 4096, .. })
-    ));
-    assert!(matches!(
-        with(|m| {
-            m.size = (256 << 20) + 4096;
-            m.hugepages = true;
-        }),
-        Err(ConfigError::MemoryStep {
-            step: 0x20_0000,
-            ..
+fn vcpus_are_bound_to_cpus_by_number() {
+    let with = |affinity: &[(u32, &[usize])]| {
+        let affinity: Vec<_> = affinity
+            .iter()
+            .map(|&(vcpu, host_cpus)| CpuAffinity {
+                vcpu,
+                host_cpus: host_cpus.to_vec(),
+            })
+            .collect();
+        check(move |c| {
+            (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (2, 2);
+            c.cpus.affinity = Some(affinity);
         })
-    ));
-    assert!(matches!(
-        with(|m| {
-            m.hugepages = true;
-            m.hugepage_size = Some(3 << 20);
-        }),
-        Err(ConfigError::HugePageSize(_))
-    ));
-    assert_eq!(
-        with(|m| m.hugepage_size = Some(2 << 20)),
-        Err(ConfigError::HugePageSizeAlone)
-    );
-    assert_eq!(
-        with(|m| (m.shared, m.mergeable) = (true, true)),
-        Err(ConfigError::SharedAndMergeable)
-    );
+        .map(|params| params.cpus.affinity)
+    };
+    assert_eq!(with(&[(1, &[0, 3])]), Ok(vec![vec![], vec![0, 3]]));
+    assert_eq!(with(&[(2, &[0])]), Err(ConfigError::NoSuchVcpu(2)));
+    assert_eq!(with(&[(0, &[])]), Err(ConfigError::VcpuCpus(0)));
+    let twice: &[(u32, &[usize])] = &[(0, &[0]), (0, &[1])];
+    assert_eq!(with(twice), Err(ConfigError::VcpuCpus(0)));
 }
 
 #[test]

@@ -24,7 +24,6 @@ pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
             config.debug_console.mode != ConsoleOutputMode::Off,
             "A debug console",
         ),
-        (has(&config.memory.zones), "A memory zone"),
         (
             config.memory.hotplug_size.is_some_and(|size| size > 0)
                 || config.memory.hotplugged_size.is_some_and(|size| size > 0),
@@ -32,7 +31,6 @@ pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
         ),
         (config.cpus.kvm_hyperv, "Hyper-V emulation"),
         (config.cpus.features.amx, "AMX"),
-        (has(&config.cpus.affinity), "Binding vCPUs to host CPUs"),
         (
             config.cpus.core_scheduling == CoreScheduling::Vcpu,
             "A core for each vCPU",

@@ -85,14 +85,16 @@ pub const SERIAL_GSI: u32 = 4;
 /// Interrupt of the registers that tell of devices that come and go.
 pub const HOTPLUG_GSI: u32 = 5;
 
-/// Splits `size` bytes of RAM around the hole: (guest address, length).
+/// Where `size` bytes of RAM lie that follow the first `start` bytes of it:
+/// (guest address, length), two if the hole is between.
 #[must_use]
-pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {
-    if size <= LOW_RAM_END {
-        vec![(RAM_START, size)]
-    } else {
-        vec![(RAM_START, LOW_RAM_END), (HIGH_RAM_4G, size - LOW_RAM_END)]
-    }
+pub fn ram_part(start: u64, size: u64) -> Vec<(u64, u64)> {
+    let low = LOW_RAM_END.saturating_sub(start).min(size);
+    let above = HIGH_RAM_4G + (start + low).saturating_sub(LOW_RAM_END);
+    [(RAM_START + start, low), (above, size - low)]
+        .into_iter()
+        .filter(|&(_, length)| length > 0)
+        .collect()
 }
 
 // Whatever is placed by hand must not overlap.
@@ -118,14 +120,25 @@ mod tests {
 
     #[test]
     fn memory_up_to_the_hole_is_one_range() {
-        assert_eq!(ram_ranges(256 << 20), [(0, 256 << 20)]);
-        assert_eq!(ram_ranges(LOW_RAM_END), [(0, LOW_RAM_END)]);
+        assert_eq!(ram_part(0, 256 << 20), [(0, 256 << 20)]);
+        assert_eq!(ram_part(0, LOW_RAM_END), [(0, LOW_RAM_END)]);
+    }
+
+    #[test]
+    fn parts_lie_one_behind_the_other_around_the_hole() {
+        let gib = 1 << 30;
+        assert_eq!(ram_part(0, gib), [(0, gib)]);
+        assert_eq!(ram_part(gib, 2 * gib), [(gib, 2 * gib)]);
+        let split = [(2 * gib, gib), (4 * gib, 3 * gib)];
+        assert_eq!(ram_part(2 * gib, 4 * gib), split);
+        assert_eq!(ram_part(6 * gib, gib), [(7 * gib, gib)]);
+        assert_eq!(ram_part(3 * gib, gib), [(4 * gib, gib)]);
     }
 
     #[test]
     fn memory_past_the_hole_goes_on_at_4_gib_and_none_is_lost() {
         for size in [LOW_RAM_END + 4096, 4 << 30, 6 << 30, 1 << 40] {
-            let ranges = ram_ranges(size);
+            let ranges = ram_part(0, size);
             assert_eq!(ranges.len(), 2);
             assert_eq!(ranges[1].0, HIGH_RAM_4G);
             assert_eq!(ranges.iter().map(|range| range.1).sum::<u64>(), size);

@@ -1,8 +1,10 @@
 //! One range of this process's memory that a guest sees as RAM.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 use vm_memory::bitmap::BS;
@@ -18,7 +20,7 @@ use vm_memory::{
 const ALIGNMENT: usize = 2 << 20;
 
 /// How the host backs a range.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Backing {
     /// Other processes can map it: a file in memory instead of anonymous
     /// pages.
@@ -35,6 +37,11 @@ pub struct Backing {
     pub prefault: bool,
     /// Count the memory against the host's limits at once.
     pub reserve: bool,
+    /// A file that holds it, or a folder to make a nameless one in. Only when
+    /// also [`shared`](Self::shared) does the guest's writing reach the file.
+    pub file: Option<PathBuf>,
+    /// The host's NUMA node to take pages from.
+    pub host_numa_node: Option<u32>,
 }
 
 impl Backing {
@@ -48,8 +55,32 @@ impl Backing {
     }
 }
 
-/// A file in memory for [`Backing::shared`].
-pub(super) fn memory_file(size: u64, backing: &Backing) -> io::Result<File> {
+/// What `size` bytes of memory come from, if not from anonymous pages.
+pub(super) fn open_file(size: u64, backing: &Backing) -> io::Result<Option<File>> {
+    match &backing.file {
+        Some(path) => file_at(path, size).map(Some),
+        None if backing.shared => memory_file(size, backing).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The file at `path`, made as long as needed; a nameless one if `path` is a
+/// folder.
+fn file_at(path: &Path, size: u64) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    let file = if path.is_dir() {
+        options.custom_flags(libc::O_TMPFILE).open(path)?
+    } else {
+        options.create(true).truncate(false).open(path)?
+    };
+    if file.metadata()?.len() < size {
+        file.set_len(size)?;
+    }
+    Ok(file)
+}
+
+fn memory_file(size: u64, backing: &Backing) -> io::Result<File> {
     let mut flags = libc::MFD_CLOEXEC;
     if backing.hugepages {
         // The size is encoded as for mmap.
@@ -74,8 +105,18 @@ pub struct RamRegion {
     guest: GuestAddress,
     host: NonNull<u8>,
     length: usize,
-    /// A file lies behind it.
-    shared: bool,
+    source: Source,
+}
+
+/// Where the pages of a region come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// The host's memory.
+    Anonymous,
+    /// A file, which the guest's writing reaches.
+    SharedFile,
+    /// A file, whose pages are copied when the guest writes.
+    PrivateFile,
 }
 
 // SAFETY:
@@ -98,12 +139,24 @@ impl RamRegion {
         let alignment = backing
             .hugepage_size
             .map_or(ALIGNMENT, |size| ALIGNMENT.max(size as usize));
-        let host = reserve_aligned(length, alignment)?;
-        let mut flags = libc::MAP_FIXED;
-        flags |= if file.is_some() {
-            libc::MAP_SHARED
+        // A zone of odd size moves the ones behind it off the boundary; the
+        // host's addresses follow, except where its pages are large.
+        let residue = if backing.hugepages {
+            0
         } else {
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+            guest as usize % alignment
+        };
+        let host = reserve_aligned(length, alignment, residue)?;
+        let source = match (&file, backing.shared) {
+            (None, _) => Source::Anonymous,
+            (Some(_), true) => Source::SharedFile,
+            (Some(_), false) => Source::PrivateFile,
+        };
+        let mut flags = libc::MAP_FIXED;
+        flags |= match source {
+            Source::Anonymous => libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            Source::SharedFile => libc::MAP_SHARED,
+            Source::PrivateFile => libc::MAP_PRIVATE,
         };
         if backing.hugepages && file.is_none() {
             flags |= libc::MAP_HUGETLB | backing.page_size_flag();
@@ -139,13 +192,16 @@ impl RamRegion {
             guest: GuestAddress(guest),
             host,
             length,
-            shared: file.is_some(),
+            source,
         };
         region.advise(backing)?;
         Ok(region)
     }
 
     fn advise(&self, backing: &Backing) -> io::Result<()> {
+        if let Some(node) = backing.host_numa_node {
+            self.bind_to_node(node)?;
+        }
         // Hints: a host without the feature runs the guest all the same.
         if backing.thp && !backing.hugepages {
             let _ = self.madvise(libc::MADV_HUGEPAGE);
@@ -158,6 +214,36 @@ impl RamRegion {
             self.madvise(libc::MADV_POPULATE_WRITE)?;
         }
         Ok(())
+    }
+
+    /// Takes the pages from one NUMA node of the host: mbind(2).
+    fn bind_to_node(&self, node: u32) -> io::Result<()> {
+        const NODES: usize = 1024;
+        let mut mask = [0u64; NODES / 64];
+        match mask.get_mut(node as usize / 64) {
+            Some(word) => *word |= 1 << (node % 64),
+            None => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+        // The kernel takes one bit less than it is told.
+        let bits = NODES + 1;
+        // SAFETY:
+        // - The range is this region's own mapping; its content stays.
+        // - The mask is NODES bits long and read during the call only.
+        let outcome = unsafe {
+            libc::syscall(
+                libc::SYS_mbind,
+                self.host.as_ptr(),
+                self.length,
+                libc::MPOL_BIND,
+                mask.as_ptr(),
+                bits,
+                0,
+            )
+        };
+        match outcome {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     fn madvise(&self, advice: libc::c_int) -> io::Result<()> {
@@ -176,11 +262,12 @@ impl RamRegion {
         if end.is_none_or(|end| end > self.length as u64) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        // Of a file, the pages have to go and not only the mapping of them.
-        let advice = if self.shared {
-            libc::MADV_REMOVE
-        } else {
-            libc::MADV_DONTNEED
+        let advice = match self.source {
+            Source::Anonymous => libc::MADV_DONTNEED,
+            // The pages have to go and not only the mapping of them.
+            Source::SharedFile => libc::MADV_REMOVE,
+            // What would show is the file's content.
+            Source::PrivateFile => return Err(io::ErrorKind::Unsupported.into()),
         };
         let start = self.host.as_ptr().wrapping_add(offset as usize);
         // SAFETY:
@@ -209,10 +296,11 @@ impl Drop for RamRegion {
     }
 }
 
-/// Reserves address space without memory behind it, aligned.
-fn reserve_aligned(length: usize, alignment: usize) -> io::Result<NonNull<u8>> {
+/// Reserves address space without memory behind it, `residue` bytes behind a
+/// multiple of `alignment`.
+fn reserve_aligned(length: usize, alignment: usize, residue: usize) -> io::Result<NonNull<u8>> {
     let padded = length
-        .checked_add(alignment)
+        .checked_add(alignment + residue)
         .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
     // SAFETY: a new mapping at an address of the kernel's choice.
     let start = unsafe {
@@ -229,7 +317,7 @@ fn reserve_aligned(length: usize, alignment: usize) -> io::Result<NonNull<u8>> {
         return Err(io::Error::last_os_error());
     }
     let start = start as usize;
-    let aligned = start.next_multiple_of(alignment);
+    let aligned = start.next_multiple_of(alignment) + residue;
     let tail = aligned + length;
     let page = 4096;
     let tail_end = (start + padded).next_multiple_of(page);
@@ -339,6 +427,50 @@ mod tests {
             second.read_obj::<u32>(MemoryRegionAddress(64)).unwrap(),
             0x1234_5678
         );
+    }
+
+    #[test]
+    fn what_a_guest_writes_reaches_a_file_only_if_it_is_shared() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory");
+        for shared in [false, true] {
+            let backing = Backing {
+                shared,
+                file: Some(path.clone()),
+                ..Default::default()
+            };
+            let file = open_file(SIZE as u64, &backing).unwrap().unwrap();
+            let region = RamRegion::map(0, SIZE, Some((&file, 0)), &backing).unwrap();
+            region.write_obj(9u8, MemoryRegionAddress(5)).unwrap();
+            let kept = std::fs::read(&path).unwrap();
+            assert_eq!((kept.len(), kept[5] == 9), (SIZE, shared));
+            assert_eq!(region.discard(0, 4096).is_ok(), shared);
+        }
+        let nameless = Backing {
+            file: Some(folder.path().to_owned()),
+            ..Default::default()
+        };
+        assert!(open_file(SIZE as u64, &nameless).unwrap().is_some());
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn regions_off_the_boundary_are_so_on_the_host_too() {
+        let guest = 0x40_3000;
+        let region = RamRegion::map(guest, SIZE, None, &Backing::default()).unwrap();
+        let host = region.host_range().0 as usize;
+        assert_eq!(host % ALIGNMENT, guest as usize % ALIGNMENT);
+    }
+
+    #[test]
+    fn a_numa_node_that_is_missing_is_an_error() {
+        let on = |node| Backing {
+            host_numa_node: Some(node),
+            ..Default::default()
+        };
+        assert!(RamRegion::map(0, SIZE, None, &on(0)).is_ok());
+        assert!(RamRegion::map(0, SIZE, None, &on(1023)).is_err());
+        assert!(RamRegion::map(0, SIZE, None, &on(1 << 20)).is_err());
     }
 
     #[test]

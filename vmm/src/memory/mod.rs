@@ -49,22 +49,31 @@ pub enum MemoryError {
     Hypervisor(#[source] hypervisor::Error),
 }
 
-/// Maps `size` bytes of RAM around the hole below 4 GiB.
-pub fn allocate(size: u64, backing: &Backing) -> Result<GuestRam, MemoryError> {
-    let failed = |source| MemoryError::Map(size >> 20, source);
-    let file = if backing.shared {
-        Some(mapping::memory_file(size, backing).map_err(failed)?)
-    } else {
-        None
-    };
-    let mut offset = 0;
+/// A part of the guest's memory that is backed in one way.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Zone {
+    /// Bytes.
+    pub size: u64,
+    /// How the host backs it.
+    pub backing: Backing,
+}
+
+/// Maps the zones one behind the other, around the hole below 4 GiB.
+pub fn allocate(zones: &[Zone]) -> Result<GuestRam, MemoryError> {
     let mut regions = Vec::new();
-    for (guest, length) in layout::ram_ranges(size) {
-        let bytes = usize::try_from(length)
-            .map_err(|_| failed(std::io::Error::from(std::io::ErrorKind::OutOfMemory)))?;
-        let source = file.as_ref().map(|file| (file, offset));
-        regions.push(RamRegion::map(guest, bytes, source, backing).map_err(failed)?);
-        offset += length;
+    let mut start = 0;
+    for Zone { size, backing } in zones {
+        let failed = |source| MemoryError::Map(size >> 20, source);
+        let file = mapping::open_file(*size, backing).map_err(failed)?;
+        let mut offset = 0;
+        for (guest, length) in layout::ram_part(start, *size) {
+            let bytes = usize::try_from(length)
+                .map_err(|_| failed(std::io::Error::from(std::io::ErrorKind::OutOfMemory)))?;
+            let source = file.as_ref().map(|file| (file, offset));
+            regions.push(RamRegion::map(guest, bytes, source, backing).map_err(failed)?);
+            offset += length;
+        }
+        start += size;
     }
     GuestRam::from_regions(regions).map_err(MemoryError::Arrange)
 }
@@ -94,6 +103,13 @@ pub fn discard(ram: &GuestRam, guest: GuestAddress, length: usize) -> io::Result
     region.discard(offset.0, length)
 }
 
+/// Memory without anything special.
+#[cfg(test)]
+pub fn plain(size: u64) -> GuestRam {
+    let backing = Backing::default();
+    allocate(&[Zone { size, backing }]).unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use vm_memory::Bytes;
@@ -102,7 +118,7 @@ mod tests {
 
     #[test]
     fn memory_above_4_gib_is_reachable_and_the_hole_is_not() {
-        let ram = allocate(layout::LOW_RAM_END + (64 << 20), &Backing::default()).unwrap();
+        let ram = plain(layout::LOW_RAM_END + (64 << 20));
         let high = GuestAddress(layout::HIGH_RAM_4G + 4096);
         ram.write_obj(0xabcd_u16, high).unwrap();
         assert_eq!(ram.read_obj::<u16>(high).unwrap(), 0xabcd);

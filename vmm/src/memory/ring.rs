@@ -206,7 +206,7 @@ mod tests {
     use vm_memory::GuestAddress;
 
     use super::*;
-    use crate::memory::{Backing, GuestRam, allocate};
+    use crate::memory::{GuestRam, plain};
 
     fn ring() -> Option<IoRing> {
         match IoRing::new(4) {
@@ -228,7 +228,7 @@ mod tests {
     #[test]
     fn more_operations_than_the_ring_has_entries_complete() {
         let Some(mut ring) = ring() else { return };
-        let memory = Arc::new(allocate(16 << 20, &Backing::default()).unwrap());
+        let memory = Arc::new(plain(16 << 20));
         let file = Arc::new(tempfile::tempfile().unwrap());
         for n in 0..20u64 {
             let source = buffers(&memory, n * 4096, n as u8 + 1);
@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_failure_is_reported_with_the_token() {
         let Some(mut ring) = ring() else { return };
-        let memory = Arc::new(allocate(16 << 20, &Backing::default()).unwrap());
+        let memory = Arc::new(plain(16 << 20));
         let file = Arc::new(File::open("/dev/null").unwrap());
         let source = buffers(&memory, 0, 1);
         assert!(ring.push(5, &file, RingOperation::Write(source, 0)).is_ok());

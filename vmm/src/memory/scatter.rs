@@ -278,10 +278,10 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::memory::{Backing, allocate, layout};
+    use crate::memory::{layout, plain};
 
     fn list(buffers: &[(u64, usize)]) -> ScatterList {
-        let memory = Arc::new(allocate(16 << 20, &Backing::default()).unwrap());
+        let memory = Arc::new(plain(16 << 20));
         let mut list = ScatterList::new(memory);
         for &(address, length) in buffers {
             list.push(GuestAddress(address), length).unwrap();
@@ -363,7 +363,7 @@ mod tests {
     #[test]
     fn buffers_do_not_cross_the_hole() {
         let size = layout::LOW_RAM_END + (2 << 20);
-        let memory = Arc::new(allocate(size, &Backing::default()).unwrap());
+        let memory = Arc::new(plain(size));
         let mut list = ScatterList::new(memory);
         let edge = GuestAddress(layout::LOW_RAM_END - 8);
         assert_eq!(list.push(edge, 16), Err(ScatterError::OutOfRange));

@@ -258,10 +258,10 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
-    use crate::memory::{Backing, allocate};
+    use crate::memory::plain;
 
     fn memory() -> Arc<GuestRam> {
-        Arc::new(allocate(16 << 20, &Backing::default()).unwrap())
+        Arc::new(plain(16 << 20))
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! them, puts a filter of system calls on them, and turns a panic into the end
 //! of the machine, so that a broken device never leaves a guest hanging.
 
+mod affinity;
 mod landlock;
 mod seccomp;
 
@@ -15,6 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle};
 
 use rustix::fs::Mode;
+
+pub use affinity::bind_to_cpus;
 
 use crate::event::{EventSink, MachineEvent};
 

@@ -7,7 +7,7 @@ mod io;
 pub mod msr;
 mod run;
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use hypervisor::{Vcpu, VcpuKick};
@@ -16,7 +16,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::event::EventSink;
-use crate::sandbox::{ThreadKind, spawn};
+use crate::sandbox::{ThreadKind, bind_to_cpus, spawn};
 
 use control::Control;
 pub use control::VcpuRunState;
@@ -31,6 +31,9 @@ pub enum VcpuError {
     /// The hypervisor refused.
     #[error("Cannot prepare vCPU {0}")]
     Prepare(u32, #[source] hypervisor::Error),
+    /// The host has no such CPUs, or does not give them.
+    #[error("Cannot bind vCPU {0} to CPUs {1:?} of the host")]
+    Bind(u32, Vec<usize>, #[source] std::io::Error),
     /// The signal that interrupts vCPUs is not available.
     #[error("Cannot install the signal that interrupts vCPUs")]
     Signal(#[source] vmm_sys_util::errno::Error),
@@ -65,13 +68,15 @@ pub struct VcpuHandle {
 }
 
 impl VcpuHandle {
-    /// Starts the thread of vCPU `id`.
+    /// Starts the thread of vCPU `id`, on these of the host's CPUs; on any of
+    /// them, if none is named.
     pub fn start(
         id: u32,
         vcpu: Box<dyn Vcpu>,
         buses: &Buses,
         recorder: Arc<UserExitRecorder>,
         events: &EventSink,
+        cpus: Vec<usize>,
     ) -> Result<Self, VcpuError> {
         let kick = vcpu
             .kick_handle()
@@ -87,6 +92,8 @@ impl VcpuHandle {
             events: events.clone(),
         };
         let guard = control::ExitGuard::new(Arc::clone(&control));
+        let (bound, outcome) = mpsc::sync_channel(1);
+        let wanted = cpus.clone();
         let thread = spawn(
             &format!("vcpu{id}"),
             ThreadKind::Vcpu,
@@ -94,15 +101,26 @@ impl VcpuHandle {
             move || {
                 // Also when the thread panics, whoever waits for it goes on.
                 let _guard = guard;
-                runner.run();
+                let binding = bind_to_cpus(&wanted);
+                let is_bound = binding.is_ok();
+                // Nobody listens if starting was given up.
+                let _ = bound.send(binding);
+                if is_bound {
+                    runner.run();
+                }
             },
         )
         .map_err(|source| VcpuError::Spawn(id, source))?;
-        Ok(Self {
+        let handle = Self {
             control,
             kick,
             thread: Some(thread),
-        })
+        };
+        match outcome.recv() {
+            // A thread that ended before it answered has told why by itself.
+            Ok(Ok(())) | Err(_) => Ok(handle),
+            Ok(Err(source)) => Err(VcpuError::Bind(id, cpus, source)),
+        }
     }
 
     /// Lets the guest run.

@@ -14,7 +14,7 @@ use super::*;
 use crate::boot::registers::Entry;
 use crate::bus::BusDevice;
 use crate::event::MachineEvent;
-use crate::memory::{Backing, GuestRam, allocate, attach};
+use crate::memory::{GuestRam, attach, plain};
 
 const CODE: u64 = 0x10_0000;
 
@@ -60,7 +60,7 @@ fn machine(code: &[u8]) -> Option<Machine> {
     };
     install_kick_handler().unwrap();
     let vm = kvm.create_vm().unwrap();
-    let ram = allocate(16 << 20, &Backing::default()).unwrap();
+    let ram = plain(16 << 20);
     ram.write_slice(code, GuestAddress(CODE)).unwrap();
     attach(vm.as_ref(), &ram).unwrap();
     let mut vcpu = vm.create_vcpu(0).unwrap();
@@ -87,7 +87,8 @@ fn machine(code: &[u8]) -> Option<Machine> {
     let sink = EventSink::new(move |event| {
         let _ = sender.send(event);
     });
-    let handle = VcpuHandle::start(0, vcpu, &buses, Arc::clone(&recorder), &sink).unwrap();
+    let handle =
+        VcpuHandle::start(0, vcpu, &buses, Arc::clone(&recorder), &sink, Vec::new()).unwrap();
     Some(Machine {
         handle,
         counter,

@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Activation, COMMON_FEATURES, VirtQueue, VirtioInterrupt};
-use crate::memory::{Backing, GuestRam, allocate};
+use crate::memory::{GuestRam, plain};
 
 pub(crate) const MEMORY: u64 = 16 << 20;
 const DESCRIPTORS: u64 = 0x1_0000;
@@ -82,7 +82,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub(crate) fn new(size: u16) -> Self {
         Self {
-            memory: Arc::new(allocate(MEMORY, &Backing::default()).unwrap()),
+            memory: Arc::new(plain(MEMORY)),
             index: 0,
             size,
             next: 0,

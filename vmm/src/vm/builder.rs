@@ -81,7 +81,7 @@ pub fn build(
     vm.create_local_apics()?;
     let router = MsiRouter::new(Arc::clone(&vm));
 
-    let ram = memory::allocate(params.memory_size, &params.backing)?;
+    let ram = memory::allocate(&params.memory)?;
     let rsdp = acpi::write_tables(
         &ram,
         &acpi::Platform {
@@ -226,7 +226,15 @@ fn create_vcpus(
         }
         let recorder = Arc::new(UserExitRecorder::new());
         stats.vcpus.push((vcpu.stats()?, Arc::clone(&recorder)));
-        handles.push(VcpuHandle::start(id, vcpu, buses, recorder, events)?);
+        let cpus = params.cpus.affinity.get(id as usize);
+        handles.push(VcpuHandle::start(
+            id,
+            vcpu,
+            buses,
+            recorder,
+            events,
+            cpus.cloned().unwrap_or_default(),
+        )?);
     }
     Ok((handles, stats))
 }

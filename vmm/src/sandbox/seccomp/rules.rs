@@ -165,6 +165,8 @@ const VCPU: &[Entry] = &[
             request(KVM_SIGNAL_MSI),
         ],
     ),
+    // Before it runs, where it is bound to CPUs.
+    any(libc::SYS_sched_setaffinity),
 ];
 
 /// The second argument of an advisory lock that belongs to the open file.

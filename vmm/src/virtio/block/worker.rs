@@ -13,6 +13,7 @@ use super::counters::BlockCounters;
 use super::execute::{Disk, Plan, Transfer, write_status};
 use super::request::{Kind, Request, Status, parse};
 use crate::memory::{IoRing, RingCompletion, RingOperation};
+use crate::sandbox::bind_to_cpus;
 use crate::virtio::rate_limit::{RateLimit, RateLimiter};
 use crate::virtio::worker::{Poll, Service, ServiceError};
 use crate::virtio::{Activation, QueueError, VirtQueue};
@@ -89,7 +90,12 @@ impl Service for BlockService {
         let Some(queue) = activation.queues.pop() else {
             return Ok(());
         };
-        pin(&self.affinity);
+        if let Err(error) = bind_to_cpus(&self.affinity) {
+            log::warn!(
+                "a disk's thread cannot be bound to CPUs {:?}: {error}",
+                self.affinity
+            );
+        }
         poll.add(queue.kick(), REQUESTS)?;
         let ring = if self.use_ring && self.disk.image.sync_file().is_some() {
             open_ring(queue.size())
@@ -148,23 +154,6 @@ fn open_ring(depth: u16) -> Option<IoRing> {
             log::info!("no io_uring, disks are read and written one request at a time: {error}");
             None
         }
-    }
-}
-
-/// Keeps the calling thread on these CPUs, if there are any.
-fn pin(cpus: &[usize]) {
-    if cpus.is_empty() {
-        return;
-    }
-    let mut set = rustix::thread::CpuSet::new();
-    for &cpu in cpus
-        .iter()
-        .filter(|&&cpu| cpu < rustix::thread::CpuSet::MAX_CPU)
-    {
-        set.set(cpu);
-    }
-    if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
-        log::warn!("a disk's thread cannot be bound to CPUs {cpus:?}: {error}");
     }
 }
 

@@ -10,7 +10,7 @@ use crate::event::EventSink;
 use crate::interrupt::MsiRouter;
 use crate::interrupt::testing::{Call, RecordingVm};
 use crate::memory::layout::PCI_WINDOW_START;
-use crate::memory::{Backing, PCI_DEVICE_SLOTS, allocate};
+use crate::memory::{PCI_DEVICE_SLOTS, plain};
 use crate::pci::{PciAddress, PciFunction};
 use crate::virtio::{ActivateError, Activation, VirtioDevice};
 
@@ -73,7 +73,7 @@ impl Guest {
             vm: vm.clone(),
             router: MsiRouter::new(vm.clone()),
             mmio: Arc::clone(&bus),
-            memory: Arc::new(allocate(16 << 20, &Backing::default()).unwrap()),
+            memory: Arc::new(plain(16 << 20)),
             events: EventSink::new(|_| {}),
         };
         let seen = Arc::new(Seen::default());
