@@ -261,7 +261,7 @@ fn halted_guest_read_by_itself_and_by_the_host_agrees(site: &Site) -> Result<()>
 }
 
 /// Reasons that a guest does not control: interrupts and paging.
-fn host_may_add(site: &Site, number: u32) -> bool {
+pub fn host_may_add(site: &Site, number: u32) -> bool {
     match site.isa() {
         Isa::Vmx => matches!(number, 0 | 1 | 7 | 48 | 49 | 52),
         Isa::Svm => matches!(number, 0x60 | 0x61 | 0x64 | 0x400),
@@ -324,12 +324,15 @@ fn reading_causes_no_exit(site: &Site) -> Result<()> {
 
 fn table_agrees_with_the_running_kernels_handlers(site: &Site) -> Result<()> {
     let running = oracle::handled_reasons(site.isa())?;
+    let encrypted = oracle::serves_encrypted_guests()?;
     let ours: Vec<u32> = site
         .table()
         .reasons
         .iter()
         .filter(|entry| entry.enabled)
         .map(|entry| entry.number)
+        // VMGEXIT cannot occur without them, so that it reads 0 either way.
+        .filter(|&number| encrypted || site.isa() != Isa::Svm || number != 0x403)
         .collect();
     let only = |a: &[u32], b: &[u32]| -> Vec<u32> {
         a.iter()
@@ -347,7 +350,7 @@ fn table_agrees_with_the_running_kernels_handlers(site: &Site) -> Result<()> {
 }
 
 /// The reasons that two counts disagree on.
-fn difference(counted: &BTreeMap<u32, u64>, traced: &BTreeMap<u32, u64>) -> String {
+pub fn difference(counted: &BTreeMap<u32, u64>, traced: &BTreeMap<u32, u64>) -> String {
     let mut text = String::from("Counted is not what was traced:");
     let mut numbers: Vec<_> = counted.keys().chain(traced.keys()).collect();
     numbers.sort();

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::cpio::Cpio;
-use super::kernel::Kernel;
 use super::stamp::{self, Inputs};
 use crate::command::{command, output, text};
 use crate::tree::Tree;
@@ -17,14 +16,13 @@ use crate::tree::Tree;
 const INIT: &str = include_str!("guest-init.sh");
 
 /// Makes the image unless it is current; returns its path.
-pub fn build(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
+pub fn build(tree: &Tree) -> Result<PathBuf> {
     let image = tree.cache().join("guest.cpio");
     let reader = tree.bin().join("exit-stats");
     let cpuid = debian_cpuid(tree)?;
     let busybox = Path::new("/bin/busybox");
     let hash = Inputs::new()
         .value(INIT)
-        .value(kernel.series.as_str())
         .file(&reader)?
         .file(&cpuid)?
         .file(busybox)?

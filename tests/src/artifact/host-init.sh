@@ -14,6 +14,8 @@ mount -t tmpfs tmp /tmp
 ip link set lo up
 export PATH=/lab/bin:/bin HOME=/ TERM=linux
 
+# What the log says before this has nothing to do with KVM.
+echo 'lab: loading KVM' >/dev/kmsg
 for module in irqbypass kvm; do
     insmod /lab/modules/$module.ko || echo "@lab cannot load $module"
 done

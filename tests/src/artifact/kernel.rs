@@ -12,7 +12,7 @@ use crate::progress::step;
 use crate::tree::Tree;
 
 /// A kernel series that the lab knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Series {
     /// Debian 12's own.
     #[value(name = "6.1")]

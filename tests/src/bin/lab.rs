@@ -44,8 +44,11 @@ enum Command {
         /// Only emulated hosts of this instruction set
         #[arg(long, value_parser = isa)]
         isa: Option<Isa>,
+        /// Only emulated hosts that run this kernel series
+        #[arg(long, value_enum)]
+        kernel: Option<Series>,
         /// The suites on this machine's own KVM, which must be ours
-        #[arg(long, conflicts_with_all = ["quick", "isa"])]
+        #[arg(long, conflicts_with_all = ["quick", "isa", "kernel"])]
         bare: bool,
         /// Take modules and programs as an earlier build left them
         #[arg(long)]
@@ -136,6 +139,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test {
             quick,
             isa,
+            kernel,
             as_built,
             filter,
             ..
@@ -145,6 +149,7 @@ fn run(command: Command) -> Result<()> {
                 quick,
                 filter,
                 isa,
+                series: kernel,
                 as_built,
             },
         ),

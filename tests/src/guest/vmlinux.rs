@@ -1,8 +1,10 @@
 //! Takes the ELF kernel out of a bzImage.
 
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use ruzstd::decoding::StreamingDecoder;
 
 /// Fields of the boot protocol's header, Documentation/x86/boot.rst.
 const SETUP_SECTORS: usize = 0x1f1;
@@ -14,16 +16,26 @@ const SECTOR: usize = 512;
 const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// It is cut in blocks of at most this size.
 const LZ4_BLOCK: usize = 8 << 20;
+/// What a frame of Zstandard begins with: Debian packs its newer kernels so.
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// The ELF file inside, uncompressed.
 pub fn extract(bzimage: &Path) -> Result<Vec<u8>> {
     let image =
         std::fs::read(bzimage).with_context(|| format!("Cannot read {}", bzimage.display()))?;
     let payload = payload(&image).context("Not a bzImage")?;
-    let Some(blocks) = payload.strip_prefix(&LZ4_LEGACY) else {
-        bail!("The kernel is not packed with LZ4");
+    let vmlinux = if let Some(blocks) = payload.strip_prefix(&LZ4_LEGACY) {
+        unpack(blocks)?
+    } else if payload.starts_with(&ZSTD) {
+        let mut whole = Vec::new();
+        StreamingDecoder::new(payload)
+            .context("The frame is damaged")?
+            .read_to_end(&mut whole)
+            .context("The frame is damaged")?;
+        whole
+    } else {
+        bail!("The kernel is packed with neither LZ4 nor Zstandard");
     };
-    let vmlinux = unpack(blocks)?;
     ensure!(
         vmlinux.starts_with(b"\x7fELF"),
         "What was packed is no ELF file"

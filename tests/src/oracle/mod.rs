@@ -7,7 +7,7 @@ mod exits;
 mod histogram;
 mod log;
 
-pub use dispatch::handled_reasons;
+pub use dispatch::{handled_reasons, serves_encrypted_guests};
 pub use exits::{debugfs_exits, debugfs_vms};
 pub use histogram::{ExitHistogram, Histogram};
 pub use log::warnings;

@@ -51,7 +51,7 @@ pub fn as_built(tree: &Tree, series: Series) -> Result<Built> {
 }
 
 fn finish(tree: &Tree, kernel: Kernel, modules: PathBuf) -> Result<Built> {
-    let guest = guest_image::build(tree, &kernel)?;
+    let guest = guest_image::build(tree)?;
     Ok(Built {
         kernel,
         modules,
