@@ -1,8 +1,10 @@
 //! Does a VM see its own exits only?
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::guest::{CpuidQuery, Instruction, Program, readings};
-use lab::oracle::ExitHistogram;
+use lab::oracle::{ExitHistogram, thread_named};
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::site::Site;
 use crate::{Suite, trials};
@@ -15,6 +17,45 @@ pub const SUITE: Suite = Suite {
         new_vm_inherits_nothing_from_one_that_ended,
     ],
 };
+
+/// What takes a second CPU.
+pub const MOVING: Suite = Suite {
+    name: "isolation",
+    applies: |site| site.is_patched() && cpus() > 1,
+    trials: trials![figures_only_grow_while_a_vcpu_moves_between_cpus],
+};
+
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn figures_only_grow_while_a_vcpu_moves_between_cpus(site: &Site) -> Result<()> {
+    let machine = site.boot_tiny(&Program::new().ask_for_ever())?;
+    let thread = thread_named(machine.pid(), "vcpu0")?;
+    let mut before = machine.stats()?;
+    for round in 0..100 {
+        let mut only = CpuSet::new();
+        only.set(round % 2);
+        let thread = Pid::from_raw(thread.try_into()?);
+        sched_setaffinity(thread, &only).context("Cannot move the vCPU")?;
+        let now = machine.stats()?;
+        ensure!(
+            now.at_least(&before),
+            "Move {round}: {:?}, then {:?}",
+            before.totals,
+            now.totals
+        );
+        before = now;
+    }
+    machine.must("PUT", "/api/v1/vm.pause", None)?;
+    let stats = machine.stats()?;
+    ensure!(
+        stats.totals.exits == machine.debugfs_exits()? && stats.sum() == stats.totals,
+        "Not KVM's own total: {:?}",
+        stats.totals
+    );
+    Ok(())
+}
 
 fn two_vms_never_see_each_others_exits(site: &Site) -> Result<()> {
     let cpuid = site.numbers().cpuid;

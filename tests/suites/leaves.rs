@@ -1,8 +1,11 @@
 //! The guest's CPUID leaves, register by register.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use instrumentation::table::{ExitReason, Isa, ReasonStatus};
-use lab::guest::{CpuidQuery, CpuidReading};
+use lab::guest::{CpuidQuery, CpuidReading, Program, hostile, readings};
+use lab::oracle;
 
 use crate::site::Site;
 use crate::{Suite, trials};
@@ -262,6 +265,47 @@ fn hostile_subleaves_get_one_of_three_answers(site: &Site) -> Result<()> {
         };
         ensure!(reading == expected, "{query:x?} gave {reading:x?}");
     }
+    Ok(())
+}
+
+/// What takes an emulator that is quick enough.
+pub const MILLION: Suite = Suite {
+    name: "leaves",
+    applies: |site| site.is_patched() && site.boots_quickly(),
+    trials: trials![million_hostile_questions_get_nothing_but_the_three_answers],
+};
+
+/// Questions, of which two thirds have a subleaf below 0x20000.
+const QUESTIONS: u32 = 1_000_000;
+const HOSTILE_DEADLINE: Duration = Duration::from_secs(300);
+
+fn million_hostile_questions_get_nothing_but_the_three_answers(site: &Site) -> Result<()> {
+    let mut machine = site.boot_tiny(&hostile(site.table(), QUESTIONS, 0x2_0000)?)?;
+    let serial = machine.wait_for_bytes(Program::report_writes(2), HOSTILE_DEADLINE)?;
+    let [summary, answer] = readings(&serial, 2)?[..] else {
+        anyhow::bail!("The guest's report is short");
+    };
+    ensure!(
+        summary.eax == QUESTIONS && summary.ebx == 0,
+        "{} questions, {} wrong answers; leaf {:#x} with {:#x} gave first {answer:x?}",
+        summary.eax,
+        summary.ebx,
+        summary.ecx,
+        summary.edx
+    );
+    machine.wait_until_silent(site.tiny_deadline())?;
+    let stats = machine.stats()?;
+    ensure!(
+        stats.exits(site.numbers().cpuid) == u64::from(QUESTIONS),
+        "{} counted",
+        stats.exits(site.numbers().cpuid)
+    );
+    let warnings = oracle::warnings()?;
+    ensure!(
+        site.is_shared() || warnings.is_empty(),
+        "The kernel says:\n{}",
+        warnings.join("\n")
+    );
     Ok(())
 }
 

@@ -19,6 +19,7 @@ pub const SUITE: Suite = Suite {
         machine_is_created_booted_and_deleted_over_the_api,
         second_boot_starts_from_zero,
         paused_guest_raises_no_exits,
+        figures_only_grow_through_pauses,
         shutdown_of_the_vmm_leaves_no_socket,
         killed_vmm_leaves_no_vm_in_kvm,
     ],
@@ -126,6 +127,25 @@ fn paused_guest_raises_no_exits(site: &Site) -> Result<()> {
         machine.debugfs_exits()? > before,
         "The guest did not go on after resume"
     );
+    Ok(())
+}
+
+fn figures_only_grow_through_pauses(site: &Site) -> Result<()> {
+    let machine = site.boot_tiny(&Program::new().ask_for_ever())?;
+    let mut before = machine.stats()?;
+    for round in 0..20 {
+        for action in ["vm.pause", "vm.resume"] {
+            put(&machine, action)?;
+            let now = machine.stats()?;
+            ensure!(
+                now.at_least(&before),
+                "Round {round}, {action}: {:?}, then {:?}",
+                before.totals,
+                now.totals
+            );
+            before = now;
+        }
+    }
     Ok(())
 }
 

@@ -22,11 +22,14 @@ mod isolation;
 mod keeper;
 mod leaves;
 mod lifecycle;
+mod many_exits;
+mod modules;
 mod rest;
 mod sandbox;
 mod site;
 mod stock_kvm;
 mod study;
+mod time;
 
 use site::{Site, SiteArgs, Skipped};
 
@@ -49,18 +52,23 @@ macro_rules! trials {
     };
 }
 
-const SUITES: [Suite; 12] = [
+const SUITES: [Suite; 17] = [
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,
+    leaves::MILLION,
     accounting::SUITE,
+    many_exits::SUITE,
+    time::SUITE,
     isolation::SUITE,
+    isolation::MOVING,
     rest::SUITE,
     ch_remote::SUITE,
     lifecycle::SUITE,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,
+    modules::SUITE,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,
 ];

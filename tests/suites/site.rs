@@ -147,6 +147,11 @@ impl Site {
         self.args.root.join("bin")
     }
 
+    /// A module of KVM's as the host's image holds it.
+    pub fn module(&self, name: &str) -> PathBuf {
+        self.args.root.join(format!("modules/{name}.ko"))
+    }
+
     pub fn kernel(&self) -> PathBuf {
         self.args.root.join("guest/vmlinuz")
     }
@@ -165,10 +170,19 @@ impl Site {
 
     /// Boots a tiny guest.
     pub fn boot_tiny(&self, image: &[u8]) -> Result<Machine> {
+        self.boot_tiny_on(image, 1)
+    }
+
+    /// The same on so many vCPUs.
+    pub fn boot_tiny_on(&self, image: &[u8], vcpus: u32) -> Result<Machine> {
         let dir = self.fresh_dir()?;
         let kernel = dir.join("guest.elf");
         fs::write(&kernel, image).context("Cannot write the guest")?;
-        Machine::boot(&self.bin(), &dir, &MachineSpec::tiny(&kernel))
+        let spec = MachineSpec {
+            vcpus,
+            ..MachineSpec::tiny(&kernel)
+        };
+        Machine::boot(&self.bin(), &dir, &spec)
     }
 
     /// Boots a Linux guest that runs `script`.

@@ -5,9 +5,13 @@
 mod dispatch;
 mod exits;
 mod histogram;
+mod life;
 mod log;
+mod table;
 
 pub use dispatch::{handled_reasons, serves_encrypted_guests};
 pub use exits::{debugfs_exits, debugfs_vms};
 pub use histogram::{ExitHistogram, Histogram};
+pub use life::{Lives, thread_named};
 pub use log::warnings;
+pub use table::DebugfsTable;
