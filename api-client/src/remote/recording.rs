@@ -115,7 +115,9 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         Failure::Line(line) => Failure::Line(format!("{}: {line}", path.display())),
         other => other,
     };
-    let file = File::open(&args.recording).map_err(|error| about(&args.recording, &error))?;
+    let file = File::open(&args.recording).map_err(|error| {
+        Failure::Line(format!("Cannot read {}: {error}", args.recording.display()))
+    })?;
     let recording =
         Recording::read(BufReader::new(file)).map_err(|error| about(&args.recording, &error))?;
     let is_plot = args.output.extension().is_some_and(|end| end == "svg");
@@ -125,5 +127,6 @@ pub fn report(args: &ReportArgs) -> Result<(), Failure> {
         crate::report::render
     };
     let page = render(&recording).map_err(|error| about(&args.recording, &error))?;
-    std::fs::write(&args.output, page).map_err(|error| about(&args.output, &error))
+    std::fs::write(&args.output, page)
+        .map_err(|error| Failure::Line(format!("Cannot write {}: {error}", args.output.display())))
 }

@@ -12,13 +12,14 @@ use lab::host::Isa;
 use lab::task::{self, TestOptions};
 use lab::tree::Tree;
 
+/// The command line.
 #[derive(Parser)]
 #[command(
     name = "cargo lab",
     bin_name = "cargo lab",
     about = "Builds emulated KVM hosts with real VMX and SVM and proves the system in them"
 )]
-struct Args {
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }

@@ -9,6 +9,7 @@ use crate::tree::Tree;
 
 mod dkms;
 mod life;
+mod programs;
 mod root;
 
 /// The version of every package.
@@ -25,7 +26,7 @@ pub struct Recipe {
 }
 
 /// All that are made.
-pub const RECIPES: [Recipe; 1] = [dkms::RECIPE];
+pub const RECIPES: [Recipe; 3] = [dkms::RECIPE, programs::VMM, programs::GUEST];
 
 impl Recipe {
     /// Makes the package in place of an older one; returns its file.

@@ -286,6 +286,10 @@ fn habits(tree: &Tree) -> Result<()> {
             check::arrows_point_down,
         ),
         trial(
+            "habits::links_of_the_documents_resolve",
+            check::links_of_the_documents_resolve,
+        ),
+        trial(
             "habits::commit_subjects_name_an_area",
             check::subjects_name_an_area,
         ),

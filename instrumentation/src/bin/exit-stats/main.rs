@@ -33,24 +33,8 @@ use rustix::io::Errno;
 use rustix::termios::isatty;
 use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
 
-const HELP: &str = "\
-Shows the exits of the virtual machine that this runs in, as its host counts them.
-
-Usage: exit-stats [OPTIONS]
-
-Options:
-      --format FORMAT   table (default), json, or leaves: the raw registers of every leaf
-      --json            the same as --format json
-      --reason N|NAME   only this reason: a number as in the manual, or a name such as CPUID
-      --sort ORDER      exits (default), cycles or number
-      --all             also the reasons that never occurred
-      --watch [SECONDS] again and again, every second or as told
-  -h, --help            this text
-  -V, --version         the version
-
-Ends with 1 if the host does not count exits or the reason is undefined, with 2 if
-the command line is wrong.
-";
+/// Manual page and completions are made from this text too.
+const HELP: &str = include_str!("help.txt");
 
 const VERSION: &str = concat!("exit-stats ", env!("CARGO_PKG_VERSION"), "\n");
 

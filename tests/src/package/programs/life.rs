@@ -1,0 +1,44 @@
+//! A package of programs from installation to removal, in a clean Debian 12.
+
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use super::Contents;
+use crate::command::{command, text};
+use crate::progress::step;
+use crate::tree::Tree;
+
+/// The root is made, used and thrown away by one call.
+pub fn test(contents: &Contents, tree: &Tree, package: &Path) -> Result<()> {
+    let script = tree.root().join("tests/src/package/programs/life.sh");
+    let programs: Vec<&str> = contents.programs.iter().map(|(name, _)| *name).collect();
+    let hooks = [
+        format!("copy-in {} {} /tmp", package.display(), script.display()),
+        format!(
+            "chroot \"$1\" sh /tmp/life.sh {} {} >&2",
+            contents.package,
+            programs.join(" ")
+        ),
+    ];
+    let name = contents.package;
+    let said = step(&format!("Installing, using and removing {name}"), || {
+        text(
+            command(
+                "mmdebstrap",
+                [
+                    "--variant=minbase",
+                    "--quiet",
+                    "--include=man-db",
+                    "--format=null",
+                ],
+            )
+            .args(hooks.map(|hook| format!("--customize-hook={hook}")))
+            .args(["bookworm", "/dev/null"])
+            .env("LC_ALL", "C"),
+        )
+    })?;
+    ensure!(said.is_empty(), "mmdebstrap said {said}");
+    println!("test package::{name}_is_installed_used_and_removed ... ok");
+    Ok(())
+}

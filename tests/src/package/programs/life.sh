@@ -1,0 +1,58 @@
+# usage: life.sh PACKAGE PROGRAM...
+# Run by sh in a clean Debian 12 with man-db: installs /tmp/PACKAGE_*.deb, looks
+# at what a user would, removes it.
+set -eu
+package=$1
+shift
+fail() { echo "$*"; exit 1; }
+must() { "$@" >/tmp/said 2>&1 || { cat /tmp/said; fail "failed: $*"; }; }
+everything() {
+	find /usr /etc /var/lib /opt -xdev ! -path '/var/lib/dpkg/*' ! -path '/var/lib/apt/*' | sort
+}
+
+# What a press of the tabulator key offers.
+offers() {
+	bash -c '
+		. /usr/share/bash-completion/completions/$1
+		function=$(complete -p $1 | sed "s/.* -F \([^ ]*\).*/\1/")
+		COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}
+		"$function" "$1" "${@: -1}" "${@: -2:1}"
+		echo "${COMPREPLY[@]}"' bash "$@"
+}
+expect() {
+	wanted=$1
+	shift
+	offered=$(offers "$@")
+	[ "$offered" = "$wanted" ] || fail "\"$*\" completes to \"$offered\", not \"$wanted\""
+}
+
+everything >/tmp/before
+must dpkg -i /tmp/"$package"_*.deb
+must dpkg --verify "$package"
+
+for program; do
+	must "$program" --version
+	must "$program" --help
+	for page in /usr/share/man/man1/"$program"*.gz; do
+		must man --warnings "$(basename "$page" .1.gz)"
+	done
+	case $program in
+	cloud-hypervisor)
+		expect --initramfs cloud-hypervisor --initr
+		;;
+	ch-remote)
+		expect remove-device ch-remote remove-d
+		expect --format ch-remote exit-stats --form
+		expect openmetrics ch-remote exit-stats --format o
+		expect --until-shutdown ch-remote exit-stats record --until
+		;;
+	exit-stats)
+		expect cycles exit-stats --sort c
+		;;
+	esac
+done
+
+must dpkg --purge "$package"
+everything >/tmp/after
+diff /tmp/before /tmp/after || fail "Removal leaves another system than it was"
+echo "@life done"
