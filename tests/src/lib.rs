@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod artifact;
+pub mod bench;
 pub mod check;
 pub mod command;
 pub mod console;

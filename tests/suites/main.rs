@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use libtest_mimic::{Arguments, ColorSetting, Completion, Trial};
 
 mod accounting;
+mod bench;
 mod boot;
 mod ch_remote;
 mod demo;
@@ -94,6 +95,11 @@ enum Command {
     },
     /// Boot a guest and show what can be read of its exits.
     Demo,
+    /// Measure what sections of the bench ask for.
+    Bench {
+        /// Their names.
+        sections: Vec<String>,
+    },
     /// Record boots for the boot-exit study.
     Study,
     /// Hold a VM that never runs until killed.
@@ -115,6 +121,7 @@ fn main() -> ExitCode {
     }) {
         Command::Run { filter, list } => run(&site, filter, list),
         Command::Demo => report("The demonstration", demo::show(&site)),
+        Command::Bench { sections } => report("The bench", bench::run(&site, &sections)),
         Command::Study => report("The study", study::run(&site)),
         Command::KeepVm => report("The kept VM", keeper::keep()),
     }

@@ -31,6 +31,14 @@ enum Command {
         #[command(flatten)]
         host: HostArgs,
     },
+    /// Figures against peers and goals; fails where a goal is missed
+    Bench {
+        /// Only emulated hosts of this instruction set
+        #[arg(long, value_parser = isa)]
+        isa: Option<Isa>,
+        /// Only this section, such as exits or boot
+        section: Option<String>,
+    },
     /// Build modules to target/lab/RELEASE and static programs to target/lab/bin
     Build {
         /// Kernel series of the modules
@@ -128,6 +136,7 @@ fn run(command: Command) -> Result<()> {
     let tree = Tree::discover()?;
     match command {
         Command::Demo { host } => task::demo(&tree, host.isa, host.kernel),
+        Command::Bench { isa, section } => task::bench(&tree, isa, section.as_deref()),
         Command::Build { kernel } => {
             let built = task::build(&tree, kernel)?;
             println!("modules:  {}", built.modules.display());

@@ -139,6 +139,18 @@ impl Program {
         self
     }
 
+    /// Executes an instruction many times over and keeps how many ticks that
+    /// took, once a round. Four rounds fill a reading.
+    pub fn time(mut self, instruction: Instruction, times: u32, rounds: u32) -> Self {
+        for round in 0..rounds {
+            self.emit(&[0x0f, 0x31, 0x89, 0xc7]); // rdtsc; mov edi, eax
+            self = self.repeat(instruction, times);
+            self.emit(&[0x0f, 0x31, 0x29, 0xf8, 0xa3]); // rdtsc; sub eax, edi; mov [at], eax
+            self.emit(&(RESULTS + 4 * round).to_le_bytes());
+        }
+        self
+    }
+
     /// Sends the magic and `readings` answers over the serial port.
     pub fn report(mut self, readings: usize) -> Self {
         for &byte in MAGIC {

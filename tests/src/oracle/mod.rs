@@ -7,6 +7,7 @@ mod exits;
 mod histogram;
 mod life;
 mod log;
+mod syscalls;
 mod table;
 
 pub use dispatch::{handled_reasons, serves_encrypted_guests};
@@ -14,4 +15,5 @@ pub use exits::{debugfs_exits, debugfs_vms};
 pub use histogram::{ExitHistogram, Histogram};
 pub use life::{Lives, thread_named};
 pub use log::warnings;
+pub use syscalls::SyscallCount;
 pub use table::DebugfsTable;

@@ -1,5 +1,6 @@
 //! What `cargo lab` does, one module a command.
 
+mod bench;
 mod build;
 mod demo;
 mod package;
@@ -8,6 +9,7 @@ mod shell;
 mod study;
 mod test;
 
+pub use bench::bench;
 pub use build::{Built, as_built, build};
 pub use demo::demo;
 pub use package::package;

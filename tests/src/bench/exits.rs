@@ -1,0 +1,142 @@
+//! What accounting costs: an exit, memory, a reading.
+
+use anyhow::Result;
+
+use super::{Figures, Section, Verdict, number, words};
+use crate::host::Isa;
+
+pub(super) const SECTION: Section = Section {
+    name: "exits",
+    wants: |_| true,
+    judge,
+};
+
+/// Ticks of one CPUID exit, by what is on.
+pub const TICKS: &str = "ticks";
+/// The same with `exit_stats=0`.
+pub const TICKS_OFF: &str = "ticks_off";
+/// The same while `kvm_exit` and `kvm_entry` are recorded.
+pub const TICKS_TRACED: &str = "ticks_traced";
+/// The same while a histogram trigger counts `kvm_exit`.
+pub const TICKS_TRIGGER: &str = "ticks_trigger";
+/// Bytes of a vCPU's slab object.
+pub const VCPU_OBJECT: &str = "vcpu_object";
+/// Bytes of its slab a vCPU takes.
+pub const VCPU_SLAB: &str = "vcpu_slab";
+/// Reads of a statistics file for one answer about a VM, by vCPU.
+pub const READS: &str = "reads_per_vcpu";
+/// Exits that a number of answers caused.
+pub const READ_EXITS: &str = "exits_while_reading";
+/// Times that a vCPU's thread ran meanwhile.
+pub const READ_SWITCHES: &str = "vcpu_switches_while_reading";
+
+/// Measured once on the same hosts: what one CPUID exit takes on stock modules,
+/// with both tracepoints recorded, and with the trigger.
+fn peers(isa: Isa) -> [f64; 3] {
+    match isa {
+        Isa::Vmx => [957.0, 2217.0, 1818.0],
+        Isa::Svm => [2419.0, 3649.0, 3239.0],
+    }
+}
+
+fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
+    verdict.heading("One CPUID exit, in ticks (about instructions)");
+    let mut rows = vec![words(&["", "ticks", "over stock", "measured before"])];
+    for isa in figures.isas() {
+        let stock = figures.get(isa, false, TICKS)?;
+        let [peer_stock, peer_traced, peer_trigger] = peers(isa).map(number);
+        let name = isa.as_str().to_uppercase();
+        for (what, patched, figure, peer) in [
+            ("stock KVM", false, TICKS, peer_stock.as_str()),
+            ("exit_stats=0", true, TICKS_OFF, ""),
+            ("counting and timing", true, TICKS, ""),
+            (
+                "stock, trigger on kvm_exit",
+                false,
+                TICKS_TRIGGER,
+                &peer_trigger,
+            ),
+            (
+                "stock, perf kvm stat's tracepoints",
+                false,
+                TICKS_TRACED,
+                &peer_traced,
+            ),
+        ] {
+            let ticks = figures.get(isa, patched, figure)?;
+            rows.push(vec![
+                format!("{name}, {what}"),
+                number(ticks.round()),
+                format!("{:+.1}", ticks - stock),
+                peer.to_owned(),
+            ]);
+        }
+    }
+    verdict.table(&rows);
+    verdict.heading("Memory of a vCPU in the kernel, in bytes");
+    let mut rows = vec![words(&["", "object", "share of its slab"])];
+    for isa in figures.isas() {
+        for patched in [false, true] {
+            rows.push(vec![
+                format!(
+                    "{}, {}",
+                    isa.as_str().to_uppercase(),
+                    if patched { "ours" } else { "stock" }
+                ),
+                number(figures.get(isa, patched, VCPU_OBJECT)?),
+                number(figures.get(isa, patched, VCPU_SLAB)?),
+            ]);
+        }
+    }
+    verdict.table(&rows);
+    verdict.heading("Reading a VM's statistics");
+    let mut rows = vec![words(&[
+        "",
+        "preads a vCPU and answer",
+        "exits meanwhile",
+        "times a vCPU's thread ran",
+    ])];
+    for isa in figures.isas() {
+        rows.push(vec![
+            isa.as_str().to_uppercase(),
+            number(figures.get(isa, true, READS)?),
+            number(figures.get(isa, true, READ_EXITS)?),
+            number(figures.get(isa, true, READ_SWITCHES)?),
+        ]);
+    }
+    verdict.table(&rows);
+    verdict.heading("Goals");
+    for isa in figures.isas() {
+        let name = isa.as_str().to_uppercase();
+        let stock = figures.get(isa, false, TICKS)?;
+        let over = |figure| Ok::<f64, anyhow::Error>(figures.get(isa, true, figure)? - stock);
+        verdict.at_most(
+            &format!("{name}, ticks over stock, counting and timing"),
+            over(TICKS)?,
+            25.0,
+        );
+        verdict.at_most(
+            &format!("{name}, ticks over stock, exit_stats=0"),
+            over(TICKS_OFF)?,
+            2.0,
+        );
+        let slab = |patched| figures.get(isa, patched, VCPU_SLAB);
+        verdict.at_most(
+            &format!("{name}, bytes more for a vCPU"),
+            slab(true)? - slab(false)?,
+            8192.0,
+        );
+        for (what, figure, limit) in [
+            ("preads a vCPU and answer", READS, 1.0),
+            ("exits while reading", READ_EXITS, 0.0),
+            ("times a vCPU ran for a reading", READ_SWITCHES, 0.0),
+        ] {
+            verdict.at_most(
+                &format!("{name}, {what}"),
+                figures.get(isa, true, figure)?,
+                limit,
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Figures beside those of peers, and the goals that they are held to.
+//!
+//! A section is a module here, which knows the goals and the peers, and one of
+//! the same name in the suites, which measures on a host and prints lines that
+//! begin with [`FIGURE`].
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anyhow::{Context, Result};
+
+use crate::host::Isa;
+
+pub mod boot;
+pub mod exits;
+
+/// Start of a line with a figure: name, then value.
+pub const FIGURE: &str = "@figure ";
+
+/// A kind of host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Instruction set; SVM is the deterministic one.
+    pub isa: Isa,
+    /// Whose modules.
+    pub patched: bool,
+}
+
+impl Place {
+    /// Every kind.
+    pub const ALL: [Place; 4] = [
+        Place {
+            isa: Isa::Svm,
+            patched: false,
+        },
+        Place {
+            isa: Isa::Svm,
+            patched: true,
+        },
+        Place {
+            isa: Isa::Vmx,
+            patched: false,
+        },
+        Place {
+            isa: Isa::Vmx,
+            patched: true,
+        },
+    ];
+
+    /// Whose modules, as it is written.
+    pub fn modules(self) -> &'static str {
+        if self.patched { "patched" } else { "stock" }
+    }
+}
+
+/// What is measured together.
+pub struct Section {
+    /// As it is chosen on the command line.
+    pub name: &'static str,
+    /// Whether this kind of host has something to say.
+    pub wants: fn(Place) -> bool,
+    /// Tables and goals of what was measured.
+    pub judge: fn(&Figures, &mut Verdict) -> Result<()>,
+}
+
+/// All sections.
+pub const SECTIONS: [Section; 2] = [exits::SECTION, boot::SECTION];
+
+/// What was measured.
+#[derive(Clone, Debug, Default)]
+pub struct Figures(BTreeMap<(&'static str, bool, String), f64>);
+
+impl Figures {
+    /// Takes a line from a host; says whether it was a figure.
+    pub fn line(&mut self, place: Place, line: &str) -> Result<bool> {
+        let Some(rest) = line.strip_prefix(FIGURE) else {
+            return Ok(false);
+        };
+        let (name, value) = rest
+            .rsplit_once(' ')
+            .with_context(|| format!("{line:?} has no value"))?;
+        let value = value
+            .parse()
+            .with_context(|| format!("{line:?} has no number"))?;
+        self.put(place, name, value);
+        Ok(true)
+    }
+
+    /// Keeps a figure that was found elsewhere.
+    pub fn put(&mut self, place: Place, name: &str, value: f64) {
+        self.0
+            .insert((place.isa.as_str(), place.patched, name.to_owned()), value);
+    }
+
+    /// A figure that must be there.
+    pub fn get(&self, isa: Isa, patched: bool, name: &str) -> Result<f64> {
+        self.0
+            .get(&(isa.as_str(), patched, name.to_owned()))
+            .copied()
+            .with_context(|| format!("No {name} was measured on {}", isa.as_str()))
+    }
+
+    /// The instruction sets that were measured.
+    pub fn isas(&self) -> Vec<Isa> {
+        [Isa::Svm, Isa::Vmx]
+            .into_iter()
+            .filter(|isa| self.0.keys().any(|(name, ..)| *name == isa.as_str()))
+            .collect()
+    }
+}
+
+/// What a section says.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    text: String,
+    missed: Vec<String>,
+}
+
+impl Verdict {
+    /// A heading.
+    pub fn heading(&mut self, title: &str) {
+        let _ = writeln!(self.text, "\n== {title} ==\n");
+    }
+
+    /// A table; its first row is the head.
+    pub fn table(&mut self, rows: &[Vec<String>]) {
+        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |column: usize| {
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        for row in rows {
+            let mut line = String::new();
+            for column in 0..columns {
+                let cell = row.get(column).map_or("", String::as_str);
+                let pad = " ".repeat(width(column) - cell.chars().count());
+                // Names to the left, figures to the right.
+                if column == 0 {
+                    let _ = write!(line, "{cell}{pad}");
+                } else {
+                    let _ = write!(line, "  {pad}{cell}");
+                }
+            }
+            let _ = writeln!(self.text, "{}", line.trim_end());
+        }
+    }
+
+    /// A line of its own.
+    pub fn note(&mut self, text: &str) {
+        let _ = writeln!(self.text, "\n{text}");
+    }
+
+    /// A goal: `value` is at most `limit`.
+    pub fn at_most(&mut self, what: &str, value: f64, limit: f64) {
+        let holds = value <= limit;
+        let line = format!(
+            "{what}: {}, at most {} wanted",
+            number(value),
+            number(limit)
+        );
+        let _ = writeln!(
+            self.text,
+            "{} {line}",
+            if holds { "goal met:" } else { "goal MISSED:" }
+        );
+        if !holds {
+            self.missed.push(line);
+        }
+    }
+
+    /// All that is to be read.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The goals that were missed.
+    pub fn missed(&self) -> &[String] {
+        &self.missed
+    }
+}
+
+/// A figure as people read it: whole numbers with separators.
+pub fn number(value: f64) -> String {
+    if value.fract() != 0.0 && value.abs() < 100.0 {
+        return format!("{value:.2}");
+    }
+    let digits = format!("{:.0}", value.abs());
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    if value < 0.0 && digits != "0" {
+        text.insert(0, '-');
+    }
+    text
+}
+
+fn words(row: &[&str]) -> Vec<String> {
+    row.iter().map(|&cell| cell.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_lines_and_other_lines_are_left() {
+        let mut figures = Figures::default();
+        let place = Place {
+            isa: Isa::Svm,
+            patched: true,
+        };
+        assert!(
+            figures
+                .line(place, "@figure ticks of one exit 976")
+                .unwrap()
+        );
+        assert!(!figures.line(place, "something else").unwrap());
+        assert!(figures.line(place, "@figure nothing").is_err());
+        assert_eq!(
+            figures.get(Isa::Svm, true, "ticks of one exit").unwrap(),
+            976.0
+        );
+        assert!(figures.get(Isa::Svm, false, "ticks of one exit").is_err());
+    }
+
+    #[test]
+    fn goal_is_missed_only_above_its_limit() {
+        let mut verdict = Verdict::default();
+        verdict.at_most("a", 25.0, 25.0);
+        verdict.at_most("b", 25.1, 25.0);
+        assert_eq!(verdict.missed(), ["b: 25.10, at most 25 wanted"]);
+    }
+
+    #[test]
+    fn numbers_have_separators() {
+        assert_eq!(number(1234567.0), "1,234,567");
+        assert_eq!(number(-1234.0), "-1,234");
+        assert_eq!(number(1.5), "1.50");
+        assert_eq!(number(0.0), "0");
+    }
+}

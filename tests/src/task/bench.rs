@@ -1,0 +1,113 @@
+//! Figures against peers and goals.
+
+use anyhow::{Result, ensure};
+
+use super::{Built, build};
+use crate::artifact::kernel::Series;
+use crate::bench::{Figures, Place, SECTIONS, Section, Verdict};
+use crate::host::{self, EmulatedHost, Isa, Job, Patience, Qemu};
+use crate::progress::step;
+use crate::tree::Tree;
+
+/// Measures, shows and judges.
+pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()> {
+    let sections: Vec<&Section> = SECTIONS
+        .iter()
+        .filter(|candidate| section.is_none_or(|name| name == candidate.name))
+        .collect();
+    ensure!(
+        !sections.is_empty(),
+        "No section is called {}; there are {}",
+        section.unwrap_or_default(),
+        SECTIONS.map(|section| section.name).join(", ")
+    );
+    let built = build(tree, Series::V6_1)?;
+    let mut figures = Figures::default();
+    for place in Place::ALL {
+        let wanted: Vec<&str> = sections
+            .iter()
+            .filter(|section| (section.wants)(place))
+            .map(|section| section.name)
+            .collect();
+        if !wanted.is_empty() && isa.is_none_or(|isa| isa == place.isa) {
+            measure(tree, &built, place, &wanted, &mut figures)?;
+        }
+    }
+    let mut verdict = Verdict::default();
+    for section in sections {
+        (section.judge)(&figures, &mut verdict)?;
+    }
+    println!(
+        "Linux {} ({}) on emulated hosts: Bochs for VMX, QEMU that counts instructions for SVM",
+        built.kernel.release, built.kernel.version
+    );
+    print!("{}", verdict.text());
+    ensure!(
+        verdict.missed().is_empty(),
+        "Goals were missed:\n{}",
+        verdict.missed().join("\n")
+    );
+    Ok(())
+}
+
+fn measure(
+    tree: &Tree,
+    built: &Built,
+    place: Place,
+    sections: &[&str],
+    figures: &mut Figures,
+) -> Result<()> {
+    let image = if place.patched {
+        built.patched_host(tree)?
+    } else {
+        built.stock_host(tree)?
+    };
+    let host: &dyn EmulatedHost = match place.isa {
+        Isa::Svm => &Qemu::COUNTED,
+        Isa::Vmx => host::emulated(Isa::Vmx),
+    };
+    let name = format!("bench-{}-{}", place.isa.as_str(), place.modules());
+    let logs = tree.fresh_log_dir(&name)?;
+    let script = format!(
+        "exec lab-suites --isa {} --modules {} bench {}",
+        place.isa.as_str(),
+        place.modules(),
+        sections.join(" ")
+    );
+    let job = Job {
+        script: &script,
+        files: &[],
+        patience: Patience::Whole(host.deadline()),
+        parameters: "",
+    };
+    let mut outcome = Ok(());
+    let status = step(
+        &format!(
+            "Measuring {} on {}, {} KVM",
+            sections.join(", "),
+            place.isa.as_str().to_uppercase(),
+            place.modules()
+        ),
+        || {
+            let kernel = built.kernel.bzimage();
+            host::run_job(
+                host,
+                &kernel,
+                &image,
+                &job,
+                &logs,
+                &mut |line| match figures.line(place, line) {
+                    Ok(true) => {}
+                    Ok(false) => eprintln!("{line}"),
+                    Err(error) => outcome = Err(error),
+                },
+            )
+        },
+    )?;
+    ensure!(
+        status == 0,
+        "Measuring failed; its logs are in {}",
+        logs.display()
+    );
+    outcome
+}

@@ -1,0 +1,112 @@
+//! What it takes to boot Linux to its first program.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lab::bench::boot::{CMDLINE, EXITS, MEMORY, PROGRAM, SECONDS, UPTIME};
+use lab::console::Console;
+use lab::guest;
+use lab::oracle;
+
+use super::figure;
+use crate::site::Site;
+
+/// The guest's memory, and how its mapping is told from the VMM's own.
+const MEMORY_MIB: u64 = 256;
+
+/// Between two looks at the guest's console.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Ended with the measurement, however that ends.
+struct Vmm(Child);
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+pub fn measure(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let initramfs = dir.join("initramfs");
+    guest::initramfs(&site.base_initramfs(), "read -r word\n", &initramfs)?;
+    let program = site.bin().join("cloud-hypervisor");
+    let serial = dir.join("serial.log");
+    let mut command = Command::new(&program);
+    command
+        .arg("--kernel")
+        .arg(site.kernel())
+        .arg("--initramfs")
+        .arg(&initramfs)
+        .args(["--cmdline", CMDLINE, "--cpus", "boot=1"])
+        .args(["--memory", &format!("size={MEMORY_MIB}M")])
+        .args(["--console", "off", "--serial"])
+        .arg(format!("file={}", serial.display()))
+        .stdin(Stdio::null());
+    let started = Instant::now();
+    let mut vmm = Vmm(command.spawn().context("Cannot start cloud-hypervisor")?);
+    let pid = vmm.0.id();
+    let mut console = Console::new(&serial);
+    let up = loop {
+        let lines = console.new_lines();
+        if let Some(line) = lines.into_iter().find(|line| line.contains(guest::UP)) {
+            break line;
+        }
+        ensure!(
+            matches!(vmm.0.try_wait(), Ok(None)) && started.elapsed() < site.linux_deadline(),
+            "Linux did not come up\n{}",
+            console.tail()
+        );
+        sleep(LOOK);
+    };
+    let took = started.elapsed();
+    figure(EXITS, oracle::debugfs_exits(pid)? as f64);
+    figure(SECONDS, took.as_secs_f64());
+    let uptime = up
+        .split_once(guest::UP)
+        .map_or("", |(_, uptime)| uptime.trim());
+    figure(
+        UPTIME,
+        uptime
+            .parse()
+            .with_context(|| format!("{up:?} has no uptime"))?,
+    );
+    figure(MEMORY, own_memory(pid)? as f64);
+    let size = fs::metadata(&program).context("Cannot look at the program")?;
+    figure(PROGRAM, size.len() as f64);
+    Ok(())
+}
+
+/// Bytes of the process in memory, without the mappings that are the guest's.
+fn own_memory(pid: u32) -> Result<u64> {
+    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("Cannot read smaps")?;
+    let (mut own, mut guests) = (0, 0);
+    let mut size = 0;
+    for line in maps.lines() {
+        let kilobytes = |name: &str| -> Option<u64> {
+            line.strip_prefix(name)?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse()
+                .ok()
+        };
+        if let Some(value) = kilobytes("Size:") {
+            size = value;
+        } else if let Some(value) = kilobytes("Pss:") {
+            if size >= MEMORY_MIB * 1024 {
+                guests += 1;
+            } else {
+                own += value * 1024;
+            }
+        }
+    }
+    ensure!(
+        guests == 1,
+        "{guests} mappings look like the guest's memory"
+    );
+    Ok(own)
+}
