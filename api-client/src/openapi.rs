@@ -9,7 +9,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::config::VmConfig;
-use crate::types::{PciDeviceInfo, RemoveDevice, VmInfo, VmmPing};
+use crate::types::{PciDeviceInfo, RemoveDevice, VmInfo, VmResize, VmmPing};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
 
@@ -77,6 +77,9 @@ fn paths() -> Value {
         "/api/v1/vm.reboot": action("rebootVM", "End the VM and boot it again", &[400, 404, 500]),
         "/api/v1/vm.power-button": action(
             "powerButtonVM", "Press the power button", &[400, 404, 500]),
+        "/api/v1/vm.nmi": action("nmiVM", "Interrupt the vCPUs with an NMI", &[404, 500]),
+        "/api/v1/vm.resize": taking(
+            operation("resizeVM", "Change the size of the VM", done(), &[404, 500]), "VmResize"),
         "/api/v1/vm.add-disk": add("addDisk", "Add a disk", "DiskConfig"),
         "/api/v1/vm.add-net": add("addNet", "Add a network device", "NetConfig"),
         "/api/v1/vm.add-vsock": add("addVsock", "Add a socket device", "VsockConfig"),
@@ -161,11 +164,22 @@ fn schemas() -> Value {
     generator.subschema_for::<VmmPing>();
     generator.subschema_for::<PciDeviceInfo>();
     generator.subschema_for::<RemoveDevice>();
+    generator.subschema_for::<VmResize>();
     let mut schemas = Value::Object(generator.take_definitions(true));
     let count = json!({"type": "integer", "minimum": 0});
     let map = |values: &Value| json!({"type": "object", "additionalProperties": values});
     schemas["Errors"] = json!({"type": "array", "items": {"type": "string"}});
     schemas["VmCounters"] = map(&map(&count));
+    for schema in schemas
+        .as_object_mut()
+        .into_iter()
+        .flat_map(|map| map.values_mut())
+    {
+        // The server refuses what it does not know.
+        if schema.get("properties").is_some() {
+            schema["additionalProperties"] = json!(false);
+        }
+    }
     for (name, schema) in exit_schemas() {
         schemas[name] = schema;
     }
@@ -305,6 +319,59 @@ fn the_file_is_what_the_types_say() {
     assert!(
         found == expected,
         "docs/openapi.json is out of date: run UPDATE_OPENAPI=1 cargo test -p api-client openapi"
+    );
+}
+
+const FIELDS_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/fields.rs");
+
+/// The schema that a property refers to, if it is an object or a list of such.
+fn inner(property: &Value, schemas: &Value) -> Option<String> {
+    let name = |reference: &Value| {
+        let name = reference.as_str()?.rsplit('/').next()?;
+        schemas[name].get("properties")?;
+        Some(name.to_owned())
+    };
+    let list = property.pointer("/items/$ref");
+    let object = property
+        .pointer("/$ref")
+        .or_else(|| property.pointer("/anyOf/0/$ref"));
+    match (list, object) {
+        (Some(list), _) => Some(format!("[{}]", name(list)?)),
+        (None, object) => name(object?),
+    }
+}
+
+#[test]
+fn the_table_of_fields_is_what_the_types_say() {
+    let document = document();
+    let schemas = &document["components"]["schemas"];
+    let mut expected = String::from(
+        "//! Fields of all types that requests carry, each with the type of the object that it holds,\n\
+         //! in brackets if it is a list of such.\n\
+         //! Made by `UPDATE_OPENAPI=1 cargo test -p api-client openapi`.\n\n\
+         /// By type: name of each field, and the type of its objects, if it has any.\n\
+         #[rustfmt::skip]\n\
+         pub(crate) const FIELDS: &[(&str, &[(&str, &str)])] = &[\n",
+    );
+    for (name, schema) in schemas.as_object().unwrap() {
+        if schema["additionalProperties"] != false {
+            continue;
+        }
+        expected.push_str(&format!("    (\"{name}\", &[\n"));
+        for (field, property) in schema["properties"].as_object().unwrap() {
+            let inner = inner(property, schemas).unwrap_or_default();
+            expected.push_str(&format!("        (\"{field}\", \"{inner}\"),\n"));
+        }
+        expected.push_str("    ]),\n");
+    }
+    expected.push_str("];\n");
+    if std::env::var_os("UPDATE_OPENAPI").is_some() {
+        std::fs::write(FIELDS_FILE, &expected).unwrap();
+    }
+    let found = std::fs::read_to_string(FIELDS_FILE).unwrap();
+    assert!(
+        found == expected,
+        "{FIELDS_FILE} is out of date: run UPDATE_OPENAPI=1 cargo test -p api-client openapi"
     );
 }
 

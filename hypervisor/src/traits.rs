@@ -131,6 +131,8 @@ pub trait Vm: Send + Sync {
     fn unregister_ioeventfd(&self, event: &EventFd, address: u64) -> Result<()>;
     /// Sets the whole interrupt routing table.
     fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()>;
+    /// Sends a message to local APICs, as a device would.
+    fn send_message(&self, address: u64, data: u32) -> Result<()>;
     /// What the kernel says of this VM's exit accounting.
     fn exit_stats_support(&self) -> ExitStatsSupport;
     /// Asks for exactly these features of the exit accounting; an error on a

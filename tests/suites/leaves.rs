@@ -25,8 +25,47 @@ pub const SUITE: Suite = Suite {
         hostile_subleaves_get_one_of_three_answers,
         neighbouring_leaves_are_left_to_kvm,
         debians_cpuid_reads_what_our_reader_reads,
+        leaves_switched_off_for_a_machine_are_kvms_own,
     ],
 };
+
+/// What a guest reads whose machine has these features of the accounting.
+fn ask_with(
+    site: &Site,
+    features: &serde_json::Value,
+    queries: &[CpuidQuery],
+) -> Result<Vec<CpuidReading>> {
+    let dir = site.fresh_dir()?;
+    let kernel = dir.join("guest.elf");
+    std::fs::write(&kernel, lab::guest::cpuid_reader(queries))?;
+    let mut machine = lab::vmm::Machine::idle(&site.bin(), &dir)?;
+    let config = serde_json::json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+        "exit_stats": features,
+    });
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    let bytes = lab::guest::Program::report_writes(queries.len());
+    let serial = machine.wait_for_bytes(bytes, site.tiny_deadline())?;
+    let exits = machine.stats()?.totals.exits;
+    ensure!(exits > 0, "The operator sees nothing either");
+    lab::guest::readings(&serial, queries.len())
+}
+
+fn leaves_switched_off_for_a_machine_are_kvms_own(site: &Site) -> Result<()> {
+    // The second is nobody's leaf, so KVM answers it by itself.
+    let queries = [IDENTITY, 0x4fff_fff0].map(|leaf| CpuidQuery { leaf, subleaf: 0 });
+    let off = serde_json::json!({"guest_leaves": false});
+    let readings = ask_with(site, &off, &queries)?;
+    ensure!(readings[0] == readings[1], "Switched off: {readings:?}");
+    let on = serde_json::json!({"guest_leaves": true, "latency": true});
+    let readings = ask_with(site, &on, &queries)?;
+    ensure!(readings[0] != readings[1], "Switched on: {readings:?}");
+    Ok(())
+}
 
 const EXITS: u32 = 0x4fff_fffd;
 const CYCLES: u32 = 0x4fff_fffc;

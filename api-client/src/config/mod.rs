@@ -11,6 +11,8 @@ mod console;
 mod cpus;
 mod devices;
 mod disk;
+mod exit_stats;
+mod form;
 mod fs;
 mod landlock;
 mod memory;
@@ -37,6 +39,8 @@ pub use devices::{
     DeviceConfig, GenericVhostUserConfig, RtcConfig, TpmConfig, UserDeviceConfig, VdpaConfig,
 };
 pub use disk::{DiskConfig, ImageType, LockGranularity, VirtQueueAffinity};
+pub use exit_stats::ExitStatsConfig;
+pub use form::misfit;
 pub use fs::FsConfig;
 pub use landlock::LandlockConfig;
 pub use memory::{DEFAULT_MEMORY_SIZE, HotplugMethod, MemoryConfig, MemoryZoneConfig};

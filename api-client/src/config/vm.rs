@@ -4,9 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     BalloonConfig, ConsoleConfig, CpusConfig, DebugConsoleConfig, DeviceConfig, DiskConfig,
-    FsConfig, GenericVhostUserConfig, LandlockConfig, MemoryConfig, NetConfig, NumaConfig,
-    PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig, RateLimiterGroupConfig, RngConfig,
-    RtcConfig, SerialConfig, TpmConfig, UserDeviceConfig, VdpaConfig, VsockConfig,
+    ExitStatsConfig, FsConfig, GenericVhostUserConfig, LandlockConfig, MemoryConfig, NetConfig,
+    NumaConfig, PayloadConfig, PciSegmentConfig, PlatformConfig, PmemConfig,
+    RateLimiterGroupConfig, RngConfig, RtcConfig, SerialConfig, TpmConfig, UserDeviceConfig,
+    VdpaConfig, VsockConfig,
 };
 
 /// Everything that describes a virtual machine.
@@ -88,4 +89,8 @@ pub struct VmConfig {
     /// Paths that remain reachable then.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub landlock_rules: Option<Vec<LandlockConfig>>,
+    /// What of the host's exit accounting the machine gets; what the host
+    /// gives by itself if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exit_stats: Option<ExitStatsConfig>,
 }

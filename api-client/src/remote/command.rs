@@ -10,8 +10,8 @@ use super::Command;
 use super::output::{Failure, print};
 use crate::client::{Client, Method};
 use crate::config::{DiskConfig, NetConfig, VsockConfig};
-use crate::options::OptionError;
-use crate::types::RemoveDevice;
+use crate::options::{OptionError, parse_size};
+use crate::types::{RemoveDevice, VmResize};
 
 /// The request behind a subcommand; `None` for one that is more than that.
 fn request(command: &Command) -> Option<(Method, &'static str)> {
@@ -25,10 +25,12 @@ fn request(command: &Command) -> Option<(Method, &'static str)> {
         Command::Delete => (Method::Put, "vm.delete"),
         Command::ExitStats(_) | Command::Exporter(_) => return None,
         Command::Info => (Method::Get, "vm.info"),
+        Command::Nmi => (Method::Put, "vm.nmi"),
         Command::Pause => (Method::Put, "vm.pause"),
         Command::Ping => (Method::Get, "vmm.ping"),
         Command::PowerButton => (Method::Put, "vm.power-button"),
         Command::Reboot => (Method::Put, "vm.reboot"),
+        Command::Resize { .. } => (Method::Put, "vm.resize"),
         Command::Resume => (Method::Put, "vm.resume"),
         Command::RemoveDevice { .. } => (Method::Put, "vm.remove-device"),
         Command::Shutdown => (Method::Put, "vm.shutdown"),
@@ -44,6 +46,15 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
         Command::AddVsock { vsock } => Some(device::<VsockConfig>(vsock)?),
         Command::Create { path } => Some(configuration(path)?),
         Command::RemoveDevice { id } => Some(encode(&RemoveDevice { id: id.clone() })?),
+        Command::Resize {
+            cpus,
+            memory,
+            balloon,
+        } => Some(encode(&VmResize {
+            desired_vcpus: *cpus,
+            desired_ram: size("--memory", memory.as_deref())?,
+            desired_balloon: size("--balloon", balloon.as_deref())?,
+        })?),
         _ => None,
     };
     let Some((method, resource)) = request(command) else {
@@ -68,6 +79,13 @@ where
         .parse()
         .map_err(|error| Failure::Line(format!("Cannot understand {text:?}: {error}")))?;
     encode(&config)
+}
+
+fn size(flag: &str, text: Option<&str>) -> Result<Option<u64>, Failure> {
+    text.map(|text| {
+        parse_size(text).ok_or_else(|| Failure::Line(format!("{flag}: {text:?} is no size")))
+    })
+    .transpose()
 }
 
 fn encode(body: &impl Serialize) -> Result<Vec<u8>, Failure> {

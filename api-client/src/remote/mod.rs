@@ -78,6 +78,8 @@ pub enum Command {
     Exporter(ExporterArgs),
     /// Configuration and state of the VM
     Info,
+    /// Interrupt the VM's vCPUs with an NMI
+    Nmi,
     /// Pause the VM
     Pause,
     /// Ask the VMM for its version
@@ -90,6 +92,18 @@ pub enum Command {
     RemoveDevice {
         /// Identifier of the device
         id: String,
+    },
+    /// Change the size of a VM
+    Resize {
+        /// vCPUs
+        #[arg(long, value_name = "NUMBER")]
+        cpus: Option<u32>,
+        /// Memory
+        #[arg(long, value_name = "SIZE")]
+        memory: Option<String>,
+        /// Memory that the balloon takes
+        #[arg(long, value_name = "SIZE")]
+        balloon: Option<String>,
     },
     /// Let a paused VM go on
     Resume,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_userspace_memory_region,
+    kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -130,6 +130,19 @@ impl Vm for KvmVm {
         self.fd
             .set_gsi_routing(&table)
             .map_err(ioctl("set the interrupt routing"))
+    }
+
+    fn send_message(&self, address: u64, data: u32) -> Result<()> {
+        let message = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        self.fd
+            .signal_msi(message)
+            .map(drop)
+            .map_err(ioctl("send a message to a local interrupt controller"))
     }
 
     fn exit_stats_support(&self) -> ExitStatsSupport {

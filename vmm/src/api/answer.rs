@@ -1,6 +1,6 @@
 //! From results to responses.
 
-use api_client::types::VmmPing;
+use api_client::types::{VmInfo, VmmPing};
 
 use super::http::Response;
 use super::queue::ApiResult;
@@ -22,7 +22,13 @@ const NO_INFO: &str = "The VM info is not available";
 /// `vm.info`
 pub fn info(status: &VmStatus) -> Response {
     match &status.info {
-        Some(info) => Response::json(info),
+        Some(info) => match &status.balloon {
+            None => Response::json(info),
+            Some(taken) => Response::json(&VmInfo {
+                memory_actual_size: info.memory_actual_size.saturating_sub(taken()),
+                ..info.clone()
+            }),
+        },
         None => error(
             ApiError::new(ErrorKind::NotFound, "VM is not created"),
             NO_INFO,
@@ -52,6 +58,8 @@ pub fn failure(action: &VmAction) -> &'static str {
         VmAction::Shutdown => "The VM could not shut down",
         VmAction::Reboot => "The VM could not reboot",
         VmAction::PowerButton => "The power button could not be pressed",
+        VmAction::Nmi => "The vCPUs could not be interrupted",
+        VmAction::Resize(_) => "The VM could not be resized",
         VmAction::AddDevice(_) => "The device could not be added to the VM",
         VmAction::RemoveDevice(_) => "The device could not be removed from the VM",
         VmAction::VmmShutdown => "The VMM could not shut down",

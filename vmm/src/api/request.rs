@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use api_client::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
-use api_client::types::{DeviceNode, PciDeviceInfo, VmCounters, VmInfo};
+use api_client::types::{DeviceNode, PciDeviceInfo, VmCounters, VmInfo, VmResize};
 
 /// Everything that only the control thread may do. Reading (`vmm.ping`,
 /// `vm.info`, `vm.counters`, `exit-stats`) is not among it: the API thread
@@ -29,6 +29,10 @@ pub enum VmAction {
     Reboot,
     /// Press the ACPI power button.
     PowerButton,
+    /// Interrupt the vCPUs with an NMI.
+    Nmi,
+    /// Change the size.
+    Resize(VmResize),
     /// Add a device.
     AddDevice(NewDevice),
     /// Take the device of this name away.
@@ -133,6 +137,9 @@ pub struct VmStatus {
     /// on the API thread: it must neither block nor take a lock that a device
     /// holds while it works.
     pub counters: Option<Arc<dyn Fn() -> VmCounters + Send + Sync>>,
+    /// Reads how many bytes the balloon has taken from the guest; `None`
+    /// without one. Called like `counters`.
+    pub balloon: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
 }
 
 impl fmt::Debug for VmStatus {

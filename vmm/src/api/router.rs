@@ -1,5 +1,6 @@
 //! Which request means what.
 
+use api_client::config::misfit;
 use api_client::types::RemoveDevice;
 use instrumentation::snapshot::Query;
 use serde::de::DeserializeOwned;
@@ -31,6 +32,10 @@ pub enum Endpoint {
     Reboot,
     /// `vm.power-button`
     PowerButton,
+    /// `vm.nmi`
+    Nmi,
+    /// `vm.resize`
+    Resize,
     /// `vm.add-disk`
     AddDisk,
     /// `vm.add-net`
@@ -59,6 +64,7 @@ impl Endpoint {
                 | Endpoint::AddNet
                 | Endpoint::AddVsock
                 | Endpoint::RemoveDevice
+                | Endpoint::Resize
         )
     }
 }
@@ -88,6 +94,8 @@ pub const ROUTES: &[(Method, &str, Endpoint)] = &[
         "/api/v1/vm.remove-device",
         Endpoint::RemoveDevice,
     ),
+    (Method::Put, "/api/v1/vm.nmi", Endpoint::Nmi),
+    (Method::Put, "/api/v1/vm.resize", Endpoint::Resize),
     (Method::Get, "/api/v1/vm.info", Endpoint::Info),
     (Method::Get, "/api/v1/vm.counters", Endpoint::Counters),
     (Method::Get, "/api/v1/vm.exit-stats", Endpoint::ExitStats),
@@ -155,12 +163,23 @@ pub fn route(request: &Request) -> Result<Call, Response> {
         Endpoint::Shutdown => Call::Action(VmAction::Shutdown),
         Endpoint::Reboot => Call::Action(VmAction::Reboot),
         Endpoint::PowerButton => Call::Action(VmAction::PowerButton),
-        Endpoint::Create => Call::Action(VmAction::Create(Box::new(parse(&request.body)?))),
-        Endpoint::AddDisk => add(NewDevice::Disk(Box::new(parse(&request.body)?))),
-        Endpoint::AddNet => add(NewDevice::Net(Box::new(parse(&request.body)?))),
-        Endpoint::AddVsock => add(NewDevice::Vsock(Box::new(parse(&request.body)?))),
+        Endpoint::Nmi => Call::Action(VmAction::Nmi),
+        Endpoint::Resize => Call::Action(VmAction::Resize(parse("VmResize", &request.body)?)),
+        Endpoint::Create => Call::Action(VmAction::Create(Box::new(parse(
+            "VmConfig",
+            &request.body,
+        )?))),
+        Endpoint::AddDisk => add(NewDevice::Disk(Box::new(parse(
+            "DiskConfig",
+            &request.body,
+        )?))),
+        Endpoint::AddNet => add(NewDevice::Net(Box::new(parse("NetConfig", &request.body)?))),
+        Endpoint::AddVsock => add(NewDevice::Vsock(Box::new(parse(
+            "VsockConfig",
+            &request.body,
+        )?))),
         Endpoint::RemoveDevice => {
-            let RemoveDevice { id } = parse(&request.body)?;
+            let RemoveDevice { id } = parse("RemoveDevice", &request.body)?;
             Call::Action(VmAction::RemoveDevice(id))
         }
     })
@@ -170,8 +189,8 @@ fn add(device: NewDevice) -> Call {
     Call::Action(VmAction::AddDevice(device))
 }
 
-/// The body of a request.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
+/// The body of a request, of the type that the description calls so.
+fn parse<T: DeserializeOwned>(name: &str, body: &[u8]) -> Result<T, Response> {
     if body.is_empty() {
         return Err(bad_request("A configuration is missing".to_owned()));
     }
@@ -179,16 +198,22 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
     if body.trim_ascii_start().first() == Some(&b'[') {
         return Err(bad_request("A configuration is an object".to_owned()));
     }
-    serde_json::from_slice(body).map_err(|error| {
+    let invalid = |why: String| {
         Response::error(
             400,
             [
                 "Bad Request".to_owned(),
                 "The body is not a valid configuration".to_owned(),
-                error.to_string(),
+                why,
             ],
         )
-    })
+    };
+    let parsed = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
+    let fields = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
+    match misfit(name, &fields) {
+        None => Ok(parsed),
+        Some(why) => Err(invalid(why)),
+    }
 }
 
 fn bad_request(why: String) -> Response {
@@ -259,6 +284,33 @@ mod tests {
         assert_eq!(status(Method::Get, "/api/v1/vm.info", Some("a=1"), ""), 400);
         assert_eq!(status(Method::Get, "/exit-stats", Some("vcpu=1"), ""), 0);
         assert_eq!(status(Method::Get, "/exit-stats", Some("vcpu=x"), ""), 400);
+    }
+
+    #[test]
+    fn a_field_that_does_not_exist_is_refused_by_name() {
+        for (path, body, field) in [
+            (
+                "vm.create",
+                r#"{"cpus": {"boot_vcpu": 2}}"#,
+                "cpus.boot_vcpu",
+            ),
+            (
+                "vm.add-disk",
+                r#"{"path": "/a", "read_only": true}"#,
+                "read_only",
+            ),
+            ("vm.add-net", r#"{"tapp": "a"}"#, "tapp"),
+            ("vm.add-vsock", r#"{"cid": 3, "socket": "a", "x": 1}"#, "x"),
+            ("vm.remove-device", r#"{"id": "a", "x": 1}"#, "x"),
+            ("vm.resize", r#"{"desired_cpus": 1}"#, "desired_cpus"),
+        ] {
+            let path = format!("/api/v1/{path}");
+            let response = route(&request(Method::Put, &path, None, body)).unwrap_err();
+            let (_, text) = response.body.unwrap();
+            let chain: Vec<String> = serde_json::from_slice(&text).unwrap();
+            assert_eq!(response.status, 400);
+            assert_eq!(chain[2], format!("There is no field {field}"));
+        }
     }
 
     #[test]

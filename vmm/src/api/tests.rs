@@ -55,6 +55,7 @@ impl RequestHandler for Arc<Mutex<Double>> {
         VmStatus {
             info: self.lock().unwrap().info.clone(),
             counters: None,
+            balloon: None,
         }
     }
 }
@@ -226,7 +227,7 @@ fn what_was_created_is_what_info_shows() {
             ]))
         )
     );
-    let config = json!({"cpus": {"boot_vcpus": 3, "max_vcpus": 4}, "new_field": 1});
+    let config = json!({"cpus": {"boot_vcpus": 3, "max_vcpus": 4}, "new_field": null});
     assert_eq!(fixture.put("vm.create", &config.to_string()), (204, None));
     let (status, info) = fixture.get("/api/v1/vm.info");
     assert_eq!(status, 200);
@@ -252,6 +253,7 @@ fn counters_before_boot_are_cloud_hypervisors_error() {
         counters: Some(Arc::new(|| {
             [("_disk0".to_owned(), [("read_ops".to_owned(), 5)].into())].into()
         })),
+        balloon: None,
     });
     assert_eq!(
         fixture.get("/api/v1/vm.counters"),
@@ -512,6 +514,7 @@ fn a_panic_in_the_api_thread_ends_the_vmm_and_is_told() {
     fixture.board.publish(VmStatus {
         info: None,
         counters: Some(Arc::new(|| panic!("no {}", "luck"))),
+        balloon: None,
     });
     let mut stream = fixture.connect();
     let request = b"GET /api/v1/vm.counters HTTP/1.1\r\nHost: localhost\r\n\r\n";

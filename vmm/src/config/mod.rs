@@ -12,7 +12,9 @@ mod net;
 mod unsupported;
 mod vsock;
 
-use api_client::config::{ConsoleOutputMode, CpusConfig, PayloadConfig, SerialConfig, VmConfig};
+use api_client::config::{
+    ConsoleOutputMode, CpusConfig, ExitStatsConfig, PayloadConfig, SerialConfig, VmConfig,
+};
 
 pub use balloon::{MemoryBalloon, check_size as check_balloon_size};
 pub use console::{ConsoleParams, ConsoleTarget};
@@ -159,6 +161,9 @@ pub struct VmParams {
     pub serial: ConsoleSink,
     /// Devices on the PCI bus.
     pub devices: DeviceParams,
+    /// What of the exit accounting it gets; what the host gives by itself if
+    /// absent.
+    pub exit_stats: Option<ExitStatsConfig>,
 }
 
 /// Checked virtual CPUs.
@@ -190,6 +195,7 @@ impl TryFrom<&VmConfig> for VmParams {
             payload,
             serial: serial(&config.serial)?,
             devices: DeviceParams::try_from(config)?,
+            exit_stats: config.exit_stats,
         })
     }
 }

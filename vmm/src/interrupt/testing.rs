@@ -90,6 +90,10 @@ impl Vm for RecordingVm {
         self.note(Call::Routes(messages.collect()))
     }
 
+    fn send_message(&self, _address: u64, _data: u32) -> Result<()> {
+        Ok(())
+    }
+
     fn exit_stats_support(&self) -> ExitStatsSupport {
         ExitStatsSupport::default()
     }

@@ -4,7 +4,8 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use hypervisor::{Hypervisor, VcpuSetup, Vm};
+use api_client::config::ExitStatsConfig;
+use hypervisor::{ExitStatsFeatures, Hypervisor, VcpuSetup, Vm};
 use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -34,6 +35,9 @@ pub enum BuildError {
     /// The hypervisor.
     #[error("The hypervisor cannot run the machine")]
     Hypervisor(#[from] hypervisor::Error),
+    /// Histograms that nobody keeps.
+    #[error("This host's KVM keeps no latency histograms of exits")]
+    NoLatency,
     /// Guest memory.
     #[error("The guest's memory cannot be set up")]
     Memory(#[from] MemoryError),
@@ -78,6 +82,9 @@ pub fn build(
         .into());
     }
     let vm = hypervisor.create_vm()?;
+    if let Some(wanted) = params.exit_stats {
+        limit_exit_stats(vm.as_ref(), wanted)?;
+    }
     vm.create_local_apics()?;
     let router = MsiRouter::new(Arc::clone(&vm));
 
@@ -124,6 +131,23 @@ pub fn build(
         kvm: vm.exit_stats_support(),
     };
     Ok((Machine::new(vcpus, input, devices, buses, vm, ram), stats))
+}
+
+/// Gives the machine these features of the exit accounting and no others.
+fn limit_exit_stats(vm: &dyn Vm, wanted: ExitStatsConfig) -> Result<(), BuildError> {
+    let support = vm.exit_stats_support();
+    if wanted.latency && !support.latency() {
+        return Err(BuildError::NoLatency);
+    }
+    if support.version() == 0 {
+        // Leaves that nobody answers need not be switched off.
+        return Ok(());
+    }
+    vm.set_exit_stats_features(ExitStatsFeatures {
+        guest_leaves: wanted.guest_leaves && support.guest_leaves(),
+        latency: wanted.latency,
+    })?;
+    Ok(())
 }
 
 /// The I/O APIC, whose registers the guest reads without an exit.

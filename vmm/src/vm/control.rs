@@ -7,6 +7,7 @@
 //! machine that is gone do not end the next.
 
 mod plug;
+mod resize;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,7 +24,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::builder::{BuildError, build};
 use super::confinement::reachable;
-use super::devices::DeviceError;
+use super::devices::{DeviceError, give_addresses};
 use super::machine::Machine;
 use super::state::{TransitionError, VmState};
 use crate::api::{
@@ -78,9 +79,12 @@ impl ControlError {
             | ControlError::Build(BuildError::Device(DeviceError::Exists(_))) => {
                 ErrorKind::Conflict
             }
-            ControlError::Build(BuildError::Config(_)) | ControlError::Unsupported(_) => {
-                ErrorKind::BadRequest
-            }
+            ControlError::Build(
+                BuildError::Config(_)
+                | BuildError::NoLatency
+                | BuildError::Device(DeviceError::NoBalloon),
+            )
+            | ControlError::Unsupported(_) => ErrorKind::BadRequest,
             _ => ErrorKind::Internal,
         }
     }
@@ -217,6 +221,7 @@ impl Vmm {
     pub fn boot(&mut self) -> Result<(), ControlError> {
         let config = self.config.as_mut().ok_or(ControlError::NotCreated)?;
         name_devices(config, &mut self.next_name);
+        give_addresses(config).map_err(BuildError::Device)?;
         if !self.state.may_become(VmState::Running) || self.machine.is_some() {
             return Err(TransitionError {
                 from: self.state,
@@ -417,6 +422,12 @@ impl RequestHandler for Vmm {
             VmAction::PowerButton => self.booted().map(|machine| {
                 machine.devices().press_power_button();
             }),
+            VmAction::Nmi => self.booted().and_then(|machine| {
+                machine
+                    .send_nmi()
+                    .map_err(|error| ControlError::Build(BuildError::Hypervisor(error)))
+            }),
+            VmAction::Resize(wanted) => self.resize(&wanted),
             VmAction::AddDevice(device) => match self.add_device(&device) {
                 Ok(Some(added)) => return Ok(VmReply::Device(added)),
                 Ok(None) => Ok(()),
@@ -446,6 +457,7 @@ impl RequestHandler for Vmm {
                 device_tree: machine.map(|machine| device_tree(config, machine)),
             }),
             counters: machine.map(|machine| machine.devices().counters()),
+            balloon: machine.and_then(|machine| machine.devices().balloon_reader()),
         }
     }
 }

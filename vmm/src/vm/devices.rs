@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
 
+pub(super) use net::give_addresses;
+
 use crate::bus::{Bus, BusError};
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
 use crate::devices::HotplugController;

@@ -9,6 +9,12 @@ use crate::devices::serial::SerialInput;
 use crate::memory::GuestRam;
 use crate::vcpu::{Buses, VcpuHandle};
 
+// A message to one local APIC by its number, delivered as an NMI (Intel SDM
+// vol. 3, "Message Signalled Interrupts").
+const LOCAL_APICS: u64 = 0xfee0_0000;
+const DESTINATION_SHIFT: u32 = 12;
+const DELIVER_NMI: u32 = 0b100 << 8;
+
 /// Owned by the control thread. Fields are dropped in order: first the threads
 /// that use the rest, last the memory that the guest used.
 pub struct Machine {
@@ -16,7 +22,7 @@ pub struct Machine {
     _input: Option<SerialInput>,
     devices: DeviceSet,
     buses: Buses,
-    _vm: Arc<dyn Vm>,
+    vm: Arc<dyn Vm>,
     _ram: GuestRam,
 }
 
@@ -34,7 +40,7 @@ impl Machine {
             _input: input,
             devices,
             buses,
-            _vm: vm,
+            vm,
             _ram: ram,
         }
     }
@@ -48,6 +54,15 @@ impl Machine {
     /// The devices on the PCI bus, to be changed.
     pub fn devices_mut(&mut self) -> &mut DeviceSet {
         &mut self.devices
+    }
+
+    /// Interrupts every vCPU in a way that it cannot mask.
+    pub fn send_nmi(&self) -> hypervisor::Result<()> {
+        for id in 0..self.vcpus.len() as u64 {
+            let address = LOCAL_APICS | id << DESTINATION_SHIFT;
+            self.vm.send_message(address, DELIVER_NMI)?;
+        }
+        Ok(())
     }
 
     /// Lets all vCPUs run.

@@ -42,6 +42,9 @@ pub struct Args {
     /// Write events to: path=<path>|fd=<number>
     #[arg(long)]
     event_monitor: Option<String>,
+    /// Exit accounting of this machine: guest_leaves=on|off,latency=on|off
+    #[arg(long)]
+    exit_stats: Option<String>,
     /// Firmware to boot
     #[arg(long, value_name = "PATH")]
     firmware: Option<PathBuf>,
@@ -192,6 +195,7 @@ impl Args {
             tpm: one("--tpm", self.tpm.as_deref())?,
             landlock_enable: self.landlock,
             landlock_rules: many("--landlock-rules", &self.landlock_rules)?,
+            exit_stats: one("--exit-stats", self.exit_stats.as_deref())?,
         };
         if config.payload.is_some() {
             return Ok(Some(config));

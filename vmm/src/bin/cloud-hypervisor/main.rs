@@ -4,6 +4,8 @@
 
 mod args;
 mod logger;
+#[cfg(test)]
+mod reference;
 
 use std::error::Error;
 use std::fs::File;

@@ -8,7 +8,7 @@ use crate::api::NewDevice;
 use crate::config::{DeviceParams, forget_device, name_devices};
 use crate::pci::PciAddress;
 use crate::vm::BuildError;
-use crate::vm::devices::{DeviceError, DeviceSet};
+use crate::vm::devices::{DeviceError, DeviceSet, give_addresses};
 
 /// Puts a device into a configuration.
 fn configure(config: &mut VmConfig, device: &NewDevice) -> Result<(), ControlError> {
@@ -51,6 +51,7 @@ impl Vmm {
         let mut config = self.config.clone().ok_or(ControlError::NotCreated)?;
         configure(&mut config, device)?;
         name_devices(&mut config, &mut self.next_name);
+        give_addresses(&mut config).map_err(BuildError::Device)?;
         let mut added = None;
         if let Some(machine) = &mut self.machine {
             // All of them are checked, because what makes sense for one

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::Read;
 
+use api_client::config::{MacAddr, VmConfig};
+
 use super::{DeviceError, DeviceSet, Name};
 use crate::config::{NicCable, NicParams};
 use crate::pci::PciAddress;
@@ -50,6 +52,17 @@ impl DeviceSet {
     }
 }
 
+/// Gives every network device without a hardware address one that it keeps,
+/// so that the guest finds the same after every reboot.
+pub(in crate::vm) fn give_addresses(config: &mut VmConfig) -> Result<(), DeviceError> {
+    for net in config.net.iter_mut().flatten() {
+        if net.mac.is_none() {
+            net.mac = Some(MacAddr(made_up_address().map_err(DeviceError::Mac)?));
+        }
+    }
+    Ok(())
+}
+
 /// A random hardware address that belongs to no vendor.
 fn made_up_address() -> std::io::Result<[u8; 6]> {
     let mut mac = [0; 6];
@@ -62,6 +75,20 @@ fn made_up_address() -> std::io::Result<[u8; 6]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_given_once_and_kept() {
+        let mut config = VmConfig {
+            net: Some(vec![Default::default(), Default::default()]),
+            ..VmConfig::default()
+        };
+        give_addresses(&mut config).unwrap();
+        let first = config.clone();
+        let net = first.net.as_ref().unwrap();
+        assert!(net[0].mac.is_some() && net[0].mac != net[1].mac);
+        give_addresses(&mut config).unwrap();
+        assert_eq!(config, first);
+    }
 
     #[test]
     fn made_up_addresses_differ_and_belong_to_one_station() {

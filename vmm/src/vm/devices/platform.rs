@@ -1,6 +1,8 @@
 //! Devices of which a machine has one at the most: console, sockets, balloon,
 //! watchdog.
 
+use std::sync::Arc;
+
 use super::{DeviceError, DeviceSet, Name};
 use crate::config::{ConsoleParams, ConsoleTarget, MemoryBalloon, PciParams, VsockParams};
 use crate::devices::serial::RawTerminal;
@@ -72,10 +74,13 @@ impl DeviceSet {
         Ok(())
     }
 
-    /// Bytes that the guest has given up.
+    /// Reads the bytes that the guest has given up, on whatever thread; `None`
+    /// without a balloon.
     #[must_use]
-    pub fn balloon_bytes(&self) -> u64 {
-        self.balloon.as_ref().map_or(0, |(_, size)| size.actual())
+    pub fn balloon_reader(&self) -> Option<Arc<dyn Fn() -> u64 + Send + Sync>> {
+        let (_, size) = self.balloon.as_ref()?;
+        let size = Arc::clone(size);
+        Some(Arc::new(move || size.actual()))
     }
 
     pub(super) fn add_watchdog(&mut self) -> Result<(), DeviceError> {

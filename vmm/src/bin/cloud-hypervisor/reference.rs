@@ -1,0 +1,341 @@
+//! Every flag of Cloud Hypervisor's command line, with every key, is accepted
+//! or refused by name; and the same machine comes out of flags and of JSON.
+
+use api_client::config::{VmConfig, misfit};
+use clap::Parser;
+use serde_json::{Value, json};
+use vmm::config::VmParams;
+
+use crate::args::Args;
+
+/// What becomes of a flag.
+enum Outcome {
+    /// The machine has it.
+    Accepted,
+    /// The message says this.
+    Refused(&'static str),
+    /// One or the other, as the host or the rest of the machine has it.
+    Known,
+}
+use Outcome::{Accepted, Known, Refused};
+
+fn config(line: &[&str]) -> Result<VmConfig, String> {
+    let line = ["cloud-hypervisor", "--kernel", "/k"]
+        .into_iter()
+        .chain(line.iter().copied());
+    let args = Args::try_parse_from(line).map_err(|error| error.to_string())?;
+    let config = args.config().map_err(|error| format!("{error:#}"))?;
+    config.ok_or_else(|| "no machine".into())
+}
+
+fn outcome(line: &[&str]) -> Result<(), String> {
+    let config = config(line)?;
+    let with_source = |error: vmm::config::ConfigError| {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        format!("{error} {}", source.unwrap_or_default())
+    };
+    VmParams::try_from(&config).map(drop).map_err(with_source)
+}
+
+const FLAGS: &[(&[&str], Outcome)] = &[
+    (&["--api-socket", "path=/s"], Accepted),
+    (&["--api-socket", "/s"], Accepted),
+    (&["--api-socket", "fd=3"], Accepted),
+    (&["--event-monitor", "path=/e"], Accepted),
+    (&["--event-monitor", "fd=3"], Accepted),
+    (&["--initramfs", "/i"], Accepted),
+    (&["--cmdline", "console=ttyS0"], Accepted),
+    (&["--firmware", "/f"], Refused("and firmware")),
+    (&["--cpus", "boot=2,max=4"], Accepted),
+    (&["--cpus", "boot=2,max_phys_bits=40,nested=off"], Accepted),
+    (&["--cpus", "boot=4,topology=2:2:1:1"], Accepted),
+    (&["--cpus", "boot=1,kvm_hyperv=on"], Refused("Hyper-V")),
+    (&["--cpus", "boot=1,features=amx"], Refused("AMX")),
+    (&["--cpus", "boot=1,affinity=[0@[0]]"], Known),
+    (&["--cpus", "boot=1,core_scheduling=vcpu"], Known),
+    (
+        &["--cpus", "boot=1,core_scheduling=off,profile=host"],
+        Accepted,
+    ),
+    (&["--cpus", "boot=0"], Refused("vCPU")),
+    (&["--cpus", "cores=2"], Refused("cores")),
+    (
+        &[
+            "--memory",
+            "size=1G,mergeable=on,prefault=on,reserve=on,thp=off",
+        ],
+        Accepted,
+    ),
+    (
+        &[
+            "--memory",
+            "size=1G,shared=on,hugepages=on,hugepage_size=2M",
+        ],
+        Accepted,
+    ),
+    (&["--memory", "size=1G,hotplug_size=1G"], Refused("memory")),
+    (&["--memory", "size=1G,hotplug_method=virtio-mem"], Accepted),
+    (&["--memory", "bytes=1G"], Refused("bytes")),
+    (
+        &["--memory", "size=0", "--memory-zone", "id=a,size=1G"],
+        Known,
+    ),
+    (
+        &[
+            "--disk",
+            "path=/d,readonly=on,direct=on,num_queues=1,queue_size=256,id=d,serial=s,\
+             image_type=raw,lock_granularity=full,sparse=off,backing_files=on,pci_segment=0,\
+             pci_device_id=7,bw_size=1,bw_one_time_burst=1,bw_refill_time=1,ops_size=1,\
+             ops_one_time_burst=1,ops_refill_time=1,iommu=off,queue_affinity=[0@[0]]",
+            "path=/e,image_type=qcow2,lock_granularity=byte-range",
+        ],
+        Accepted,
+    ),
+    (
+        &[
+            "--disk",
+            "path=/d,rate_limit_group=g",
+            "--rate-limit-group",
+            "id=g,bw_size=1,bw_refill_time=1",
+        ],
+        Accepted,
+    ),
+    (&["--disk", "path=/d,image_type=vhd"], Refused("image type")),
+    (
+        &["--disk", "path=/d,image_type=vhdx"],
+        Refused("image type"),
+    ),
+    (
+        &["--disk", "path=/d,image_type=vmdk"],
+        Refused("image type"),
+    ),
+    (
+        &["--disk", "vhost_user=on,socket=/s"],
+        Refused("vhost-user"),
+    ),
+    (&["--disk", "path=/d,iommu=on"], Refused("IOMMU")),
+    (&["--disk", "path=/d,pci_segment=1"], Refused("segment")),
+    (&["--disk", "readonly=on"], Refused("path")),
+    (&["--disk", "path=/d,num_queues=2"], Refused("queues")),
+    (
+        &[
+            "--net",
+            "tap=t,ip=10.0.0.1,mask=255.0.0.0,mac=02:00:00:00:00:01,host_mac=02:00:00:00:00:02,\
+             mtu=1500,num_queues=2,queue_size=256,id=n,offload_tso=off,offload_ufo=off,\
+             offload_csum=off,bw_size=1,bw_refill_time=1,pci_device_id=9",
+        ],
+        Accepted,
+    ),
+    (&["--net", "fd=[3]"], Accepted),
+    (
+        &["--net", "vhost_user=on,socket=/s,vhost_mode=server"],
+        Refused("vhost-user"),
+    ),
+    (&["--net", "tap=t,num_queues=1"], Refused("network device")),
+    (&["--serial", "off"], Accepted),
+    (&["--serial", "null"], Accepted),
+    (&["--serial", "tty", "--console", "off"], Accepted),
+    (&["--serial", "tty"], Refused("terminal")),
+    (&["--serial", "file=/f"], Accepted),
+    (&["--serial", "pty"], Known),
+    (&["--serial", "socket=/s"], Known),
+    (&["--console", "pty"], Accepted),
+    (&["--console", "socket=/s"], Accepted),
+    (&["--console", "file=/f,id=c,pci_device_id=5"], Accepted),
+    (&["--console", "null,iommu=on"], Refused("IOMMU")),
+    (&["--debug-console", "off,iobase=0xe9"], Accepted),
+    (&["--debug-console", "file=/f"], Refused("debug console")),
+    (&["--rng", "src=/dev/urandom,id=r"], Accepted),
+    (&["--rtc"], Refused("clock")),
+    (&["--vsock", "cid=3,socket=/s,id=v"], Accepted),
+    (
+        &["--vsock", "cid=2,socket=/s"],
+        Refused("context identifier"),
+    ),
+    (
+        &[
+            "--balloon",
+            "size=16M,deflate_on_oom=on,free_page_reporting=on,id=b",
+        ],
+        Accepted,
+    ),
+    (&["--balloon", "size=512M"], Refused("does not fit")),
+    (&["--watchdog"], Accepted),
+    (&["--pvpanic"], Refused("pvpanic")),
+    (&["--no-shutdown"], Accepted),
+    (
+        &["--fs", "tag=t,socket=/s,num_queues=1,queue_size=64"],
+        Refused("file system"),
+    ),
+    (
+        &["--pmem", "file=/f,size=1M,discard_writes=on"],
+        Refused("ersistent memory"),
+    ),
+    (
+        &[
+            "--generic-vhost-user",
+            "device_type=1,socket=/s,queue_sizes=[64]",
+        ],
+        Refused("vhost-user"),
+    ),
+    (&["--vdpa", "path=/v,num_queues=1"], Refused("vDPA")),
+    (&["--device", "path=/sys/x"], Refused("host device")),
+    (&["--user-device", "socket=/s"], Refused("vfio-user")),
+    (&["--numa", "guest_numa_id=0,cpus=[0]"], Refused("NUMA")),
+    (&["--tpm", "socket=/s"], Refused("TPM")),
+    (
+        &["--pci-segment", "pci_segment=0,mmio32_aperture_weight=1"],
+        Refused("PCI segment"),
+    ),
+    (&["--platform", "num_pci_segments=1"], Accepted),
+    (
+        &["--platform", "num_pci_segments=2"],
+        Refused("PCI segment"),
+    ),
+    (&["--platform", "tdx=on"], Refused("confidential")),
+    (&["--platform", "sev_snp=on"], Refused("confidential")),
+    (
+        &[
+            "--platform",
+            "system_serial_number=1,system_uuid=00000000-0000-0000-0000-000000000001",
+        ],
+        Known,
+    ),
+    (&["--restore", "source_url=file:///s"], Refused("--restore")),
+    (&["--seccomp", "true"], Accepted),
+    (&["--seccomp", "false"], Accepted),
+    (&["--seccomp", "log"], Accepted),
+    (&["--seccomp", "errno"], Accepted),
+    (&["--seccomp", "maybe"], Refused("--seccomp")),
+    (
+        &[
+            "--landlock",
+            "--landlock-rules",
+            "path=/a,access=rw",
+            "path=/b,access=r",
+        ],
+        Accepted,
+    ),
+    (
+        &["--landlock-rules", "path=/a,access=x"],
+        Refused("r, w or rw"),
+    ),
+    (&["--log-file", "/l", "-vvv"], Accepted),
+    (&["--gdb", "path=/g"], Refused("--gdb")),
+    (
+        &["--dbus-service-name", "x"],
+        Refused("--dbus-service-name"),
+    ),
+    // Not Cloud Hypervisor's.
+    (&["--exit-stats", "guest_leaves=off,latency=on"], Accepted),
+    (&["--exit-stats", "leaves=off"], Refused("leaves")),
+];
+
+#[test]
+fn every_flag_is_accepted_or_refused_by_name() {
+    for (line, expected) in FLAGS {
+        match (outcome(line), expected) {
+            (Ok(()), Accepted | Known) => {}
+            (Err(message), Known) => {
+                assert!(message.contains("not supported"), "{line:?}: {message}")
+            }
+            (Err(message), Refused(what)) => {
+                assert!(message.contains(what), "{line:?}: {message}");
+            }
+            (Err(message), Accepted) => panic!("{line:?} is refused: {message}"),
+            (Ok(()), Refused(_)) => panic!("{line:?} is accepted"),
+        }
+    }
+}
+
+#[test]
+fn the_same_machine_comes_out_of_flags_and_of_json() {
+    let cases: &[(&[&str], Value)] = &[
+        (&[], json!({})),
+        (
+            &["--cpus", "boot=2,max=4", "--memory", "size=1G,shared=on"],
+            json!({
+                "cpus": {"boot_vcpus": 2, "max_vcpus": 4},
+                "memory": {"size": 1 << 30, "shared": true},
+            }),
+        ),
+        (
+            &[
+                "--disk",
+                "path=/a,readonly=on",
+                "path=/b",
+                "--disk",
+                "path=/c,id=c",
+            ],
+            json!({"disks": [{"path": "/a", "readonly": true}, {"path": "/b"}, {"path": "/c", "id": "c"}]}),
+        ),
+        (
+            &[
+                "--net",
+                "tap=t,mac=02:00:00:00:00:01,num_queues=4",
+                "--cpus",
+                "boot=2",
+            ],
+            json!({
+                "net": [{"tap": "t", "mac": "02:00:00:00:00:01", "num_queues": 4}],
+                "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
+            }),
+        ),
+        (
+            &[
+                "--serial",
+                "file=/s",
+                "--console",
+                "off",
+                "--rng",
+                "src=/dev/random",
+            ],
+            json!({
+                "serial": {"mode": "File", "file": "/s"},
+                "console": {"mode": "Off"},
+                "rng": {"src": "/dev/random"},
+            }),
+        ),
+        (
+            &[
+                "--vsock",
+                "cid=3,socket=/v",
+                "--balloon",
+                "size=1M",
+                "--watchdog",
+            ],
+            json!({
+                "vsock": {"cid": 3, "socket": "/v"},
+                "balloon": {"size": 1 << 20},
+                "watchdog": true,
+            }),
+        ),
+        (
+            &["--landlock", "--landlock-rules", "path=/a,access=rw"],
+            json!({"landlock_enable": true, "landlock_rules": [{"path": "/a", "access": "rw"}]}),
+        ),
+        (
+            &["--exit-stats", "guest_leaves=off"],
+            json!({"exit_stats": {"guest_leaves": false}}),
+        ),
+        (
+            &["--initramfs", "/i", "--cmdline", "quiet"],
+            json!({"payload": {"kernel": "/k", "initramfs": "/i", "cmdline": "quiet"}}),
+        ),
+    ];
+    for (line, body) in cases {
+        let mut body = body.clone();
+        if body.get("payload").is_none() {
+            body["payload"] = json!({"kernel": "/k"});
+        }
+        assert_eq!(misfit("VmConfig", &body), None);
+        let by_json: VmConfig = serde_json::from_value(body).unwrap();
+        let by_flags = config(line).unwrap();
+        assert_eq!(by_flags, by_json, "{line:?}");
+        assert_eq!(
+            VmParams::try_from(&by_flags),
+            VmParams::try_from(&by_json),
+            "{line:?}"
+        );
+    }
+}

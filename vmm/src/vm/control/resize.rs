@@ -1,0 +1,52 @@
+//! Changes of size: of the balloon at any time, of the rest before the boot.
+
+use api_client::types::VmResize;
+
+use super::{ControlError, Vmm};
+use crate::config::check_balloon_size;
+use crate::monitor::Source;
+use crate::vm::BuildError;
+use crate::vm::devices::DeviceError;
+
+impl Vmm {
+    /// Gives the machine what is asked for, or refuses all of it.
+    pub(super) fn resize(&mut self, wanted: &VmResize) -> Result<(), ControlError> {
+        let mut config = self.config.clone().ok_or(ControlError::NotCreated)?;
+        if let Some(vcpus) = wanted.desired_vcpus {
+            if self.machine.is_some() && vcpus != config.cpus.boot_vcpus {
+                return Err(ControlError::Unsupported(
+                    "Changing the number of vCPUs of a running machine",
+                ));
+            }
+            config.cpus.boot_vcpus = vcpus;
+            config.cpus.max_vcpus = config.cpus.max_vcpus.max(vcpus);
+        }
+        if let Some(memory) = wanted.desired_ram {
+            if self.machine.is_some() && memory != config.memory.size {
+                return Err(ControlError::Unsupported(
+                    "Changing the memory of a running machine other than by its balloon",
+                ));
+            }
+            config.memory.size = memory;
+        }
+        if let Some(bytes) = wanted.desired_balloon {
+            let balloon =
+                config
+                    .balloon
+                    .as_mut()
+                    .ok_or(ControlError::Build(BuildError::Device(
+                        DeviceError::NoBalloon,
+                    )))?;
+            check_balloon_size(bytes, config.memory.size)?;
+            balloon.size = bytes;
+        }
+        self.tell(Source::Vm, "resizing");
+        if let (Some(machine), Some(bytes)) = (&self.machine, wanted.desired_balloon) {
+            let devices = machine.devices();
+            devices.resize_balloon(bytes).map_err(BuildError::Device)?;
+        }
+        self.config = Some(config);
+        self.tell(Source::Vm, "resized");
+        Ok(())
+    }
+}
