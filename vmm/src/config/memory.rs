@@ -97,7 +97,7 @@ pub(super) fn zones(memory: &MemoryConfig) -> Result<Vec<Zone>, ConfigError> {
 }
 
 /// Bytes that the guest has, of a configuration that was or will be checked.
-pub(super) fn total(memory: &MemoryConfig) -> u64 {
+pub fn total(memory: &MemoryConfig) -> u64 {
     let zones = memory.zones.iter().flatten();
     zones.fold(memory.size, |sum, zone| sum.saturating_add(zone.size))
 }

@@ -20,7 +20,7 @@ pub use balloon::{MemoryBalloon, check_size as check_balloon_size};
 pub use console::{ConsoleParams, ConsoleTarget};
 pub use devices::{DeviceParams, PciParams, RngParams};
 pub use disk::{DiskLimit, DiskParams};
-pub use memory::MemoryConfigError;
+pub use memory::{MemoryConfigError, total as memory_size};
 pub use names::{forget_device, name_devices};
 pub use net::{NicCable, NicError, NicParams};
 pub use vsock::VsockParams;

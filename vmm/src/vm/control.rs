@@ -30,7 +30,7 @@ use super::state::{TransitionError, VmState};
 use crate::api::{
     ApiError, ApiQueue, ErrorKind, RequestHandler, StatusBoard, VmAction, VmReply, VmStatus,
 };
-use crate::config::{ConfigError, VmParams, name_devices};
+use crate::config::{ConfigError, VmParams, memory_size, name_devices};
 use crate::event::{EventSink, MachineEvent};
 use crate::monitor::{EventMonitor, Source};
 use crate::sandbox::{LandlockError, confine};
@@ -453,7 +453,7 @@ impl RequestHandler for Vmm {
             info: Some(VmInfo {
                 config: config.as_ref().clone(),
                 state: self.state.into(),
-                memory_actual_size: config.memory.size,
+                memory_actual_size: memory_size(&config.memory),
                 device_tree: machine.map(|machine| device_tree(config, machine)),
             }),
             counters: machine.map(|machine| machine.devices().counters()),

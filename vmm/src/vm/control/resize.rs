@@ -3,7 +3,7 @@
 use api_client::types::VmResize;
 
 use super::{ControlError, Vmm};
-use crate::config::check_balloon_size;
+use crate::config::{VmParams, check_balloon_size, memory_size};
 use crate::monitor::Source;
 use crate::vm::BuildError;
 use crate::vm::devices::DeviceError;
@@ -22,12 +22,15 @@ impl Vmm {
             config.cpus.max_vcpus = config.cpus.max_vcpus.max(vcpus);
         }
         if let Some(memory) = wanted.desired_ram {
-            if self.machine.is_some() && memory != config.memory.size {
+            let has_other_size = memory != memory_size(&config.memory);
+            if self.machine.is_some() && has_other_size {
                 return Err(ControlError::Unsupported(
                     "Changing the memory of a running machine other than by its balloon",
                 ));
             }
-            config.memory.size = memory;
+            if has_other_size {
+                config.memory.size = memory;
+            }
         }
         if let Some(bytes) = wanted.desired_balloon {
             let balloon =
@@ -37,9 +40,10 @@ impl Vmm {
                     .ok_or(ControlError::Build(BuildError::Device(
                         DeviceError::NoBalloon,
                     )))?;
-            check_balloon_size(bytes, config.memory.size)?;
+            check_balloon_size(bytes, memory_size(&config.memory))?;
             balloon.size = bytes;
         }
+        VmParams::try_from(config.as_ref())?;
         self.tell(Source::Vm, "resizing");
         if let (Some(machine), Some(bytes)) = (&self.machine, wanted.desired_balloon) {
             let devices = machine.devices();
