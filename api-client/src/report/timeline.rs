@@ -107,8 +107,8 @@ impl Timeline {
                     self.reasons.push(ReasonSeries {
                         number: row.number,
                         label: row.label(delta.isa),
-                        symbol: row.symbol.clone(),
-                        name: row.name.clone(),
+                        symbol: row.symbol.to_string(),
+                        name: row.name.to_string(),
                         exits: vec![0; self.buckets],
                         total_exits: 0,
                         seconds: [0.0; 3],

@@ -138,7 +138,7 @@ fn draw_table(frame: &mut Frame, area: Rect, model: &Model, rows: &[Row], palett
         let average = counters.cycles.checked_div(counters.exits).unwrap_or(0);
         TableRow::new([
             right(&row.reason.label(latest.and_then(|latest| latest.isa))),
-            Cell::new(row.reason.symbol.clone()),
+            Cell::new(row.reason.symbol.to_string()),
             right(&figure(row.rate)),
             right(&counters.exits.to_string()),
             right(&format!("{:.1}", counters.exits as f64 * 100.0 / exits)),

@@ -1,10 +1,12 @@
 //! The forms in which people and programs read a snapshot. JSON is the
-//! snapshot's own serde form; the others are here.
+//! snapshot's own serde form, which [`json`] writes too.
 
 mod columns;
 #[cfg(feature = "std")]
 mod csv;
 mod guest;
+#[cfg(feature = "std")]
+mod json;
 #[cfg(feature = "std")]
 mod openmetrics;
 #[cfg(feature = "std")]
@@ -15,6 +17,8 @@ mod table;
 #[cfg(feature = "std")]
 pub use csv::csv;
 pub use guest::guest_table;
+#[cfg(feature = "std")]
+pub use json::{json, json_into};
 #[cfg(feature = "std")]
 pub use openmetrics::{CONTENT_TYPE, openmetrics, openmetrics_of_host};
 #[cfg(feature = "std")]

@@ -164,7 +164,7 @@ impl Vms {
                     let labels: Labels = vec![
                         ("vm", vm.as_str().into()),
                         ("vcpu", vcpu.id.to_string().into()),
-                        ("reason", row.symbol.as_str().into()),
+                        ("reason", row.symbol.as_ref().into()),
                     ];
                     let value = value(&row.counters);
                     put(&mut family, &labels, value, unit, snapshot.tsc_khz)?;

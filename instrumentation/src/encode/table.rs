@@ -53,7 +53,7 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         let counters = &row.counters;
         table.add_row([
             row.label(snapshot.isa),
-            row.symbol.clone(),
+            row.symbol.to_string(),
             grouped(counters.exits),
             percent(counters.exits, totals.exits),
             grouped(counters.cycles),

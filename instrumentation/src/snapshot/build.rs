@@ -4,7 +4,7 @@ use super::{
     DeviceExits, ExitCounters, ExitSnapshot, ReasonArrays, ReasonCounters, Source, Totals,
     UserExits, VcpuSample, VcpuSnapshot, VmmSide,
 };
-use crate::table::{ExitSlot, ExitTable, Isa};
+use crate::table::{ExitTable, Isa};
 use crate::user_exit::{RangeInfo, UserExitCount, UserExitKind};
 
 /// What a snapshot says about the host.
@@ -106,9 +106,10 @@ fn reasons_of(table: &'static ExitTable, arrays: &ReasonArrays) -> Vec<ReasonCou
     };
     let mut reasons = Vec::with_capacity(table.reasons.len() + 1);
     let mut other = ExitCounters::default();
+    let known = table.by_slot();
     for slot in 0..arrays.exits.len() {
         let counters = at(slot);
-        match table.reason_at(ExitSlot(slot)) {
+        match known.get(slot).copied().flatten() {
             Some(entry) => reasons.push(ReasonCounters {
                 number: Some(entry.number),
                 name: entry.name.into(),
@@ -157,14 +158,14 @@ fn sum_reasons(table: &'static ExitTable, vcpus: &[VcpuSnapshot]) -> Vec<ReasonC
             ..ReasonArrays::default()
         },
     );
-    for reason in vcpus
-        .iter()
-        .filter_map(|vcpu| vcpu.reasons.as_ref())
-        .flatten()
-    {
-        match sums.iter_mut().find(|sum| sum.number == reason.number) {
-            Some(sum) => sum.counters.add(&reason.counters),
-            None => sums.push(reason.clone()),
+    for reasons in vcpus.iter().filter_map(|vcpu| vcpu.reasons.as_ref()) {
+        // All lists begin with the defined reasons. The one that may follow is
+        // last in each.
+        for (place, reason) in reasons.iter().enumerate() {
+            match sums.get_mut(place) {
+                Some(sum) => sum.counters.add(&reason.counters),
+                None => sums.push(reason.clone()),
+            }
         }
     }
     sums

@@ -12,6 +12,8 @@ pub use build::{Host, VcpuInput};
 pub use delta::DeltaError;
 pub use query::{Query, QueryError};
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::table::Isa;
@@ -99,9 +101,9 @@ pub struct ReasonCounters {
     /// The manual's number; null for exits that it has no number for.
     pub number: Option<u32>,
     /// The manual's name.
-    pub name: String,
+    pub name: Cow<'static, str>,
     /// Linux's symbol.
-    pub symbol: String,
+    pub symbol: Cow<'static, str>,
     /// Whether KVM has a handler for it.
     pub enabled: bool,
     /// How often it happened.

@@ -7,6 +7,8 @@
 
 use alloc::format;
 use alloc::string::{String, ToString};
+#[cfg(feature = "std")]
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
@@ -184,6 +186,23 @@ impl ExitTable {
         self.entry(ExitReason(
             range.first_reason + (slot.0 - range.first_slot) as u32,
         ))
+    }
+
+    /// What each slot counts, as [`reason_at`](Self::reason_at) says.
+    #[cfg(feature = "std")]
+    pub fn by_slot(&self) -> &'static [Option<&'static ReasonEntry>] {
+        static VMX_SLOTS: OnceLock<Vec<Option<&ReasonEntry>>> = OnceLock::new();
+        static SVM_SLOTS: OnceLock<Vec<Option<&ReasonEntry>>> = OnceLock::new();
+        let slots = match self.isa {
+            Isa::Vmx => &VMX_SLOTS,
+            Isa::Svm => &SVM_SLOTS,
+        };
+        slots.get_or_init(|| {
+            let table = self.isa.table();
+            (0..table.slots)
+                .map(|slot| table.reason_at(ExitSlot(slot)))
+                .collect()
+        })
     }
 
     /// Finds a reason as a person types it: a decimal or 0x number, the Linux

@@ -1,5 +1,8 @@
 //! The exit statistics as a resource: parameters in, snapshot out.
 
+use std::sync::Arc;
+
+use instrumentation::encode;
 use instrumentation::snapshot::Query;
 use instrumentation::table::ExitReason;
 
@@ -52,10 +55,44 @@ fn parse_number(key: &str, text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("{key}=\"{text}\" is not an unsigned 32-bit number"))
 }
 
+/// Memory of answers that all clients have taken, for further ones: a whole
+/// snapshot's is large, and to have it from the kernel anew takes as long as to
+/// fill it.
+#[derive(Debug, Default)]
+pub struct Bodies(Vec<Arc<Vec<u8>>>);
+
+/// Answers whose memory is kept.
+const KEPT: usize = 4;
+/// The largest answer whose memory is kept.
+const LARGEST_KEPT: usize = 1 << 20;
+
+impl Bodies {
+    fn take(&mut self) -> Vec<u8> {
+        let free = self.0.iter().position(|body| Arc::strong_count(body) == 1);
+        free.and_then(|place| Arc::into_inner(self.0.swap_remove(place)))
+            .unwrap_or_default()
+    }
+
+    fn keep(&mut self, response: &Response) {
+        if let Some((_, body)) = &response.body
+            && self.0.len() < KEPT
+            && body.capacity() <= LARGEST_KEPT
+        {
+            self.0.push(Arc::clone(body));
+        }
+    }
+}
+
 /// Answers with a snapshot.
-pub fn snapshot(hub: &StatsHub, query: &Query) -> Response {
+pub fn snapshot(hub: &StatsHub, query: &Query, bodies: &mut Bodies) -> Response {
     match hub.snapshot(query) {
-        Ok(snapshot) => Response::json(&snapshot),
+        Ok(snapshot) => {
+            let mut body = bodies.take();
+            encode::json_into(&mut body, &snapshot);
+            let response = Response::text(ContentType::Json, body);
+            bodies.keep(&response);
+            response
+        }
         Err(error) => refuse(&error),
     }
 }
@@ -71,7 +108,7 @@ pub fn metrics(hub: &StatsHub, vm: &str) -> Response {
     let vms: Vec<_> = snapshot.iter().map(|snapshot| (vm, snapshot)).collect();
     Response::text(
         ContentType::OpenMetrics,
-        instrumentation::encode::openmetrics(&vms),
+        encode::openmetrics(&vms).into_bytes(),
     )
 }
 
@@ -133,6 +170,26 @@ mod tests {
         for text in ["reasons=1", "reason", "nonzero=1", "vcpu=1&vcpu=1", "=1"] {
             assert!(parse_query(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn memory_is_used_again_once_nobody_reads_it() {
+        let hub = StatsHub::new();
+        hub.publish(crate::stats::tests::machine(
+            1,
+            crate::stats::tests::PATCHED,
+        ));
+        let mut bodies = Bodies::default();
+        let mut ask = || snapshot(&hub, &Query::default(), &mut bodies);
+        let place = |response: &Response| response.body.as_ref().map(|(_, body)| body.as_ptr());
+        let first = ask();
+        let second = ask();
+        assert_ne!(place(&first), place(&second));
+        let (place_of_first, text) = (place(&first), first.body.clone().unwrap().1.to_vec());
+        drop(first);
+        let third = ask();
+        assert_eq!(place(&third), place_of_first);
+        assert_ne!(third.body.unwrap().1.to_vec(), text);
     }
 
     proptest::proptest! {

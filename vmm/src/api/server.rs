@@ -12,6 +12,7 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
 use instrumentation::snapshot::Query;
+use rustix::net::sockopt;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -28,6 +29,10 @@ use crate::stats::StatsHub;
 const MAX_CONNECTIONS: usize = 512;
 /// How long the end of the server waits for clients to take their answers.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Bytes of answers that the kernel may hold for a client: those of a machine
+/// with many vCPUs, twice over. The kernel's own limit may be lower.
+const SEND_BUFFER: usize = 1 << 20;
 
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
@@ -125,6 +130,7 @@ pub fn serve_on(socket: ApiSocket, context: ApiContext) -> Result<ApiServer, Ser
             connections: HashMap::new(),
             next_token: FIRST_CONNECTION,
             round: Vec::new(),
+            bodies: exit_stats::Bodies::default(),
         };
         Ok((event_loop, shared))
     };
@@ -202,11 +208,12 @@ struct EventLoop {
     /// begun to ask when that wait ended may share them: they are no older
     /// than the question. Many clients then cost little more than one.
     round: Vec<(Query, Response)>,
+    bodies: exit_stats::Bodies,
 }
 
 impl EventLoop {
     fn run(&mut self) -> io::Result<()> {
-        let mut events = vec![EpollEvent::default(); 64];
+        let mut events = vec![EpollEvent::default(); 128];
         loop {
             let count = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => count,
@@ -250,6 +257,9 @@ impl EventLoop {
 
     fn admit(&mut self, mut stream: UnixStream) -> io::Result<()> {
         stream.set_nonblocking(true)?;
+        // So that an answer leaves in one piece where the kernel allows it. It
+        // arrives in any case.
+        let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
         if self.connections.len() >= MAX_CONNECTIONS {
             let response = Response::error(
                 503,
@@ -343,7 +353,7 @@ impl EventLoop {
         {
             return response.clone();
         }
-        let response = exit_stats::snapshot(&self.context.stats, query);
+        let response = exit_stats::snapshot(&self.context.stats, query, &mut self.bodies);
         self.round.push((*query, response.clone()));
         response
     }

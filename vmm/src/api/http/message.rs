@@ -219,10 +219,10 @@ impl Response {
     }
 
     /// Done, with a text: 200.
-    pub fn text(content_type: ContentType, text: String) -> Self {
+    pub fn text(content_type: ContentType, text: Vec<u8>) -> Self {
         Response {
             status: 200,
-            body: Some((content_type, Arc::new(text.into_bytes()))),
+            body: Some((content_type, Arc::new(text))),
             close: false,
         }
     }

@@ -251,6 +251,8 @@ const API: &[Entry] = &[
     any(libc::SYS_recvmsg),
     any(libc::SYS_sendmsg),
     any(libc::SYS_sendto),
+    // Room for a whole answer.
+    with(libc::SYS_setsockopt, &[equal(2, libc::SO_SNDBUF as u32)]),
     any(libc::SYS_statx),
     any(libc::SYS_unlink),
 ];
