@@ -180,6 +180,7 @@ fn ranking(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
     by_time.sort_by(|a, b| b.1.total_cmp(&a.1));
     page.heading("Reasons by number of exits");
     page.svg(&plot::bars(&by_count)?, "Exits of each reason");
+    page.values("reason,exits", &by_count);
     page.heading("Reasons by time in the kernel");
     page.svg(&plot::bars(&by_time)?, "Kernel time of each reason");
     let rows = timeline.reasons.iter().map(|row| {

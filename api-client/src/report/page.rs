@@ -103,6 +103,15 @@ impl Page {
         self.copyable(&csv);
     }
 
+    /// The values behind a plot of bars, to copy.
+    pub fn values(&mut self, header: &str, bars: &[(String, f64, String)]) {
+        let mut csv = format!("{header}\n");
+        for (name, value, _) in bars {
+            let _ = writeln!(csv, "{name},{value}");
+        }
+        self.copyable(&csv);
+    }
+
     fn copyable(&mut self, csv: &str) {
         let csv = escape(csv);
         self.line(format_args!(

@@ -51,15 +51,9 @@ fn watch(
     readings: &mpsc::Receiver<(Result<ExitSnapshot, String>, Instant)>,
 ) -> io::Result<()> {
     let palette = Palette::from_environment();
-    let mut last = Instant::now();
     loop {
         for (reading, at) in readings.try_iter() {
-            let elapsed = at.saturating_duration_since(last);
-            // A failed reading is not one that a rate could be counted from.
-            if reading.is_ok() {
-                last = at;
-            }
-            model.update(reading, elapsed);
+            model.update(reading, at);
         }
         terminal.draw(|frame| draw(frame, model, palette))?;
         if !event::poll(TICK)? {

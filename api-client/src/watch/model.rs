@@ -1,7 +1,7 @@
 //! What the live view knows, and what its keys do. Nothing here draws.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Duration;
+use std::time::Instant;
 
 use instrumentation::snapshot::{ExitSnapshot, ReasonCounters, Totals};
 
@@ -77,6 +77,8 @@ pub struct Model {
     /// What the title line calls the VM.
     pub vm: String,
     latest: Option<ExitSnapshot>,
+    /// When it was read.
+    read_at: Option<Instant>,
     /// Totals of the last interval, and its length in seconds.
     interval: Option<(Totals, f64)>,
     rates: HashMap<Option<u32>, f64>,
@@ -112,6 +114,7 @@ impl Model {
         Model {
             vm: vm.into(),
             latest: None,
+            read_at: None,
             interval: None,
             rates: HashMap::new(),
             histories: HashMap::new(),
@@ -135,8 +138,9 @@ impl Model {
         self.interval
     }
 
-    /// Takes a reading, `elapsed` after the one before.
-    pub fn update(&mut self, reading: Result<ExitSnapshot, String>, elapsed: Duration) {
+    /// Takes a reading of some moment. A frozen view takes none, so what is
+    /// shown when it goes on happened over all of that time.
+    pub fn update(&mut self, reading: Result<ExitSnapshot, String>, at: Instant) {
         if self.frozen {
             return;
         }
@@ -152,16 +156,40 @@ impl Model {
             .latest
             .as_ref()
             .and_then(|last| snapshot.since(last).ok());
-        match delta {
-            Some(delta) => self.advance(&delta, elapsed.as_secs_f64()),
+        let chosen = self.chosen();
+        match (delta, self.read_at) {
+            (Some(delta), Some(before)) => {
+                let elapsed = at.saturating_duration_since(before);
+                self.advance(&delta, elapsed.as_secs_f64());
+            }
             // The first reading, or the VM was rebooted: rates begin anew.
-            None => {
+            _ => {
                 self.interval = None;
                 self.rates.clear();
                 self.histories.clear();
             }
         }
         self.latest = Some(snapshot);
+        self.read_at = Some(at);
+        self.stay_with(chosen);
+    }
+
+    /// The reason that the user went to or opened; at the top without having
+    /// done so, it is whatever comes first.
+    fn chosen(&self) -> Option<Option<u32>> {
+        (self.opened || self.selected > 0)
+            .then(|| self.rows().get(self.selected).map(|row| row.reason.number))
+            .flatten()
+    }
+
+    /// Selects the reason again, wherever its row went.
+    fn stay_with(&mut self, chosen: Option<Option<u32>>) {
+        let rows = self.rows();
+        let place =
+            chosen.and_then(|number| rows.iter().position(|row| row.reason.number == number));
+        self.selected = place
+            .unwrap_or(self.selected)
+            .min(rows.len().saturating_sub(1));
     }
 
     fn advance(&mut self, delta: &ExitSnapshot, seconds: f64) {
@@ -225,7 +253,11 @@ impl Model {
         }
         match key {
             Key::Char('q') => return Outcome::Quit,
-            Key::Char('s') => self.sort = self.sort.next(),
+            Key::Char('s') => {
+                let chosen = self.chosen();
+                self.sort = self.sort.next();
+                self.stay_with(chosen);
+            }
             Key::Char('f' | ' ') => self.frozen = !self.frozen,
             Key::Char('/') => {
                 self.typing = true;

@@ -1,3 +1,6 @@
+use std::sync::OnceLock;
+use std::time::Duration;
+
 use super::*;
 use instrumentation::snapshot::{Host, ReasonArrays, VcpuInput, VcpuSample};
 use instrumentation::table::{Isa, STATS_SLOTS};
@@ -36,13 +39,16 @@ fn snapshot(rows: &[(usize, u64)]) -> ExitSnapshot {
     ExitSnapshot::from_samples(&host, &ranges.ranges(), &[input])
 }
 
+/// A moment so many seconds after the first reading.
+fn at(seconds: u64) -> Instant {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    *FIRST.get_or_init(Instant::now) + Duration::from_secs(seconds)
+}
+
 fn model() -> Model {
     let mut model = Model::new("vm.sock");
-    model.update(Ok(snapshot(&[(10, 100), (30, 50)])), Duration::ZERO);
-    model.update(
-        Ok(snapshot(&[(10, 110), (30, 90), (12, 1)])),
-        Duration::from_secs(2),
-    );
+    model.update(Ok(snapshot(&[(10, 100), (30, 50)])), at(0));
+    model.update(Ok(snapshot(&[(10, 110), (30, 90), (12, 1)])), at(2));
     model
 }
 
@@ -50,7 +56,7 @@ fn symbols(model: &Model) -> Vec<String> {
     model
         .rows()
         .into_iter()
-        .map(|row| row.reason.symbol)
+        .map(|row| row.reason.symbol.into_owned())
         .collect()
 }
 
@@ -96,20 +102,37 @@ fn keys_sort_filter_and_quit() {
 fn a_frozen_view_stands_still_until_it_goes_on() {
     let mut model = model();
     model.key(Key::Char('f'));
-    model.update(Ok(snapshot(&[(10, 999)])), Duration::from_secs(1));
+    model.update(Ok(snapshot(&[(10, 999)])), at(3));
     assert_eq!(model.latest().unwrap().totals.exits, 201);
     model.key(Key::Char('f'));
-    model.update(
-        Ok(snapshot(&[(10, 999), (30, 90), (12, 1)])),
-        Duration::from_secs(1),
-    );
-    assert_eq!(model.latest().unwrap().totals.exits, 1090);
+    model.update(Ok(snapshot(&[(10, 1110), (30, 90), (12, 1)])), at(12));
+    assert_eq!(model.latest().unwrap().totals.exits, 1201);
+    // A thousand more in the ten seconds since the last one that was shown.
+    assert_eq!(model.rows()[0].rate, 100.0);
+}
+
+#[test]
+fn the_selection_stays_with_its_reason() {
+    let mut model = model();
+    assert_eq!(symbols(&model), ["IO_INSTRUCTION", "CPUID", "HLT"]);
+    // Nothing was chosen yet: the top stays the top.
+    model.update(Ok(snapshot(&[(10, 1110), (30, 90), (12, 2)])), at(3));
+    assert_eq!((model.selected, symbols(&model)[0].as_str()), (0, "CPUID"));
+    model.key(Key::Enter);
+    model.update(Ok(snapshot(&[(10, 1110), (30, 190), (12, 2)])), at(4));
+    assert_eq!(symbols(&model)[model.selected], "CPUID");
+    model.key(Key::Down);
+    let chosen = symbols(&model)[model.selected].clone();
+    for _ in 0..4 {
+        model.key(Key::Char('s'));
+        assert_eq!(symbols(&model)[model.selected], chosen);
+    }
 }
 
 #[test]
 fn a_reboot_begins_rates_anew() {
     let mut model = model();
-    model.update(Ok(snapshot(&[(10, 1)])), Duration::from_secs(1));
+    model.update(Ok(snapshot(&[(10, 1)])), at(3));
     assert_eq!(model.interval(), None);
     assert_eq!(model.rows()[0].rate, 0.0);
 }
@@ -117,7 +140,7 @@ fn a_reboot_begins_rates_anew() {
 #[test]
 fn a_failed_reading_is_shown_and_the_figures_stay() {
     let mut model = model();
-    model.update(Err("Cannot connect".into()), Duration::from_secs(1));
+    model.update(Err("Cannot connect".into()), at(3));
     let screen = screen(&model);
     assert!(screen.contains("Cannot connect") && screen.contains("IO_INSTRUCTION"));
 }
