@@ -2,6 +2,7 @@
 //! went wrong when one fails.
 
 use std::ffi::OsStr;
+use std::io::Write;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -48,6 +49,33 @@ pub fn output(command: &mut Command) -> Result<Vec<u8>> {
 pub fn text(command: &mut Command) -> Result<String> {
     let out = output(command)?;
     Ok(String::from_utf8_lossy(&out).trim_end().to_owned())
+}
+
+/// Like [`text`], with something to read; what it says on standard error is
+/// part of the outcome.
+pub fn fed(command: &mut Command, input: &str) -> Result<String> {
+    let shown = describe(command);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("Cannot start `{shown}`"))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ends before it has read all says why below.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let out = child.wait_with_output()?;
+    let mut said = String::from_utf8_lossy(&out.stdout).into_owned();
+    said.push_str(&String::from_utf8_lossy(&out.stderr));
+    if !out.status.success() {
+        bail!(
+            "`{shown}` failed ({})\n{}",
+            out.status,
+            tail(&said, TAIL_LINES)
+        );
+    }
+    Ok(said)
 }
 
 /// Runs to the end with our own terminal as its output.

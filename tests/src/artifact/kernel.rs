@@ -1,13 +1,12 @@
 //! Debian's kernels: downloaded and unpacked, never installed.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::packages;
-use crate::command::{command, output};
 use crate::progress::step;
 use crate::tree::Tree;
 
@@ -143,7 +142,7 @@ impl Kernel {
         let dir = self.package_dir(package);
         if !dir.exists() {
             step(&format!("Downloading {package} {}", self.version), || {
-                download(package, &self.version, &dir)
+                packages::download(package, &self.version, &dir)
             })?;
         }
         Ok(dir)
@@ -174,22 +173,4 @@ fn choose(series: Series) -> Result<Chosen> {
             series.metapackage()
         )
     })
-}
-
-/// Downloads a package and unpacks it to `dir`, which appears only when whole.
-fn download(package: &str, version: &str, dir: &Path) -> Result<()> {
-    let partial = dir.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial)?;
-    }
-    fs::create_dir_all(&partial)?;
-    let wanted = format!("{package}={version}");
-    output(command("apt-get", ["download", "-q", &wanted]).current_dir(&partial))?;
-    let archive = fs::read_dir(&partial)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|suffix| suffix == "deb"))
-        .with_context(|| format!("apt-get brought no archive of {wanted}"))?;
-    output(command("dpkg", ["-x"]).arg(&archive).arg(&partial))?;
-    fs::remove_file(&archive)?;
-    fs::rename(&partial, dir).with_context(|| format!("Cannot make {}", dir.display()))
 }

@@ -1,11 +1,14 @@
 //! Debian packages that the lab's programs come from.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use crate::command::{command, output, text};
 use crate::progress::step;
+use crate::tree::Tree;
 
 /// For emulated hosts: emulators, firmware, what packs their images.
 const HOST: &[&str] = &[
@@ -21,6 +24,12 @@ const HOST: &[&str] = &[
     "busybox-static",
     "xz-utils",
 ];
+
+/// For trials with the programs that operators use.
+pub const TOOLS: &[&str] = &["tmux"];
+
+/// For `cargo lab look`.
+pub const BROWSER: &[&str] = &["chromium", "fonts-dejavu-core"];
 
 /// For building kernel modules.
 const MODULES: &[&str] = &[
@@ -114,6 +123,42 @@ pub fn candidate(package: &str) -> Result<Option<String>> {
         .find_map(|line| line.trim().strip_prefix("Candidate: "))
         .filter(|version| *version != "(none)")
         .map(str::to_owned))
+}
+
+/// A package of which only the files are wanted, unpacked and not installed: a
+/// daemon would be started.
+pub fn unpacked(tree: &Tree, package: &str) -> Result<PathBuf> {
+    let mut version = candidate(package)?;
+    if version.is_none() {
+        refresh_lists()?;
+        version = candidate(package)?;
+    }
+    let version = version.with_context(|| format!("apt knows no {package}"))?;
+    let dir = tree.cache().join(format!("{package}-{version}"));
+    if !dir.exists() {
+        step(&format!("Downloading {package} {version}"), || {
+            download(package, &version, &dir)
+        })?;
+    }
+    Ok(dir)
+}
+
+/// Downloads a package and unpacks it to `dir`, which appears only when whole.
+pub fn download(package: &str, version: &str, dir: &Path) -> Result<()> {
+    let partial = dir.with_extension("partial");
+    if partial.exists() {
+        fs::remove_dir_all(&partial)?;
+    }
+    fs::create_dir_all(&partial)?;
+    let wanted = format!("{package}={version}");
+    output(command("apt-get", ["download", "-q", &wanted]).current_dir(&partial))?;
+    let archive = fs::read_dir(&partial)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|suffix| suffix == "deb"))
+        .with_context(|| format!("apt-get brought no archive of {wanted}"))?;
+    output(command("dpkg", ["-x"]).arg(&archive).arg(&partial))?;
+    fs::remove_file(&archive)?;
+    fs::rename(&partial, dir).with_context(|| format!("Cannot make {}", dir.display()))
 }
 
 /// The first dependency of a package, which for a kernel's metapackage is the

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -82,6 +83,14 @@ enum Command {
     },
     /// Pass the kernel side through the kernel's own gates: sparse, checkpatch, kernel-doc
     Gates,
+    /// Poll the API with 64 clients on this machine; fails where they wait long
+    Load {
+        /// How long
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
+    /// Hold metrics, live view and report against Prometheus, a terminal and a browser
+    Look,
     /// Play in an emulated host
     Shell {
         #[command(flatten)]
@@ -165,6 +174,8 @@ fn run(command: Command) -> Result<()> {
         ),
         Command::Package { test } => task::package(&tree, test),
         Command::Gates => check::kernel_gates(&tree),
+        Command::Load { seconds } => task::load(&tree, Duration::from_secs(seconds)),
+        Command::Look => task::look(&tree),
         Command::Shell { host } => task::shell(&tree, host.isa, host.kernel),
         Command::Selftests { isa, kernel } => task::selftests(&tree, &both_or(isa), kernel),
         Command::Study { isa } => task::study(&tree, &both_or(isa), Series::V6_1),

@@ -22,7 +22,7 @@ pub struct Built {
 
 /// Makes what is missing or out of date.
 pub fn build(tree: &Tree, series: Series) -> Result<Built> {
-    packages::ensure_installed()?;
+    packages::ensure_installed_with(packages::TOOLS)?;
     let kernel = Kernel::fetch(tree, series)?;
     // Much of either is serial: linking here, unpacking and configuring there.
     let modules = thread::scope(|scope| {

@@ -3,6 +3,8 @@
 mod bench;
 mod build;
 mod demo;
+mod load;
+mod look;
 mod package;
 mod selftests;
 mod shell;
@@ -12,6 +14,8 @@ mod test;
 pub use bench::bench;
 pub use build::{Built, as_built, build};
 pub use demo::demo;
+pub use load::load;
+pub use look::look;
 pub use package::package;
 pub use selftests::selftests;
 pub use shell::shell;

@@ -13,12 +13,13 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 
 use super::selftests::few as few_selftests;
-use super::{Built, as_built, build};
+use super::{Built, as_built, build, load};
 use crate::artifact::kernel::Series;
 use crate::check;
 use crate::command::{command, output, visible};
 use crate::host::{self, Isa, Qemu, bare as this_machine};
 use crate::progress::seconds;
+use crate::tools;
 use crate::tree::Tree;
 
 /// What of it to run.
@@ -218,6 +219,10 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
                 "unit tests",
                 cargo(tree, &["test", "--workspace", "--no-fail-fast"]),
             );
+            heading("operators' programs");
+            part("operators' programs", tools::check(tree));
+            heading("64 clients");
+            part("64 clients", load::short_load(tree));
         }
         if whole && !options.quick {
             heading("gates of the kernel");
