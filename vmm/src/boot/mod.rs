@@ -10,6 +10,7 @@ mod linux;
 mod memory_map;
 mod pvh;
 pub mod registers;
+mod smbios;
 
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::memory::GuestRam;
 use crate::memory::layout::{CMDLINE_MAX, CMDLINE_START};
 use registers::Entry;
+pub use smbios::{Identity, write_tables as write_smbios};
 
 /// What to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +79,9 @@ pub enum BootError {
     /// The tables outgrew their place.
     #[error("The ACPI tables take {0} bytes, too many for their place")]
     AcpiTooBig(usize),
+    /// The names outgrew their place.
+    #[error("The SMBIOS tables take {0} bytes, too many for their place: use shorter OEM strings")]
+    SmbiosTooBig(usize),
 }
 
 /// A range of guest memory with something in it.

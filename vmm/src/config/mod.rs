@@ -6,6 +6,7 @@ mod balloon;
 mod console;
 mod devices;
 mod disk;
+mod identity;
 mod memory;
 mod names;
 mod net;
@@ -25,7 +26,7 @@ pub use names::{forget_device, name_devices};
 pub use net::{NicCable, NicError, NicParams};
 pub use vsock::VsockParams;
 
-use crate::boot::Payload;
+use crate::boot::{Identity, Payload};
 use crate::devices::serial::ConsoleSink;
 use crate::memory::Zone;
 
@@ -140,6 +141,15 @@ pub enum ConfigError {
     /// One terminal, two consoles.
     #[error("Serial port and virtio console cannot both have the terminal; one of them can be off")]
     TwoTerminals,
+    /// A UUID that is none.
+    #[error("{0:?} is no UUID, which looks like 6c1d8f0e-5a2b-4c3d-9e8f-001122334455")]
+    Uuid(String),
+    /// A name that the tables cannot hold.
+    #[error("{0:?} cannot be a string of the platform: it is empty or contains a zero byte")]
+    PlatformString(String),
+    /// More strings than fit.
+    #[error("{0} OEM strings are given, 255 are possible")]
+    OemStrings(usize),
     /// A console without its socket.
     #[error("The virtio console is to go to a socket, and no path is given")]
     NoConsoleSocket,
@@ -157,6 +167,8 @@ pub struct VmParams {
     pub memory: Vec<Zone>,
     /// What to boot.
     pub payload: Payload,
+    /// What the machine is called.
+    pub identity: Identity,
     /// Where the serial port's output goes.
     pub serial: ConsoleSink,
     /// Devices on the PCI bus.
@@ -193,6 +205,7 @@ impl TryFrom<&VmConfig> for VmParams {
             cpus: cpus(&config.cpus)?,
             memory: memory::zones(&config.memory)?,
             payload,
+            identity: identity::identity(config.platform.as_ref())?,
             serial: serial(&config.serial)?,
             devices: DeviceParams::try_from(config)?,
             exit_stats: config.exit_stats,

@@ -38,7 +38,13 @@ pub const EBDA_START: u64 = 0x9_fc00;
 /// it, with the other tables behind it.
 pub const RSDP_START: u64 = 0xe_0000;
 /// End of the room for ACPI tables.
-pub const ACPI_END: u64 = 0x10_0000;
+pub const ACPI_END: u64 = 0xf_0000;
+
+/// The entry point of the SMBIOS tables, which kernels look for from here on,
+/// with the tables behind it.
+pub const SMBIOS_START: u64 = 0xf_0000;
+/// End of the room for them.
+pub const SMBIOS_END: u64 = 0x10_0000;
 
 /// Kernels are loaded from here on.
 pub const HIGH_RAM_START: u64 = 0x10_0000;

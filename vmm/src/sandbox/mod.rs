@@ -71,6 +71,10 @@ impl ThreadKind {
     ];
 }
 
+/// Enough for what the threads do. The default of 2 MiB is what the host makes
+/// one huge page of, all of it, for a thread that touches a few kilobytes.
+const STACK: usize = 512 << 10;
+
 /// Starts a thread of a machine. `events` hears of it if it panics.
 pub fn spawn<F>(
     name: &str,
@@ -83,7 +87,8 @@ where
 {
     let label = name.to_owned();
     let filter = Filter::of(kind)?;
-    Builder::new().name(name.to_owned()).spawn(move || {
+    let builder = Builder::new().name(name.to_owned()).stack_size(STACK);
+    builder.spawn(move || {
         log::debug!("thread {label} ({kind:?}) starts");
         if let Err(error) = filter.apply() {
             events.send(MachineEvent::Failed(format!("Thread {label}: {error}")));

@@ -96,6 +96,12 @@ pub fn build(
             serial: params.serial != ConsoleSink::Off,
         },
     )?;
+    boot::write_smbios(
+        &ram,
+        &params.identity,
+        params.cpus.count,
+        params.memory.iter().map(|zone| zone.size).sum(),
+    )?;
     let entry = boot::load(&ram, &params.payload, rsdp)?;
     memory::attach(vm.as_ref(), &ram)?;
 
