@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use anyhow::{Result, ensure};
 use lab::guest::{self, Instruction, Program};
@@ -33,6 +34,7 @@ pub const VARIANTS: Suite = Suite {
         two_vcpus_come_up,
         guest_reset_boots_it_again,
         memory_zones_and_bound_vcpus_are_the_guests,
+        guest_reads_the_names_it_was_given,
     ],
 };
 
@@ -98,11 +100,9 @@ fn guest_reset_boots_it_again(site: &Site) -> Result<()> {
 
 fn memory_zones_and_bound_vcpus_are_the_guests(site: &Site) -> Result<()> {
     let dir = site.fresh_dir()?;
-    let initramfs = dir.join("initramfs");
     let script = "grep -h -e 'System RAM' /proc/iomem; grep MemTotal /proc/meminfo; nproc";
-    guest::initramfs(&site.base_initramfs(), script, &initramfs)?;
     let zone = dir.join("zone");
-    let config = json!({
+    let more = json!({
         "cpus": {
             "boot_vcpus": 2, "max_vcpus": 2,
             "affinity": [{"vcpu": 0, "host_cpus": [0]}, {"vcpu": 1, "host_cpus": [0]}],
@@ -112,17 +112,8 @@ fn memory_zones_and_bound_vcpus_are_the_guests(site: &Site) -> Result<()> {
             {"id": "second", "size": 92 << 20, "shared": true},
             {"id": "third", "size": 64 << 20, "file": zone, "shared": true, "host_numa_node": 0},
         ]},
-        "payload": {
-            "kernel": site.kernel(), "initramfs": initramfs,
-            "cmdline": "console=ttyS0 quiet panic=-1 reboot=k mitigations=off tsc=reliable lpj=1000000",
-        },
-        "serial": {"mode": "File", "file": dir.join("serial.log")},
-        "console": {"mode": "Off"},
     });
-    let mut machine = Machine::idle(&site.bin(), &dir)?;
-    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
-    machine.must("PUT", "/api/v1/vm.boot", None)?;
-    machine.wait_for(guest::SCRIPT_END, site.linux_deadline())?;
+    let machine = boot_configured(site, &dir, script, more)?;
     let serial = fs::read_to_string(dir.join("serial.log"))?;
     // One range, though three zones lie behind it; two vCPUs.
     ensure!(
@@ -155,4 +146,56 @@ fn memory_zones_and_bound_vcpus_are_the_guests(site: &Site) -> Result<()> {
     );
     fs::remove_file(&zone)?;
     Ok(())
+}
+
+fn guest_reads_the_names_it_was_given(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let script = "cd /sys/class/dmi/id; for f in sys_vendor product_name product_serial \
+                  product_uuid chassis_asset_tag; do echo \"@$f $(cat $f)\"; done";
+    let more = json!({"platform": {
+        "system_manufacturer": "A maker", "system_serial_number": "SN 7",
+        "system_uuid": "00112233-4455-6677-8899-aabbccddeeff", "chassis_asset_tag": "rack 3",
+    }});
+    boot_configured(site, &dir, script, more)?;
+    let serial = fs::read_to_string(dir.join("serial.log"))?;
+    for name in [
+        "@sys_vendor A maker",
+        "@product_serial SN 7",
+        "@product_uuid 00112233-4455-6677-8899-aabbccddeeff",
+        "@chassis_asset_tag rack 3",
+    ] {
+        ensure!(
+            serial.lines().any(|line| line == name),
+            "{name:?} is not in what the guest says:\n{serial}"
+        );
+    }
+    Ok(())
+}
+
+/// Boots Linux by a configuration over the API, with these fields besides, and
+/// waits for the end of its script.
+fn boot_configured(
+    site: &Site,
+    dir: &Path,
+    script: &str,
+    more: serde_json::Value,
+) -> Result<Machine> {
+    let initramfs = dir.join("initramfs");
+    guest::initramfs(&site.base_initramfs(), script, &initramfs)?;
+    let mut config = json!({
+        "payload": {
+            "kernel": site.kernel(), "initramfs": initramfs,
+            "cmdline": "console=ttyS0 quiet panic=-1 reboot=k mitigations=off tsc=reliable lpj=1000000",
+        },
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+    });
+    if let (Some(config), serde_json::Value::Object(more)) = (config.as_object_mut(), more) {
+        config.extend(more);
+    }
+    let mut machine = Machine::idle(&site.bin(), dir)?;
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    machine.wait_for(guest::SCRIPT_END, site.linux_deadline())?;
+    Ok(machine)
 }
