@@ -74,7 +74,8 @@ fn start(files: &BootFiles, logs: &Path, first_port: &str) -> Result<Child> {
         .stderr(terminal.slave()?)
         .spawn()
         .context("Cannot start bochs")?;
-    terminal.drain_to(screen);
+    // The guest's screen is a second one, and Bochs stops when it is full.
+    terminal.drain_to(screen, "connected to screen \"");
     Ok(child)
 }
 

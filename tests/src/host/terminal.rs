@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use anyhow::{Context, Result};
+use rustix::fs::{Mode, OFlags, open};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
@@ -43,18 +44,51 @@ impl PseudoTerminal {
             .with_context(|| format!("Cannot open {}", self.slave.display()))
     }
 
-    /// Keeps what the program shows, so that it never waits for a reader.
-    pub fn drain_to(self, mut log: File) {
+    /// Keeps what the program shows, so that it never waits for a reader. A
+    /// terminal of its own that the program names between `announced` and a
+    /// quotation mark is read, too, and what comes from there dropped.
+    pub fn drain_to(self, mut log: File, announced: &'static str) {
         thread::spawn(move || {
             let mut master = File::from(self.master);
             let mut buffer = [0; 4096];
+            // Until the name was seen.
+            let mut shown = Some(String::new());
             while let Ok(count) = master.read(&mut buffer) {
                 if count == 0 || log.write_all(&buffer[..count]).is_err() {
                     break;
                 }
+                let Some(text) = &mut shown else { continue };
+                text.push_str(&String::from_utf8_lossy(&buffer[..count]));
+                if let Some(name) = quoted_after(text, announced) {
+                    let name = name.to_owned();
+                    thread::spawn(move || drop_all_from(&name));
+                    shown = None;
+                }
             }
         });
     }
+}
+
+/// What stands between `start` and the next quotation mark.
+fn quoted_after<'a>(text: &'a str, start: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(start)?;
+    rest.split_once('"').map(|(name, _)| name)
+}
+
+/// Reads a terminal until its program ends.
+fn drop_all_from(name: &str) {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let Ok(terminal) = open(name, flags, Mode::empty()) else {
+        return;
+    };
+    // As a terminal is at first, it would wait for ends of lines, and echo.
+    if let Ok(mut mode) = tcgetattr(&terminal) {
+        mode.make_raw();
+        let _ = tcsetattr(&terminal, OptionalActions::Now, &mode);
+    }
+    let mut terminal = File::from(terminal);
+    let mut buffer = [0; 4096];
+    while terminal.read(&mut buffer).is_ok_and(|count| count > 0) {}
 }
 
 /// Our terminal in raw mode; as it was when dropped.
@@ -114,4 +148,20 @@ pub fn bridge(line: TcpStream) -> Result<()> {
         stdout.flush()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_is_known_once_its_end_was_read() {
+        let start = "connected to screen \"";
+        assert_eq!(
+            quoted_after("Bochs connected to screen \"/dev/p", start),
+            None
+        );
+        let whole = "\r\nBochs connected to screen \"/dev/pts/3\"\r\n";
+        assert_eq!(quoted_after(whole, start), Some("/dev/pts/3"));
+    }
 }
