@@ -1,13 +1,12 @@
 //! What it takes to boot Linux to its first program.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use lab::bench::boot::{CMDLINE, EXITS, MEMORY, PROGRAM, SECONDS, UPTIME};
-use lab::console::Console;
 use lab::guest;
 use lab::oracle;
 
@@ -16,9 +15,6 @@ use crate::site::Site;
 
 /// The guest's memory, and how its mapping is told from the VMM's own.
 const MEMORY_MIB: u64 = 256;
-
-/// Between two looks at the guest's console.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// Ended with the measurement, however that ends.
 struct Vmm(Child);
@@ -35,7 +31,6 @@ pub fn measure(site: &Site) -> Result<()> {
     let initramfs = dir.join("initramfs");
     guest::initramfs(&site.base_initramfs(), "read -r word\n", &initramfs)?;
     let program = site.bin().join("cloud-hypervisor");
-    let serial = dir.join("serial.log");
     let mut command = Command::new(&program);
     command
         .arg("--kernel")
@@ -44,24 +39,29 @@ pub fn measure(site: &Site) -> Result<()> {
         .arg(&initramfs)
         .args(["--cmdline", CMDLINE, "--cpus", "boot=1"])
         .args(["--memory", &format!("size={MEMORY_MIB}M")])
-        .args(["--console", "off", "--serial"])
-        .arg(format!("file={}", serial.display()))
-        .stdin(Stdio::null());
+        .args(["--console", "off", "--serial", "tty"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let started = Instant::now();
     let mut vmm = Vmm(command.spawn().context("Cannot start cloud-hypervisor")?);
     let pid = vmm.0.id();
-    let mut console = Console::new(&serial);
+    // Waits in the kernel: whoever looks again and again interrupts the vCPU,
+    // and every interrupt is an exit.
+    let mut console = BufReader::new(vmm.0.stdout.take().context("The console is not there")?);
+    let mut shown = String::new();
     let up = loop {
-        let lines = console.new_lines();
-        if let Some(line) = lines.into_iter().find(|line| line.contains(guest::UP)) {
+        let mut line = String::new();
+        ensure!(
+            console
+                .read_line(&mut line)
+                .context("Cannot read the console")?
+                > 0,
+            "Linux did not come up\n{shown}"
+        );
+        if line.contains(guest::UP) {
             break line;
         }
-        ensure!(
-            matches!(vmm.0.try_wait(), Ok(None)) && started.elapsed() < site.linux_deadline(),
-            "Linux did not come up\n{}",
-            console.tail()
-        );
-        sleep(LOOK);
+        shown.push_str(&line);
     };
     let took = started.elapsed();
     figure(EXITS, oracle::debugfs_exits(pid)? as f64);
