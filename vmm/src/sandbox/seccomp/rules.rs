@@ -194,19 +194,11 @@ const BLOCK: &[Entry] = &[
     any(libc::SYS_statx),
 ];
 
-// From linux/if_tun.h.
-const TUNSETIFF: c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
-const TUNGETIFF: c_ulong = 0x8004_54d2;
-const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
-const TUNSETQUEUE: c_ulong = 0x4004_54d9;
-const TUNSETVNETLE: c_ulong = 0x4004_54dc;
-
 /// What the driver switches on the interface, when it takes the device and
 /// later.
 const TAP: &[Entry] = &[with(
     libc::SYS_ioctl,
-    &[request(TUNSETOFFLOAD), request(TUNSETQUEUE)],
+    &[request(libc::TUNSETOFFLOAD), request(libc::TUNSETQUEUE)],
 )];
 
 /// Frames.
@@ -292,10 +284,10 @@ const CONTROL: &[Entry] = &[
         libc::SYS_ioctl,
         &[
             KVM,
-            request(TUNSETIFF),
-            request(TUNGETIFF),
-            request(TUNSETVNETHDRSZ),
-            request(TUNSETVNETLE),
+            request(libc::TUNSETIFF),
+            request(libc::TUNGETIFF),
+            request(libc::TUNSETVNETHDRSZ),
+            request(libc::TUNSETVNETLE),
             // The interface's address, mask, hardware address, MTU and state.
             request(libc::SIOCGIFFLAGS as c_ulong),
             request(libc::SIOCGIFINDEX as c_ulong),

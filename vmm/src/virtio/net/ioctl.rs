@@ -8,12 +8,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use libc::{c_int, c_short, c_uint, c_ulong};
 
 // From linux/if_tun.h.
-const TUNSETIFF: c_ulong = 0x4004_54ca;
-const TUNSETOFFLOAD: c_ulong = 0x4004_54d0;
-const TUNGETIFF: c_ulong = 0x8004_54d2;
-const TUNSETVNETHDRSZ: c_ulong = 0x4004_54d8;
-const TUNSETQUEUE: c_ulong = 0x4004_54d9;
-const TUNSETVNETLE: c_ulong = 0x4004_54dc;
 const IFF_ATTACH_QUEUE: c_int = 0x0200;
 const IFF_DETACH_QUEUE: c_int = 0x0400;
 
@@ -75,7 +69,7 @@ pub(super) fn set_interface(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io:
     let mut request = checked(name)?;
     request.ifr_ifru.ifru_flags = flags as c_short;
     // SAFETY: the request takes an ifreq.
-    unsafe { call(fd, TUNSETIFF, &mut request) }?;
+    unsafe { call(fd, libc::TUNSETIFF, &mut request) }?;
     Ok(name_of(&request))
 }
 
@@ -84,7 +78,7 @@ pub(super) fn interface(fd: BorrowedFd<'_>) -> io::Result<(String, c_int)> {
     // SAFETY: plain data, for which zeroes are a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // SAFETY: the request takes an ifreq.
-    unsafe { call(fd, TUNGETIFF, &mut request) }?;
+    unsafe { call(fd, libc::TUNGETIFF, &mut request) }?;
     // SAFETY: the kernel has filled in the flags.
     let flags = unsafe { request.ifr_ifru.ifru_flags };
     Ok((name_of(&request), c_int::from(flags as u16)))
@@ -94,16 +88,22 @@ pub(super) fn interface(fd: BorrowedFd<'_>) -> io::Result<(String, c_int)> {
 pub(super) fn set_header(fd: BorrowedFd<'_>, length: c_int) -> io::Result<()> {
     let mut length = length;
     // SAFETY: the request takes an int.
-    unsafe { call(fd, TUNSETVNETHDRSZ, &mut length) }?;
+    unsafe { call(fd, libc::TUNSETVNETHDRSZ, &mut length) }?;
     let mut on: c_int = 1;
     // SAFETY: the request takes an int.
-    unsafe { call(fd, TUNSETVNETLE, &mut on) }
+    unsafe { call(fd, libc::TUNSETVNETLE, &mut on) }
 }
 
 /// Says which unfinished packets the reader of `fd` takes.
 pub(super) fn set_offload(fd: BorrowedFd<'_>, offload: c_uint) -> io::Result<()> {
     // SAFETY: the request takes a number, no pointer.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), TUNSETOFFLOAD as _, c_ulong::from(offload)) };
+    let result = unsafe {
+        libc::ioctl(
+            fd.as_raw_fd(),
+            libc::TUNSETOFFLOAD as _,
+            c_ulong::from(offload),
+        )
+    };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -121,7 +121,7 @@ pub(super) fn set_attached(fd: BorrowedFd<'_>, attached: bool) -> io::Result<()>
     };
     request.ifr_ifru.ifru_flags = flag as c_short;
     // SAFETY: the request takes an ifreq.
-    unsafe { call(fd, TUNSETQUEUE, &mut request) }
+    unsafe { call(fd, libc::TUNSETQUEUE, &mut request) }
 }
 
 fn ipv4(address: Ipv4Addr) -> libc::sockaddr {
