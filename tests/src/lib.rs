@@ -17,6 +17,7 @@ pub mod host;
 pub mod load;
 pub mod oracle;
 pub mod package;
+pub mod peer;
 pub mod progress;
 pub mod report;
 pub mod selftests;

@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 use libtest_mimic::{Arguments, ColorSetting, Completion, Trial};
 
 mod accounting;
+mod any_vmm;
 mod bench;
 mod boot;
 mod ch_remote;
@@ -53,7 +54,7 @@ macro_rules! trials {
     };
 }
 
-const SUITES: [Suite; 17] = [
+const SUITES: [Suite; 18] = [
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,
@@ -69,6 +70,7 @@ const SUITES: [Suite; 17] = [
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,
+    any_vmm::SUITE,
     modules::SUITE,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,

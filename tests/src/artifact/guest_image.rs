@@ -65,7 +65,7 @@ fn debian_cpuid(tree: &Tree) -> Result<PathBuf> {
 }
 
 /// The shared libraries of a program, with the loader, by their usual paths.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let shown = text(&mut command("ldd", [program]))?;
     Ok(shown
         .split_whitespace()

@@ -10,5 +10,6 @@ pub mod host_image;
 pub mod kernel;
 pub mod modules;
 pub mod packages;
+pub mod peer;
 pub mod selftests;
 pub mod stamp;

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -31,6 +33,25 @@ pub fn debugfs_exits(pid: u32) -> Result<u64> {
     text.trim()
         .parse()
         .with_context(|| format!("{} says {text:?}", path.display()))
+}
+
+/// Waits until the exits of a process's only VM no longer move, as when its
+/// guest has halted for good.
+pub fn wait_until_silent(pid: u32, within: Duration) -> Result<()> {
+    let deadline = Instant::now() + within;
+    let mut before = debugfs_exits(pid)?;
+    loop {
+        sleep(Duration::from_millis(300));
+        let now = debugfs_exits(pid)?;
+        if now == before && now > 0 {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "The guest still exits: {before}, then {now}"
+        );
+        before = now;
+    }
 }
 
 fn belongs_to(path: &Path, pid: u32) -> bool {

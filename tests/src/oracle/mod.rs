@@ -11,9 +11,9 @@ mod syscalls;
 mod table;
 
 pub use dispatch::{handled_reasons, serves_encrypted_guests};
-pub use exits::{debugfs_exits, debugfs_vms};
+pub use exits::{debugfs_exits, debugfs_vms, wait_until_silent};
 pub use histogram::{ExitHistogram, Histogram};
 pub use life::{Lives, thread_named};
 pub use log::warnings;
 pub use syscalls::SyscallCount;
-pub use table::DebugfsTable;
+pub use table::{DebugfsRow, DebugfsTable};

@@ -6,9 +6,26 @@ use anyhow::{Context, Result, ensure};
 
 use super::debugfs_vms;
 
+/// One line of the file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DebugfsRow {
+    /// The manual's number; none for the line of everything else.
+    pub number: Option<u32>,
+    /// Linux's symbol.
+    pub symbol: String,
+    /// Whether the running dispatch table has a handler.
+    pub handled: bool,
+    /// Exits, then ticks in the kernel, asleep and in user space.
+    pub figures: [u64; 4],
+}
+
 /// What the file says of the whole VM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DebugfsTable {
+    /// The instruction set, in capitals.
+    pub isa: String,
+    /// vCPUs.
+    pub vcpus: u64,
     /// KVM's own count of exits.
     pub own: u64,
     /// Ticks in the guest.
@@ -21,6 +38,8 @@ pub struct DebugfsTable {
     pub blocked: u64,
     /// Ticks in user space.
     pub userspace: u64,
+    /// Reasons that occurred, in the order of the file.
+    pub rows: Vec<DebugfsRow>,
 }
 
 impl DebugfsTable {
@@ -42,33 +61,70 @@ impl DebugfsTable {
     pub fn life(&self) -> u64 {
         self.guest + self.cycles + self.blocked + self.userspace
     }
+
+    /// Exits of one reason, 0 if it did not occur.
+    pub fn exits_of(&self, number: u32) -> u64 {
+        self.rows
+            .iter()
+            .find(|row| row.number == Some(number))
+            .map_or(0, |row| row.figures[0])
+    }
 }
 
 fn parse(text: &str) -> Result<DebugfsTable> {
-    let after = |name: &str| -> Result<Vec<u64>> {
-        text.lines()
-            .find_map(|line| line.trim_start().strip_prefix(name))
-            .with_context(|| format!("There is no {name:?}"))?
-            .split_whitespace()
-            .map(|word| {
-                word.parse()
-                    .with_context(|| format!("{word:?} is no number"))
-            })
-            .collect()
+    let (head, rows) = text.split_once("\n\n").context("There is no table")?;
+    let after = |name: &str| -> Result<&str> {
+        head.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .with_context(|| format!("There is no {name:?}"))
     };
-    let one = |name: &str| Ok(*after(name)?.first().context("There is no number")?);
-    let (own, guest): (Result<u64>, Result<u64>) = (one("exits "), one("guest_cycles "));
-    let [exits, cycles, blocked, userspace] = after("total ")?[..] else {
-        anyhow::bail!("The total is not of four numbers");
+    let mut table = DebugfsTable {
+        isa: after("isa")?.to_owned(),
+        vcpus: number(after("vcpus")?)?,
+        own: number(after("exits")?)?,
+        guest: number(after("guest_cycles")?)?,
+        ..DebugfsTable::default()
     };
-    Ok(DebugfsTable {
-        own: own?,
-        guest: guest?,
-        exits,
-        cycles,
-        blocked,
-        userspace,
-    })
+    let mut total = None;
+    for line in rows.lines().skip(1) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["total", exits, cycles, blocked, userspace] => {
+                total = Some(figures([exits, cycles, blocked, userspace])?);
+            }
+            [reason, symbol, handled, exits, cycles, blocked, userspace] => {
+                table.rows.push(DebugfsRow {
+                    number: match reason.strip_prefix("0x") {
+                        Some(digits) => Some(
+                            u32::from_str_radix(digits, 16)
+                                .with_context(|| format!("{reason:?} is no reason"))?,
+                        ),
+                        None => None,
+                    },
+                    symbol: symbol.to_owned(),
+                    handled: handled == "yes",
+                    figures: figures([exits, cycles, blocked, userspace])?,
+                });
+            }
+            _ => anyhow::bail!("{line:?} is no line of the table"),
+        }
+    }
+    [table.exits, table.cycles, table.blocked, table.userspace] =
+        total.context("There is no total")?;
+    Ok(table)
+}
+
+fn number(word: &str) -> Result<u64> {
+    word.parse()
+        .with_context(|| format!("{word:?} is no number"))
+}
+
+fn figures(words: [&str; 4]) -> Result<[u64; 4]> {
+    let mut figures = [0; 4];
+    for (figure, word) in figures.iter_mut().zip(words) {
+        *figure = number(word)?;
+    }
+    Ok(figures)
 }
 
 #[cfg(test)]
@@ -77,10 +133,20 @@ mod tests {
 
     #[test]
     fn table_is_read_by_its_names() {
-        let text = "isa SVM\nvcpus 1\ntsc_khz 1000\naccounting on\nexits 7\nguest_cycles 90\n\n\
+        let text = "isa SVM\nvcpus 1\ntsc_khz 1000\naccounting on\nexits 8\nguest_cycles 90\n\n\
             reason name  handler exits cycles blocked_cycles userspace_cycles\n\
-            0x72 CPUID yes 7 1 2 3\n       total                       7   1   2   3\n";
+            \x20 0x72 CPUID yes 7 1 2 3\n\
+            \x20    - OTHER no 1 0 0 0\n       total                       8   1   2   3\n";
         let table = parse(text).unwrap();
-        assert_eq!((table.own, table.exits, table.life()), (7, 7, 96));
+        assert_eq!((table.own, table.exits, table.life()), (8, 8, 96));
+        assert_eq!((table.exits_of(0x72), table.exits_of(0x78)), (7, 0));
+        assert_eq!(table.rows[1].number, None);
+        assert!(table.rows[0].handled && !table.rows[1].handled);
+    }
+
+    #[test]
+    fn line_of_another_shape_is_an_error() {
+        let text = "isa SVM\nvcpus 1\nexits 8\nguest_cycles 90\n\nhead\n0x72 CPUID 7\n";
+        assert!(parse(text).is_err());
     }
 }

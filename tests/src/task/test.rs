@@ -15,9 +15,10 @@ use libtest_mimic::{Arguments, Trial};
 use super::selftests::few as few_selftests;
 use super::{Built, as_built, build, load};
 use crate::artifact::kernel::Series;
+use crate::artifact::peer;
 use crate::check;
 use crate::command::{command, output, visible};
-use crate::host::{self, Isa, Qemu, bare as this_machine};
+use crate::host::{self, Isa, Job, Patience, Qemu, bare as this_machine};
 use crate::progress::seconds;
 use crate::tools;
 use crate::tree::Tree;
@@ -119,6 +120,11 @@ impl Round {
             }
     }
 
+    /// Whether another VMM is to run on it too.
+    fn has_peer(self) -> bool {
+        self.isa == Isa::Svm && self.patched && self.two_cpus.is_none()
+    }
+
     fn image(self, tree: &Tree, built: &Built) -> Result<PathBuf> {
         if self.patched {
             built.patched_host(tree)
@@ -150,7 +156,18 @@ impl Round {
             Some(_) => &Qemu::TWO_CPUS,
             None => host::emulated(self.isa),
         };
-        let status = host::run(host, &kernel, &image, &script, &logs, &mut |line| {
+        let files = if self.has_peer() {
+            peer::files()?
+        } else {
+            Vec::new()
+        };
+        let job = Job {
+            script: &script,
+            files: &files,
+            patience: Patience::Whole(host.deadline()),
+            parameters: "",
+        };
+        let status = host::run_job(host, &kernel, &image, &job, &logs, &mut |line| {
             relay(line.to_owned());
         })?;
         relay(format!(

@@ -282,20 +282,7 @@ impl Machine {
     /// Waits until this machine's exits no longer move, as when its guest has
     /// halted for good.
     pub fn wait_until_silent(&self, within: Duration) -> Result<()> {
-        let deadline = Instant::now() + within;
-        let mut before = self.debugfs_exits()?;
-        loop {
-            sleep(Duration::from_millis(300));
-            let now = self.debugfs_exits()?;
-            if now == before && now > 0 {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "The guest still exits: {before}, then {now}"
-            );
-            before = now;
-        }
+        oracle::wait_until_silent(self.pid(), within)
     }
 
     /// Waits for the process to end by itself.
