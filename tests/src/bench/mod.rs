@@ -5,7 +5,6 @@
 //! begin with [`FIGURE`].
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 
 use anyhow::{Context, Result};
 
@@ -13,6 +12,9 @@ use crate::host::Isa;
 
 pub mod boot;
 pub mod exits;
+mod verdict;
+
+pub use verdict::Verdict;
 
 /// Start of a line with a figure: name, then value.
 pub const FIGURE: &str = "@figure ";
@@ -100,85 +102,27 @@ impl Figures {
             .with_context(|| format!("No {name} was measured on {}", isa.as_str()))
     }
 
+    /// Figures whose name begins so: the rest of the name, and the value.
+    pub fn beginning<'a>(
+        &'a self,
+        isa: Isa,
+        patched: bool,
+        begin: &'a str,
+    ) -> impl Iterator<Item = (&'a str, f64)> {
+        self.0.iter().filter_map(move |((of, whose, name), value)| {
+            (*of == isa.as_str() && *whose == patched)
+                .then(|| name.strip_prefix(begin))
+                .flatten()
+                .map(|rest| (rest, *value))
+        })
+    }
+
     /// The instruction sets that were measured.
     pub fn isas(&self) -> Vec<Isa> {
         [Isa::Svm, Isa::Vmx]
             .into_iter()
             .filter(|isa| self.0.keys().any(|(name, ..)| *name == isa.as_str()))
             .collect()
-    }
-}
-
-/// What a section says.
-#[derive(Debug, Default)]
-pub struct Verdict {
-    text: String,
-    missed: Vec<String>,
-}
-
-impl Verdict {
-    /// A heading.
-    pub fn heading(&mut self, title: &str) {
-        let _ = writeln!(self.text, "\n== {title} ==\n");
-    }
-
-    /// A table; its first row is the head.
-    pub fn table(&mut self, rows: &[Vec<String>]) {
-        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            rows.iter()
-                .filter_map(|row| row.get(column))
-                .map(|cell| cell.chars().count())
-                .max()
-                .unwrap_or(0)
-        };
-        for row in rows {
-            let mut line = String::new();
-            for column in 0..columns {
-                let cell = row.get(column).map_or("", String::as_str);
-                let pad = " ".repeat(width(column) - cell.chars().count());
-                // Names to the left, figures to the right.
-                if column == 0 {
-                    let _ = write!(line, "{cell}{pad}");
-                } else {
-                    let _ = write!(line, "  {pad}{cell}");
-                }
-            }
-            let _ = writeln!(self.text, "{}", line.trim_end());
-        }
-    }
-
-    /// A line of its own.
-    pub fn note(&mut self, text: &str) {
-        let _ = writeln!(self.text, "\n{text}");
-    }
-
-    /// A goal: `value` is at most `limit`.
-    pub fn at_most(&mut self, what: &str, value: f64, limit: f64) {
-        let holds = value <= limit;
-        let line = format!(
-            "{what}: {}, at most {} wanted",
-            number(value),
-            number(limit)
-        );
-        let _ = writeln!(
-            self.text,
-            "{} {line}",
-            if holds { "goal met:" } else { "goal MISSED:" }
-        );
-        if !holds {
-            self.missed.push(line);
-        }
-    }
-
-    /// All that is to be read.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// The goals that were missed.
-    pub fn missed(&self) -> &[String] {
-        &self.missed
     }
 }
 
@@ -228,14 +172,6 @@ mod tests {
             976.0
         );
         assert!(figures.get(Isa::Svm, false, "ticks of one exit").is_err());
-    }
-
-    #[test]
-    fn goal_is_missed_only_above_its_limit() {
-        let mut verdict = Verdict::default();
-        verdict.at_most("a", 25.0, 25.0);
-        verdict.at_most("b", 25.1, 25.0);
-        assert_eq!(verdict.missed(), ["b: 25.10, at most 25 wanted"]);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Figures against peers and goals.
 
-use anyhow::{Result, ensure};
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
 
 use super::{Built, build};
 use crate::artifact::kernel::Series;
@@ -9,8 +11,13 @@ use crate::host::{self, EmulatedHost, Isa, Job, Patience, Qemu};
 use crate::progress::step;
 use crate::tree::Tree;
 
-/// Measures, shows and judges.
+/// The page that a whole run writes.
+const PAGE: &str = "docs/benchmarks.md";
+
+/// Measures, shows and judges. A run of everything renews the page in the
+/// documents.
 pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()> {
+    let is_whole = isa.is_none() && section.is_none();
     let sections: Vec<&Section> = SECTIONS
         .iter()
         .filter(|candidate| section.is_none_or(|name| name == candidate.name))
@@ -37,11 +44,21 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
     for section in sections {
         (section.judge)(&figures, &mut verdict)?;
     }
-    println!(
+    let hosts = format!(
         "Linux {} ({}) on emulated hosts: Bochs for VMX, QEMU that counts instructions for SVM",
         built.kernel.release, built.kernel.version
     );
+    println!("{hosts}");
     print!("{}", verdict.text());
+    if is_whole {
+        let page = tree.root().join(PAGE);
+        let text = format!(
+            "# Benchmarks\n\nWritten by `cargo lab bench`. {hosts}; both clocks count instructions, \
+             so that figures repeat.\n{}",
+            verdict.markdown()
+        );
+        fs::write(&page, text).with_context(|| format!("Cannot write {}", page.display()))?;
+    }
     ensure!(
         verdict.missed().is_empty(),
         "Goals were missed:\n{}",

@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use lab::bench::boot::{CMDLINE, EXITS, MEMORY, PROGRAM, SECONDS, UPTIME};
+use lab::bench::boot::{CMDLINE, EXITS, EXITS_OF, MEMORY, PROGRAM, SECONDS, UPTIME};
 use lab::guest;
-use lab::oracle;
+use lab::oracle::{self, DebugfsTable};
 
 use super::figure;
 use crate::site::Site;
@@ -65,6 +65,9 @@ pub fn measure(site: &Site) -> Result<()> {
     };
     let took = started.elapsed();
     figure(EXITS, oracle::debugfs_exits(pid)? as f64);
+    for row in DebugfsTable::of_process(pid)?.rows {
+        figure(&format!("{EXITS_OF}{}", row.symbol), row.figures[0] as f64);
+    }
     figure(SECONDS, took.as_secs_f64());
     let uptime = up
         .split_once(guest::UP)
