@@ -48,39 +48,39 @@ impl Verdict {
 
     /// For a terminal.
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        for part in &self.parts {
-            // Writing to a string does not fail.
-            let _ = match part {
-                Part::Heading(title) => writeln!(text, "\n== {title} ==\n"),
-                Part::Table(rows) => text.write_str(&columns(rows)),
-                Part::Note(note) => writeln!(text, "\n{note}\n"),
-                Part::Goal { line, holds: true } => writeln!(text, "goal met: {line}"),
-                Part::Goal { line, holds: false } => writeln!(text, "goal MISSED: {line}"),
-            };
-        }
-        text
+        self.written(|part| match part {
+            Part::Heading(title) => format!("== {title} ==\n"),
+            Part::Table(rows) => columns(rows),
+            Part::Note(note) => format!("{note}\n"),
+            Part::Goal { line, holds: true } => format!("goal met: {line}\n"),
+            Part::Goal { line, holds: false } => format!("goal MISSED: {line}\n"),
+        })
     }
 
     /// For the documents, below a title.
     pub fn markdown(&self) -> String {
-        let mut page = String::new();
+        self.written(|part| match part {
+            Part::Heading(title) => format!("## {title}\n"),
+            Part::Table(rows) => markdown_table(rows),
+            Part::Note(note) => format!("{note}\n"),
+            Part::Goal { line, holds: true } => format!("- met: {line}\n"),
+            Part::Goal { line, holds: false } => format!("- **missed**: {line}\n"),
+        })
+    }
+
+    /// An empty line before each part, but not between goals.
+    fn written(&self, write: impl Fn(&Part) -> String) -> String {
+        let mut text = String::new();
         let mut in_list = false;
         for part in &self.parts {
-            let goes_on = in_list && matches!(part, Part::Goal { .. });
-            in_list = matches!(part, Part::Goal { .. });
-            if !goes_on {
-                page.push('\n');
+            let is_goal = matches!(part, Part::Goal { .. });
+            if !(in_list && is_goal) {
+                text.push('\n');
             }
-            let _ = match part {
-                Part::Heading(title) => writeln!(page, "## {title}"),
-                Part::Table(rows) => page.write_str(&markdown_table(rows)),
-                Part::Note(note) => writeln!(page, "{note}"),
-                Part::Goal { line, holds: true } => writeln!(page, "- met: {line}"),
-                Part::Goal { line, holds: false } => writeln!(page, "- **missed**: {line}"),
-            };
+            in_list = is_goal;
+            text.push_str(&write(part));
         }
-        page
+        text
     }
 
     /// The goals that were missed.
@@ -160,7 +160,7 @@ mod tests {
     fn terminal_has_columns() {
         assert_eq!(
             verdict().text(),
-            "\n== Boot ==\n\n      exits\nours  2,220\n\
+            "\n== Boot ==\n\n      exits\nours  2,220\n\n\
              goal met: a: 25, at most 25 wanted\n\
              goal MISSED: b: 25.10, at most 25 wanted\n"
         );
