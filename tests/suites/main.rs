@@ -24,6 +24,7 @@ mod isolation;
 mod keeper;
 mod leaves;
 mod lifecycle;
+mod load;
 mod many_exits;
 mod modules;
 mod rest;
@@ -54,7 +55,7 @@ macro_rules! trials {
     };
 }
 
-const SUITES: [Suite; 18] = [
+const SUITES: [Suite; 19] = [
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,
@@ -65,6 +66,7 @@ const SUITES: [Suite; 18] = [
     isolation::SUITE,
     isolation::MOVING,
     rest::SUITE,
+    load::SUITE,
     ch_remote::SUITE,
     lifecycle::SUITE,
     sandbox::SUITE,

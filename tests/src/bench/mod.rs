@@ -9,9 +9,12 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 
 use crate::host::Isa;
+use crate::tree::Tree;
 
 pub mod boot;
 pub mod exits;
+pub mod load;
+mod record;
 mod verdict;
 
 pub use verdict::Verdict;
@@ -61,16 +64,26 @@ pub struct Section {
     pub name: &'static str,
     /// Whether this kind of host has something to say.
     pub wants: fn(Place) -> bool,
+    /// What it measures on this machine, without a host.
+    pub here: fn(&Tree, &mut Figures) -> Result<()>,
     /// Tables and goals of what was measured.
     pub judge: fn(&Figures, &mut Verdict) -> Result<()>,
 }
 
 /// All sections.
-pub const SECTIONS: [Section; 2] = [exits::SECTION, boot::SECTION];
+pub const SECTIONS: [Section; 4] = [
+    exits::SECTION,
+    boot::SECTION,
+    load::SECTION,
+    record::SECTION,
+];
 
 /// What was measured.
 #[derive(Clone, Debug, Default)]
-pub struct Figures(BTreeMap<(&'static str, bool, String), f64>);
+pub struct Figures {
+    hosts: BTreeMap<(&'static str, bool, String), f64>,
+    here: BTreeMap<String, f64>,
+}
 
 impl Figures {
     /// Takes a line from a host; says whether it was a figure.
@@ -90,13 +103,13 @@ impl Figures {
 
     /// Keeps a figure that was found elsewhere.
     pub fn put(&mut self, place: Place, name: &str, value: f64) {
-        self.0
+        self.hosts
             .insert((place.isa.as_str(), place.patched, name.to_owned()), value);
     }
 
     /// A figure that must be there.
     pub fn get(&self, isa: Isa, patched: bool, name: &str) -> Result<f64> {
-        self.0
+        self.hosts
             .get(&(isa.as_str(), patched, name.to_owned()))
             .copied()
             .with_context(|| format!("No {name} was measured on {}", isa.as_str()))
@@ -109,21 +122,39 @@ impl Figures {
         patched: bool,
         begin: &'a str,
     ) -> impl Iterator<Item = (&'a str, f64)> {
-        self.0.iter().filter_map(move |((of, whose, name), value)| {
-            (*of == isa.as_str() && *whose == patched)
-                .then(|| name.strip_prefix(begin))
-                .flatten()
-                .map(|rest| (rest, *value))
-        })
+        self.hosts
+            .iter()
+            .filter_map(move |((of, whose, name), value)| {
+                (*of == isa.as_str() && *whose == patched)
+                    .then(|| name.strip_prefix(begin))
+                    .flatten()
+                    .map(|rest| (rest, *value))
+            })
+    }
+
+    /// Keeps a figure of this machine.
+    pub fn put_here(&mut self, name: &str, value: f64) {
+        self.here.insert(name.to_owned(), value);
+    }
+
+    /// A figure of this machine that must be there.
+    pub fn get_here(&self, name: &str) -> Result<f64> {
+        let figure = self.here.get(name).copied();
+        figure.with_context(|| format!("No {name} was measured on this machine"))
     }
 
     /// The instruction sets that were measured.
     pub fn isas(&self) -> Vec<Isa> {
         [Isa::Svm, Isa::Vmx]
             .into_iter()
-            .filter(|isa| self.0.keys().any(|(name, ..)| *name == isa.as_str()))
+            .filter(|isa| self.hosts.keys().any(|(name, ..)| *name == isa.as_str()))
             .collect()
     }
+}
+
+/// For sections that measure on hosts alone.
+fn nothing_here(_: &Tree, _: &mut Figures) -> Result<()> {
+    Ok(())
 }
 
 /// A figure as people read it: whole numbers with separators.

@@ -174,7 +174,12 @@ fn run(command: Command) -> Result<()> {
         ),
         Command::Package { test } => task::package(&tree, test),
         Command::Gates => check::kernel_gates(&tree),
-        Command::Load { seconds } => task::load(&tree, Duration::from_secs(seconds)),
+        Command::Load { seconds } => {
+            let lasting = Duration::from_secs(seconds);
+            // Both, whatever the first one says.
+            let idle = task::load(&tree, lasting);
+            task::load_busy(&tree, lasting).and(idle)
+        }
         Command::Look => task::look(&tree),
         Command::Shell { host } => task::shell(&tree, host.isa, host.kernel),
         Command::Selftests { isa, kernel } => task::selftests(&tree, &both_or(isa), kernel),

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::Plan;
+
 /// As much of each answer as is looked at: the head, and the body up to the
 /// machine's total.
 const LOOKED_AT: usize = 2 << 10;
@@ -20,6 +22,7 @@ pub struct Client {
     /// When the next question is due.
     due: Instant,
     period: Duration,
+    figures: bool,
     /// Questions left to ask.
     left: u32,
     /// When the question was due that is not answered yet.
@@ -36,21 +39,16 @@ pub struct Client {
 
 impl Client {
     /// Connects; nothing is asked yet.
-    pub fn connect(
-        socket: &Path,
-        path: &str,
-        first: Instant,
-        period: Duration,
-        rounds: u32,
-    ) -> Result<Self> {
+    pub fn connect(socket: &Path, plan: &Plan, first: Instant, rounds: u32) -> Result<Self> {
         let stream = UnixStream::connect(socket)
             .with_context(|| format!("Cannot connect to {}", socket.display()))?;
         stream.set_nonblocking(true)?;
         Ok(Client {
             stream,
-            request: format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes(),
+            request: format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", plan.path).into_bytes(),
             due: first,
-            period,
+            period: Duration::from_secs_f64(1.0 / plan.hertz),
+            figures: plan.figures,
             left: rounds,
             asked: None,
             kept: Vec::new(),
@@ -133,6 +131,9 @@ impl Client {
         let due = self.asked.take().context("An answer to no question")?;
         self.times.push(due.elapsed());
         self.bytes += (end - start) as u64;
+        if !self.figures {
+            return Ok(());
+        }
         let total = total(&self.kept[start..])?;
         ensure!(
             total >= self.last_total,

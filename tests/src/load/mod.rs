@@ -6,6 +6,7 @@
 //! question that it held up. One thread drives all clients, so on a small
 //! machine the measuring itself takes as little as it can.
 
+pub mod busy;
 mod client;
 
 use std::path::Path;
@@ -32,6 +33,8 @@ pub struct Plan {
     /// Whether all clients ask in the same instant; else they are spread over
     /// the period.
     pub together: bool,
+    /// Whether it is asked for figures, which never go back.
+    pub figures: bool,
 }
 
 /// What the clients saw.
@@ -50,6 +53,26 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Several as one: their times together, their durations one after the other.
+    pub fn of_all(outcomes: Vec<Outcome>) -> Outcome {
+        let mut all = Outcome {
+            due: 0,
+            times: Vec::new(),
+            bytes: 0,
+            took: Duration::ZERO,
+            last: Vec::new(),
+        };
+        for outcome in outcomes {
+            all.due += outcome.due;
+            all.times.extend(outcome.times);
+            all.bytes += outcome.bytes;
+            all.took += outcome.took;
+            all.last.extend(outcome.last);
+        }
+        all.times.sort_unstable();
+        all
+    }
+
     /// The time within which this share of the answers came.
     pub fn quantile(&self, share: f64) -> Duration {
         let index = (self.times.len() as f64 * share).ceil() as usize;
@@ -86,7 +109,8 @@ impl std::fmt::Display for Outcome {
 }
 
 /// Lets the clients ask until the time is over. Anything but an answer with
-/// status 200 whose total is no smaller than the one before is an error.
+/// status 200 is an error, and where figures are asked for a total that is smaller
+/// than the one before.
 pub fn run(socket: &Path, plan: &Plan) -> Result<Outcome> {
     let period = Duration::from_secs_f64(1.0 / plan.hertz);
     let rounds = (plan.lasting.as_secs_f64() * plan.hertz).floor() as u32;
@@ -99,7 +123,7 @@ pub fn run(socket: &Path, plan: &Plan) -> Result<Outcome> {
             true => Duration::ZERO,
             false => period.mul_f64(number as f64 / plan.clients as f64),
         };
-        let client = Client::connect(socket, &plan.path, start + offset, period, rounds)?;
+        let client = Client::connect(socket, plan, start + offset, rounds)?;
         let token = epoll::EventData::new_u64(number as u64);
         epoll::add(&epoll, client.stream(), token, epoll::EventFlags::IN)
             .context("Cannot watch a client")?;

@@ -9,6 +9,7 @@ mod life;
 mod log;
 mod syscalls;
 mod table;
+mod threads;
 
 pub use dispatch::{handled_reasons, serves_encrypted_guests};
 pub use exits::{debugfs_exits, debugfs_vms, wait_until_silent};
@@ -17,3 +18,4 @@ pub use life::{Lives, thread_named};
 pub use log::warnings;
 pub use syscalls::SyscallCount;
 pub use table::{DebugfsRow, DebugfsTable};
+pub use threads::{Thread, vcpu_threads};

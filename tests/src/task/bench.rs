@@ -28,8 +28,8 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
         section.unwrap_or_default(),
         SECTIONS.map(|section| section.name).join(", ")
     );
-    let built = build(tree, Series::V6_1)?;
     let mut figures = Figures::default();
+    let mut built = None;
     for place in Place::ALL {
         let wanted: Vec<&str> = sections
             .iter()
@@ -37,24 +37,35 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
             .map(|section| section.name)
             .collect();
         if !wanted.is_empty() && isa.is_none_or(|isa| isa == place.isa) {
-            measure(tree, &built, place, &wanted, &mut figures)?;
+            let built = match &built {
+                Some(built) => built,
+                None => built.insert(build(tree, Series::V6_1)?),
+            };
+            measure(tree, built, place, &wanted, &mut figures)?;
         }
+    }
+    for section in &sections {
+        (section.here)(tree, &mut figures).with_context(|| format!("Section {}", section.name))?;
     }
     let mut verdict = Verdict::default();
     for section in sections {
         (section.judge)(&figures, &mut verdict)?;
     }
-    let hosts = format!(
-        "Linux {} ({}) on emulated hosts: Bochs for VMX, QEMU that counts instructions for SVM",
-        built.kernel.release, built.kernel.version
-    );
-    println!("{hosts}");
+    let hosts = built.map(|built| {
+        format!(
+            "Linux {} ({}) on emulated hosts: Bochs for VMX, QEMU that counts instructions for SVM",
+            built.kernel.release, built.kernel.version
+        )
+    });
+    if let Some(hosts) = &hosts {
+        println!("{hosts}");
+    }
     print!("{}", verdict.text());
-    if is_whole {
+    if let (true, Some(hosts)) = (is_whole, hosts) {
         let page = tree.root().join(PAGE);
         let text = format!(
             "# Benchmarks\n\nWritten by `cargo lab bench`. {hosts}; both clocks count instructions, \
-             so that figures repeat.\n{}",
+             so that figures repeat, but for those that are said to be of the machine at hand.\n{}",
             verdict.markdown()
         );
         fs::write(&page, text).with_context(|| format!("Cannot write {}", page.display()))?;

@@ -111,7 +111,7 @@ pub fn build(tree: &Tree) -> Result<()> {
     visible(command("cargo", args).current_dir(tree.root()))
 }
 
-/// Builds the server alone, fast.
+/// Builds the server and the VMM, fast.
 pub fn build_release(tree: &Tree) -> Result<()> {
     let args = [
         "build",
@@ -121,6 +121,8 @@ pub fn build_release(tree: &Tree) -> Result<()> {
         "vmm",
         "--example",
         "exit_stats_server",
+        "--bin",
+        "cloud-hypervisor",
     ];
     visible(command("cargo", args).current_dir(tree.root()))
 }

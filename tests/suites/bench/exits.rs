@@ -9,7 +9,7 @@ use lab::bench::exits::{
     VCPU_SLAB,
 };
 use lab::guest::{Instruction, Program};
-use lab::oracle::SyscallCount;
+use lab::oracle::{SyscallCount, vcpu_threads};
 use lab::vmm::{Machine, MachineSpec};
 
 use super::figure;
@@ -113,29 +113,18 @@ fn reading(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// How often the threads of the vCPUs gave up a CPU.
+/// How often the threads of the vCPUs left a CPU.
 fn switches(pid: u32) -> Result<u64> {
-    let mut sum = 0;
-    let mut threads = 0;
-    for entry in fs::read_dir(format!("/proc/{pid}/task")).context("Cannot list threads")? {
-        let status = fs::read_to_string(entry?.path().join("status"))?;
-        let field = |name: &str| {
-            status
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .map(str::trim)
-        };
-        if !field("Name:").is_some_and(|name| name.starts_with("vcpu")) {
-            continue;
-        }
-        threads += 1;
-        for name in ["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"] {
-            let value = field(name).with_context(|| format!("No {name}"))?;
-            sum += value.parse::<u64>()?;
-        }
-    }
-    ensure!(threads == VCPUS, "{threads} threads of {VCPUS} vCPUs");
-    Ok(sum)
+    let threads = vcpu_threads(pid)?;
+    ensure!(
+        threads.len() == VCPUS as usize,
+        "{} threads of {VCPUS} vCPUs",
+        threads.len()
+    );
+    Ok(threads
+        .iter()
+        .map(|thread| thread.waits + thread.preemptions)
+        .sum())
 }
 
 fn write(path: &str, value: &str) -> Result<()> {

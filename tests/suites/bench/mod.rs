@@ -7,6 +7,7 @@ use crate::site::Site;
 
 mod boot;
 mod exits;
+mod load;
 
 /// Runs sections by name.
 pub fn run(site: &Site, sections: &[String]) -> Result<()> {
@@ -14,6 +15,7 @@ pub fn run(site: &Site, sections: &[String]) -> Result<()> {
         let measure: fn(&Site) -> Result<()> = match name.as_str() {
             "exits" => exits::measure,
             "boot" => boot::measure,
+            "load" => load::measure,
             _ => bail!("No section is called {name}"),
         };
         measure(site).with_context(|| format!("Section {name}"))?;
