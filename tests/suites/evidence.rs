@@ -171,7 +171,8 @@ fn guest_readings(serial: &str) -> Result<Vec<GuestReading>> {
         .collect()
 }
 
-fn between<'a>(text: &'a str, from: &str, to: &str) -> Result<&'a str> {
+/// What a guest printed between two marks.
+pub fn between<'a>(text: &'a str, from: &str, to: &str) -> Result<&'a str> {
     let (_, rest) = text
         .split_once(from)
         .with_context(|| format!("The guest never said {from:?}"))?;

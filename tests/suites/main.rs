@@ -19,6 +19,7 @@ mod ch_remote;
 mod demo;
 mod errors;
 mod evidence;
+mod guest;
 mod host;
 mod isolation;
 mod keeper;
@@ -55,11 +56,12 @@ macro_rules! trials {
     };
 }
 
-const SUITES: [Suite; 19] = [
+const SUITES: [Suite; 20] = [
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,
     leaves::MILLION,
+    guest::SUITE,
     accounting::SUITE,
     many_exits::SUITE,
     time::SUITE,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use instrumentation::table::{ExitTable, Isa};
+use lab::artifact::guide;
 use lab::guest::{self, CpuidQuery, CpuidReading};
 use lab::vmm::{Machine, MachineSpec};
 
@@ -73,6 +74,7 @@ pub struct Numbers {
     pub read_msr: u32,
     pub write_msr: u32,
     pub hypercall: u32,
+    pub nested_fault: u32,
 }
 
 pub struct Site {
@@ -131,6 +133,7 @@ impl Site {
                 read_msr: 31,
                 write_msr: 32,
                 hypercall: 18,
+                nested_fault: 48,
             },
             Isa::Svm => Numbers {
                 cpuid: 0x72,
@@ -139,6 +142,7 @@ impl Site {
                 read_msr: 0x7c,
                 write_msr: 0x7c,
                 hypercall: 0x81,
+                nested_fault: 0x400,
             },
         }
     }
@@ -150,6 +154,11 @@ impl Site {
     /// A module of KVM's as the host's image holds it.
     pub fn module(&self, name: &str) -> PathBuf {
         self.args.root.join(format!("modules/{name}.ko"))
+    }
+
+    /// The C program of the guide.
+    pub fn guide_program(&self) -> PathBuf {
+        self.args.root.join(guide::IN_ROOT)
     }
 
     pub fn kernel(&self) -> PathBuf {

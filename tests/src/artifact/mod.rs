@@ -6,6 +6,7 @@
 pub mod binaries;
 pub mod cpio;
 pub mod guest_image;
+pub mod guide;
 pub mod host_image;
 pub mod kernel;
 pub mod modules;

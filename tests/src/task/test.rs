@@ -14,6 +14,7 @@ use libtest_mimic::{Arguments, Trial};
 
 use super::selftests::few as few_selftests;
 use super::{Built, as_built, build, load};
+use crate::artifact::guide;
 use crate::artifact::kernel::Series;
 use crate::artifact::peer;
 use crate::check;
@@ -156,11 +157,15 @@ impl Round {
             Some(_) => &Qemu::TWO_CPUS,
             None => host::emulated(self.isa),
         };
-        let files = if self.has_peer() {
+        let mut files = if self.has_peer() {
             peer::files()?
         } else {
             Vec::new()
         };
+        files.push((
+            format!("/lab/{}", guide::IN_ROOT),
+            guide::c_program(tree, self.isa)?,
+        ));
         let job = Job {
             script: &script,
             files: &files,
@@ -352,11 +357,14 @@ pub fn bare(tree: &Tree, filter: Option<&str>) -> Result<()> {
     let built = build(tree, Series::V6_1)?;
     let root = tree.lab().join("bare");
     let guest = root.join("guest");
-    fs::create_dir_all(&guest).with_context(|| format!("Cannot make {}", guest.display()))?;
+    for folder in [&guest, &root.join("guide")] {
+        fs::create_dir_all(folder).with_context(|| format!("Cannot make {}", folder.display()))?;
+    }
     for (target, link) in [
         (tree.bin(), root.join("bin")),
         (built.kernel.bzimage(), guest.join("vmlinuz")),
         (built.guest, guest.join("initramfs")),
+        (guide::c_program(tree, isa)?, root.join(guide::IN_ROOT)),
     ] {
         let _ = fs::remove_file(&link);
         symlink(&target, &link).with_context(|| format!("Cannot link {}", link.display()))?;
