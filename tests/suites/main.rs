@@ -28,6 +28,7 @@ mod lifecycle;
 mod load;
 mod many_exits;
 mod modules;
+mod nested;
 mod rest;
 mod sandbox;
 mod site;
@@ -56,7 +57,7 @@ macro_rules! trials {
     };
 }
 
-const SUITES: [Suite; 20] = [
+const SUITES: &[Suite] = &[
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,
@@ -75,6 +76,8 @@ const SUITES: [Suite; 20] = [
     errors::SUITE,
     stock_kvm::SUITE,
     any_vmm::SUITE,
+    nested::SUITE,
+    nested::LINUX,
     modules::SUITE,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,

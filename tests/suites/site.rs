@@ -156,6 +156,11 @@ impl Site {
         self.args.root.join(format!("modules/{name}.ko"))
     }
 
+    /// The same of the distribution's, beside ours.
+    pub fn stock_module(&self, name: &str) -> PathBuf {
+        self.args.root.join(format!("stock/{name}.ko"))
+    }
+
     /// The C program of the guide.
     pub fn guide_program(&self) -> PathBuf {
         self.args.root.join(guide::IN_ROOT)

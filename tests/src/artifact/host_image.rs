@@ -26,6 +26,12 @@ const KVM_MODULES: [&str; 3] = [
     "arch/x86/kvm/kvm-amd",
 ];
 
+/// The folder of what a host loads.
+const LOADED: &str = "/lab/modules";
+
+/// The folder of what it does not load.
+const SPARE: &str = "/lab/stock";
+
 /// Makes the image unless it is current; returns its path.
 pub fn build(tree: &Tree, kernel: &Kernel, modules: &Modules, guest: &Path) -> Result<PathBuf> {
     let image = tree.cache().join(format!(
@@ -83,22 +89,27 @@ fn pack(
         archive = archive.copy(&format!("/lab/bin/{name}"), 0o755, &program)?;
     }
     for path in STOCK_MODULES {
-        archive = add_stock_module(archive, kernel, path)?;
+        archive = add_stock_module(archive, kernel, path, LOADED)?;
     }
     for path in KVM_MODULES {
         archive = match modules {
-            Modules::Stock => add_stock_module(archive, kernel, path)?,
+            Modules::Stock => add_stock_module(archive, kernel, path, LOADED)?,
             Modules::Patched(folder) => {
                 let name = module_file(path);
-                archive.copy(&format!("/lab/modules/{name}"), 0o644, &folder.join(&name))?
+                // Beside ours the distribution's own, for a guest to load.
+                add_stock_module(archive, kernel, path, SPARE)?.copy(
+                    &format!("{LOADED}/{name}"),
+                    0o644,
+                    &folder.join(&name),
+                )?
             }
         };
     }
     compress(&archive.finish(), image)
 }
 
-fn add_stock_module(archive: Cpio, kernel: &Kernel, path: &str) -> Result<Cpio> {
-    let to = format!("/lab/modules/{}", module_file(path));
+fn add_stock_module(archive: Cpio, kernel: &Kernel, path: &str, folder: &str) -> Result<Cpio> {
+    let to = format!("{folder}/{}", module_file(path));
     let from = kernel.stock_module(path)?;
     if from.extension().is_some_and(|suffix| suffix == "xz") {
         let content = output(command("xz", ["-dc"]).arg(&from))?;

@@ -5,9 +5,12 @@ use anyhow::{Context, Result};
 use instrumentation::table::{ExitReason, ExitTable, Isa, ReasonStatus};
 
 use super::elf::pvh_image;
+use super::tiny::{CpuidQuery, CpuidReading, readings};
 
 const MANY_EXITS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/many_exits.bin"));
 const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.bin"));
+
+const NESTED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nested.bin"));
 
 /// What the words to fill in follow.
 const PARAMS: &[u8; 8] = b"@params\0";
@@ -182,6 +185,73 @@ pub fn hostile(table: &ExitTable, queries: u32, dense: u32) -> Result<Vec<u8>> {
         .collect();
     let words = [queries, dense, u32::from_le_bytes(signature)];
     filled_in(HOSTILE, &words, &status)
+}
+
+/// A hypervisor with a guest of its own, on SVM: how often the inner guest does
+/// what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nested {
+    /// CPUID that the hypervisor intercepts.
+    pub cpuid_intercepted: u32,
+    /// CPUID that it does not intercept.
+    pub cpuid_passed: u32,
+    /// RDTSC, which it intercepts.
+    pub rdtsc: u32,
+    /// OUT, which it does not intercept.
+    pub out: u32,
+    /// What every CPUID asks.
+    pub asked: CpuidQuery,
+}
+
+/// What the hypervisor reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NestedReport {
+    /// VMRUN that it executed.
+    pub vmruns: u32,
+    /// Exits of its guest that it got: CPUID, RDTSC, HLT, VMMCALL, others.
+    pub seen: [u32; 5],
+    /// The answer to its guest's last CPUID that it intercepted.
+    pub by_hypervisor: CpuidReading,
+    /// The answer to its guest's last CPUID that it did not.
+    pub by_host: CpuidReading,
+    /// The answer to its own, at the end.
+    pub own: CpuidReading,
+}
+
+impl Nested {
+    /// What the hypervisor writes in all four registers when it answers.
+    pub const ANSWER: u32 = 0x600d_cafe;
+
+    /// Readings in its report.
+    pub const READINGS: usize = 5;
+
+    /// The guest's ELF file.
+    pub fn image(&self) -> Result<Vec<u8>> {
+        let words = [
+            self.cpuid_intercepted,
+            self.cpuid_passed,
+            self.rdtsc,
+            self.out,
+            self.asked.leaf,
+            self.asked.subleaf,
+        ];
+        filled_in(NESTED, &words, &[])
+    }
+
+    /// Reads the report.
+    pub fn report(serial: &[u8]) -> Result<NestedReport> {
+        let [first, second, by_hypervisor, by_host, own] = readings(serial, Self::READINGS)?[..]
+        else {
+            unreachable!("as many readings as were asked for");
+        };
+        Ok(NestedReport {
+            vmruns: first.eax,
+            seen: [first.ebx, first.ecx, first.edx, second.eax, second.ebx],
+            by_hypervisor,
+            by_host,
+            own,
+        })
+    }
 }
 
 fn filled_in(code: &[u8], words: &[u32], bytes: &[u8]) -> Result<Vec<u8>> {

@@ -26,6 +26,8 @@ pub struct DebugfsTable {
     pub isa: String,
     /// vCPUs.
     pub vcpus: u64,
+    /// TSC ticks per millisecond.
+    pub tsc_khz: u64,
     /// KVM's own count of exits.
     pub own: u64,
     /// Ticks in the guest.
@@ -54,7 +56,12 @@ impl DebugfsTable {
         let path = vms[0].join("exit_stats");
         let text =
             fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()))?;
-        parse(&text).with_context(|| format!("{} says {text:?}", path.display()))
+        Self::parse(&text).with_context(|| format!("{} says {text:?}", path.display()))
+    }
+
+    /// From the file's text.
+    pub fn parse(text: &str) -> Result<DebugfsTable> {
+        parse(text)
     }
 
     /// Ticks in all four places.
@@ -81,6 +88,7 @@ fn parse(text: &str) -> Result<DebugfsTable> {
     let mut table = DebugfsTable {
         isa: after("isa")?.to_owned(),
         vcpus: number(after("vcpus")?)?,
+        tsc_khz: number(after("tsc_khz")?)?,
         own: number(after("exits")?)?,
         guest: number(after("guest_cycles")?)?,
         ..DebugfsTable::default()
@@ -146,7 +154,8 @@ mod tests {
 
     #[test]
     fn line_of_another_shape_is_an_error() {
-        let text = "isa SVM\nvcpus 1\nexits 8\nguest_cycles 90\n\nhead\n0x72 CPUID 7\n";
+        let text =
+            "isa SVM\nvcpus 1\ntsc_khz 1000\nexits 8\nguest_cycles 90\n\nhead\n0x72 CPUID 7\n";
         assert!(parse(text).is_err());
     }
 }
