@@ -15,7 +15,7 @@ use crate::tree::Tree;
 mod page;
 mod run;
 
-pub use page::render;
+use page::{Comparisons, render};
 pub use run::Runner;
 
 /// How a program ended.
@@ -76,31 +76,69 @@ impl Comparison {
             .map(|(name, _)| name.as_str())
     }
 
-    fn path(tree: &Tree, isa: Isa, series: Series) -> PathBuf {
-        tree.lab().join(format!(
-            "selftests-{}-{}.json",
-            isa.as_str(),
-            series.as_str()
-        ))
-    }
-
-    /// What an earlier run found.
-    pub fn load(tree: &Tree, isa: Isa, series: Series) -> Option<Comparison> {
-        let text = fs::read(Self::path(tree, isa, series)).ok()?;
-        serde_json::from_slice(&text).ok()
-    }
-
-    /// Keeps it for the page, which shows both instruction sets.
+    /// Keeps it beside the page, which shows all kinds of hosts.
     pub fn save(&self, tree: &Tree, isa: Isa, series: Series) -> Result<()> {
-        let path = Self::path(tree, isa, series);
-        fs::write(&path, serde_json::to_vec_pretty(self)?)
+        let path = path(tree, isa, series);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("Cannot make {}", folder.display()))?;
+        }
+        fs::write(&path, serde_json::to_string_pretty(self)? + "\n")
             .with_context(|| format!("Cannot write {}", path.display()))
     }
+}
+
+/// What the latest run on each kind of host found.
+fn recorded(tree: &Tree) -> Result<Comparisons> {
+    let mut found = Comparisons::new();
+    for series in [Series::V6_1, Series::V6_12] {
+        for isa in [Isa::Vmx, Isa::Svm] {
+            let path = path(tree, isa, series);
+            if path.exists() {
+                let text =
+                    fs::read(&path).with_context(|| format!("Cannot read {}", path.display()))?;
+                let comparison = serde_json::from_slice(&text)
+                    .with_context(|| format!("{} is damaged", path.display()))?;
+                found.insert((series, isa.as_str()), comparison);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn path(tree: &Tree, isa: Isa, series: Series) -> PathBuf {
+    tree.root().join(format!(
+        "docs/kernel-selftests/{}-{}.json",
+        isa.as_str(),
+        series.as_str()
+    ))
+}
+
+/// Writes the page from what is recorded, and returns its path.
+pub fn write_page(tree: &Tree) -> Result<PathBuf> {
+    let path = page_path(tree);
+    fs::write(&path, render(&recorded(tree)?))
+        .with_context(|| format!("Cannot write {}", path.display()))?;
+    Ok(path)
+}
+
+fn page_path(tree: &Tree) -> PathBuf {
+    tree.root().join("docs/kernel-selftests.md")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_checked_in_page_is_what_its_records_make() {
+        let tree = Tree::discover().unwrap();
+        let page = fs::read_to_string(page_path(&tree)).unwrap();
+        assert!(
+            page == render(&recorded(&tree).unwrap()),
+            "docs/kernel-selftests.md was edited: `cargo lab selftests` writes it"
+        );
+    }
 
     #[test]
     fn only_what_passes_on_stock_can_be_lost() {

@@ -4,60 +4,77 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::{Comparison, Outcome};
+use crate::artifact::kernel::Series;
+use crate::host::Isa;
 
-/// Writes the page from the comparisons by column name.
-pub fn render(series: &str, comparisons: &BTreeMap<&str, Comparison>) -> String {
+/// What is known of each kind of host.
+pub type Comparisons = BTreeMap<(Series, &'static str), Comparison>;
+
+/// Writes the page from all comparisons.
+pub fn render(comparisons: &Comparisons) -> String {
     let mut page = String::from(
         "# The kernel's selftests\n\n\
-         <!-- Written by `cargo lab selftests`; do not edit. -->\n\n",
+         <!-- Written by `cargo lab selftests` from kernel-selftests/*.json; do not edit. -->\n\n\
+         Linux's own tests of KVM, `tools/testing/selftests/kvm` in the distribution's source, run on\n\
+         emulated hosts with the distribution's modules and with ours. What passes on stock modules is\n\
+         run on ours, and must pass there. `cargo lab selftests` runs all of it again, `cargo lab test`\n\
+         a few.\n",
     );
-    let versions: BTreeSet<&str> = comparisons
-        .values()
-        .map(|comparison| comparison.version.as_str())
-        .collect();
-    let versions: Vec<&str> = versions.into_iter().collect();
-    let _ = write!(
-        page,
-        "`tools/testing/selftests/kvm` of Linux {series} ({}), run on emulated hosts with the\n\
-         distribution's KVM modules and with ours. What passes on stock modules is run on ours, and\n\
-         must pass there. `cargo lab selftests` runs all of it again; `cargo lab test` runs a few.\n\n",
-        versions.join(", ")
-    );
-    for (column, comparison) in comparisons {
+    let series: BTreeSet<Series> = comparisons.keys().map(|(series, _)| *series).collect();
+    for series in series {
+        let columns: Vec<(String, &Comparison)> = [Isa::Vmx, Isa::Svm]
+            .into_iter()
+            .filter_map(|isa| {
+                let comparison = comparisons.get(&(series, isa.as_str()))?;
+                Some((isa.as_str().to_uppercase(), comparison))
+            })
+            .collect();
+        section(&mut page, series, &columns);
+    }
+    legend(&mut page, comparisons);
+    page
+}
+
+// Writing to a String cannot fail, here and below.
+fn section(page: &mut String, series: Series, columns: &[(String, &Comparison)]) {
+    let _ = writeln!(page, "\n## Linux {}\n", series.as_str());
+    for (column, comparison) in columns {
         let count = |outcomes: &BTreeMap<String, Outcome>, wanted: &str| {
             outcomes
                 .values()
                 .filter(|outcome| outcome.as_str() == wanted)
                 .count()
         };
+        let stock = |wanted| count(&comparison.stock, wanted);
         let _ = writeln!(
             page,
-            "- {column}: {} pass on stock modules, {} of them on ours; {} skip themselves, {} fail, \
+            "- {column} ({}): {} pass on stock modules, {} of them on ours; {} skip themselves, {} fail, \
              {} are ended as too late, {} hang the host, on stock modules.",
-            count(&comparison.stock, "pass"),
+            comparison.version,
+            stock("pass"),
             count(&comparison.ours, "pass"),
-            count(&comparison.stock, "skip"),
-            count(&comparison.stock, "fail"),
-            count(&comparison.stock, "late"),
-            count(&comparison.stock, "hang"),
+            stock("skip"),
+            stock("fail"),
+            stock("late"),
+            stock("hang"),
         );
     }
     page.push_str("\n| program |");
-    for column in comparisons.keys() {
+    for (column, _) in columns {
         let _ = write!(page, " {column}, stock | {column}, ours |");
     }
     page.push_str("\n| --- |");
-    for _ in comparisons {
+    for _ in columns {
         page.push_str(" --- | --- |");
     }
     page.push('\n');
-    let names: BTreeSet<&String> = comparisons
-        .values()
-        .flat_map(|comparison| comparison.stock.keys())
+    let names: BTreeSet<&String> = columns
+        .iter()
+        .flat_map(|(_, comparison)| comparison.stock.keys())
         .collect();
     for name in names {
         let _ = write!(page, "| `{name}` |");
-        for comparison in comparisons.values() {
+        for (_, comparison) in columns {
             for outcomes in [&comparison.stock, &comparison.ours] {
                 let shown = outcomes.get(name).map_or("–", Outcome::as_str);
                 let _ = write!(page, " {shown} |");
@@ -65,6 +82,9 @@ pub fn render(series: &str, comparisons: &BTreeMap<&str, Comparison>) -> String 
         }
         page.push('\n');
     }
+}
+
+fn legend(page: &mut String, comparisons: &Comparisons) {
     page.push_str(
         "\n*skip*: the program says itself that something it needs is not there. *late*: it takes longer\n\
          than the lab gives it under emulation. *–*: not started. On ours: because it does not pass on\n\
@@ -81,7 +101,6 @@ pub fn render(series: &str, comparisons: &BTreeMap<&str, Comparison>) -> String 
     for (name, why) in omitted {
         let _ = writeln!(page, "- `{name}`: {why}.");
     }
-    page
 }
 
 #[cfg(test)]
@@ -89,19 +108,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn page_shows_each_program_once_with_both_sides() {
-        let comparison = Comparison {
-            version: "6.1.192-2".to_owned(),
-            stock: BTreeMap::from([
-                ("a".to_owned(), Outcome::Pass),
-                ("b".to_owned(), Outcome::Skip),
-                ("c".to_owned(), Outcome::Omitted("it hangs".to_owned())),
-            ]),
-            ours: BTreeMap::from([("a".to_owned(), Outcome::Pass)]),
+    fn page_shows_each_program_once_a_series_with_all_sides() {
+        let outcomes = |list: &[(&str, Outcome)]| {
+            list.iter()
+                .map(|(name, outcome)| ((*name).to_owned(), outcome.clone()))
+                .collect()
         };
-        let page = render("6.1", &BTreeMap::from([("SVM", comparison)]));
-        assert!(page.contains("| `a` | pass | pass |\n| `b` | skip | – |\n"));
-        assert!(page.contains("- SVM: 1 pass on stock modules, 1 of them on ours; 1 skip"));
+        let svm = Comparison {
+            version: "6.1.192-2".to_owned(),
+            stock: outcomes(&[
+                ("a", Outcome::Pass),
+                ("b", Outcome::Skip),
+                ("c", Outcome::Pass),
+            ]),
+            ours: outcomes(&[("a", Outcome::Pass), ("c", Outcome::Pass)]),
+        };
+        let vmx = Comparison {
+            version: "6.1.192-2".to_owned(),
+            stock: outcomes(&[
+                ("a", Outcome::Pass),
+                ("b", Outcome::Late),
+                ("c", Outcome::Omitted("it hangs".to_owned())),
+            ]),
+            ours: outcomes(&[("a", Outcome::Fail(254))]),
+        };
+        let page = render(&Comparisons::from([
+            ((Series::V6_1, "svm"), svm.clone()),
+            ((Series::V6_1, "vmx"), vmx),
+            ((Series::V6_12, "svm"), svm),
+        ]));
+        assert!(page.contains(
+            "| `a` | pass | fail | pass | pass |\n\
+             | `b` | late | – | skip | – |\n\
+             | `c` | – | – | pass | pass |\n"
+        ));
+        assert!(page.contains("- VMX (6.1.192-2): 1 pass on stock modules, 0 of them on ours; 0"));
+        assert!(page.contains("## Linux 6.12\n"));
+        assert!(page.contains("| `b` | skip | – |\n"));
         assert!(page.contains("- `c`: it hangs.\n"));
     }
 }

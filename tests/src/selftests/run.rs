@@ -68,14 +68,14 @@ impl Runner<'_> {
     fn limit(&self) -> u32 {
         match self.isa {
             Isa::Vmx => 2,
-            Isa::Svm => 20,
+            Isa::Svm => 60,
         }
     }
 
     fn silence(&self) -> Duration {
         Duration::from_secs(match self.isa {
             Isa::Vmx => 600,
-            Isa::Svm => 120,
+            Isa::Svm => 180,
         }) * self.patience
     }
 

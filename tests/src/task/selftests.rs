@@ -1,16 +1,14 @@
 //! The kernel's own tests of KVM, on stock modules and on ours.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{Built, build};
 use crate::artifact::kernel::Series;
 use crate::artifact::selftests::{self as programs, Selftest};
 use crate::host::Isa;
-use crate::selftests::{Comparison, Outcome, Runner, render};
+use crate::selftests::{Comparison, Outcome, Runner, write_page};
 use crate::tree::Tree;
 
 /// Those that look at what we changed: statistics, CPUID, exits to user space,
@@ -44,7 +42,7 @@ pub fn selftests(tree: &Tree, isas: &[Isa], series: Series) -> Result<()> {
                 .map(|name| format!("{} ({})", name, isa.as_str())),
         );
     }
-    write_page(tree, series)?;
+    println!("{}", write_page(tree)?.display());
     ensure!(
         lost.is_empty(),
         "These pass on stock modules and not on ours: {}",
@@ -113,7 +111,11 @@ fn run(
         isa.as_str().to_uppercase(),
         built.kernel.release
     );
-    let logs = tree.fresh_log_dir(&format!("selftests-{}-{modules}", isa.as_str()))?;
+    let logs = tree.fresh_log_dir(&format!(
+        "selftests-{}-{}-{modules}",
+        isa.as_str(),
+        built.kernel.series.as_str()
+    ))?;
     let runner = Runner {
         isa,
         kernel: &built.kernel,
@@ -124,31 +126,4 @@ fn run(
     runner.run(programs, &mut |name, outcome| {
         println!("test selftests::{name} ... {}", outcome.as_str());
     })
-}
-
-fn write_page(tree: &Tree, series: Series) -> Result<()> {
-    let mut comparisons = BTreeMap::new();
-    for isa in [Isa::Svm, Isa::Vmx] {
-        if let Some(comparison) = Comparison::load(tree, isa, series) {
-            let column = match isa {
-                Isa::Svm => "SVM",
-                Isa::Vmx => "VMX",
-            };
-            comparisons.insert(column, comparison);
-        }
-    }
-    let page = render(series.as_str(), &comparisons);
-    // The page is about the distribution's own series.
-    if series != Series::V6_1 {
-        println!("{page}");
-        return Ok(());
-    }
-    let path = tree.root().join("docs/kernel-selftests.md");
-    write(&path, &page)
-}
-
-fn write(path: &Path, page: &str) -> Result<()> {
-    fs::write(path, page).with_context(|| format!("Cannot write {}", path.display()))?;
-    println!("{}", path.display());
-    Ok(())
 }
