@@ -16,6 +16,7 @@ mod any_vmm;
 mod bench;
 mod boot;
 mod ch_remote;
+mod consoles;
 mod demo;
 mod errors;
 mod evidence;
@@ -72,6 +73,7 @@ const SUITES: &[Suite] = &[
     load::SUITE,
     ch_remote::SUITE,
     lifecycle::SUITE,
+    consoles::SUITE,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,

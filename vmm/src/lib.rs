@@ -6,6 +6,7 @@ pub mod api;
 pub mod boot;
 pub mod bus;
 pub mod config;
+pub mod console_end;
 pub mod devices;
 pub mod event;
 pub mod interrupt;

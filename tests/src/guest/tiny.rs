@@ -16,6 +16,8 @@ pub const MAGIC: &[u8; 8] = b"@readout";
 const RESULTS: u32 = 0x20_0000;
 /// The first serial port's data register.
 const SERIAL: u16 = 0x3f8;
+/// Its line status register, whose lowest bit says that something has come.
+const LINE_STATUS: u16 = 0x3fd;
 /// A reading: four registers.
 const READING: usize = 16;
 
@@ -178,6 +180,19 @@ impl Program {
     /// Never stops; exits on its own account no more.
     pub fn spin(mut self) -> Vec<u8> {
         self.emit(&[0xeb, 0xfe]);
+        pvh_image(&self.code)
+    }
+
+    /// Sends back what comes over the serial port, for ever.
+    pub fn echo(mut self) -> Vec<u8> {
+        let again = self.code.len();
+        self.load(EDX, LINE_STATUS.into());
+        // in al, dx; test al, 1; jz back to the in
+        self.emit(&[0xec, 0xa8, 1, 0x74, 0xfb]);
+        self.load(EDX, SERIAL.into());
+        self.emit(&[0xec, 0xee, 0xe9]); // in al, dx; out dx, al; jmp again
+        let distance = again as i64 - (self.code.len() as i64 + 4);
+        self.emit(&(distance as i32).to_le_bytes());
         pvh_image(&self.code)
     }
 

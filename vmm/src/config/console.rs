@@ -1,94 +1,144 @@
-//! The virtio console, checked.
+//! The consoles, checked: serial port, virtio console, debug port.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use api_client::config::{ConsoleConfig, ConsoleOutputMode, SerialConfig};
+use api_client::config::{
+    ConsoleConfig, ConsoleOutputMode, DEBUG_CONSOLE_IO_BASE, DebugConsoleConfig, SerialConfig,
+    VmConfig,
+};
 
 use super::{ConfigError, PciParams};
+use crate::console_end::ConsoleTarget;
 
-/// Where a console leads.
+/// The consoles of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ConsoleTarget {
-    /// Nowhere.
-    Null,
-    /// The terminal that the program was started on.
-    Terminal,
-    /// A new pseudo terminal.
-    PseudoTerminal,
-    /// A file, made anew.
-    File(PathBuf),
-    /// A socket to connect to.
-    Socket(PathBuf),
+pub struct ConsoleTargets {
+    /// Where the serial port leads; there is none if absent.
+    pub serial: Option<ConsoleTarget>,
+    /// Where the virtio console leads; there is none if absent.
+    pub console: Option<ConsoleTarget>,
+    /// Where the debug port leads; there is none if absent.
+    pub debug: Option<ConsoleTarget>,
 }
 
-/// A console.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConsoleParams {
-    /// Name and place.
-    pub pci: PciParams,
-    /// Where it leads.
-    pub target: ConsoleTarget,
-}
+impl TryFrom<&VmConfig> for ConsoleTargets {
+    type Error = ConfigError;
 
-impl ConsoleParams {
-    /// Checks a console beside a serial port; none if it is off.
-    pub fn new(config: &ConsoleConfig, serial: &SerialConfig) -> Result<Option<Self>, ConfigError> {
-        let target = match config.mode {
-            ConsoleOutputMode::Off => return Ok(None),
-            ConsoleOutputMode::Null => ConsoleTarget::Null,
-            ConsoleOutputMode::Tty if serial.mode == ConsoleOutputMode::Tty => {
-                return Err(ConfigError::TwoTerminals);
-            }
-            ConsoleOutputMode::Tty => ConsoleTarget::Terminal,
-            ConsoleOutputMode::Pty => ConsoleTarget::PseudoTerminal,
-            ConsoleOutputMode::File => ConsoleTarget::File(
-                config
-                    .file
-                    .clone()
-                    .ok_or(ConfigError::NoFile("virtio console"))?,
-            ),
-            ConsoleOutputMode::Socket => {
-                ConsoleTarget::Socket(config.socket.clone().ok_or(ConfigError::NoConsoleSocket)?)
-            }
-        };
-        Ok(Some(Self {
-            pci: PciParams::try_from(&config.pci_common)?,
-            target,
-        }))
+    fn try_from(config: &VmConfig) -> Result<Self, ConfigError> {
+        let VmConfig {
+            serial: SerialConfig { mode, file, socket },
+            console,
+            debug_console: debug,
+            ..
+        } = config;
+        // Nobody can answer it, and Cloud Hypervisor has no such mode either.
+        if debug.mode == ConsoleOutputMode::Socket {
+            return Err(ConfigError::Unsupported(
+                "A debug console that goes to a socket".into(),
+            ));
+        }
+        if *mode == ConsoleOutputMode::Tty && console.mode == ConsoleOutputMode::Tty {
+            return Err(ConfigError::TwoTerminals);
+        }
+        let (serial_file, serial_socket) = (file.as_deref(), socket.as_deref());
+        let (console_file, console_socket) = (console.file.as_deref(), console.socket.as_deref());
+        Ok(Self {
+            serial: target("serial port", *mode, serial_file, serial_socket)?,
+            console: target("virtio console", console.mode, console_file, console_socket)?,
+            debug: target("debug console", debug.mode, debug.file.as_deref(), None)?,
+        })
     }
+}
+
+fn target(
+    name: &'static str,
+    mode: ConsoleOutputMode,
+    file: Option<&Path>,
+    socket: Option<&Path>,
+) -> Result<Option<ConsoleTarget>, ConfigError> {
+    let path = |path: Option<&Path>, error| path.map(PathBuf::from).ok_or(error);
+    Ok(Some(match mode {
+        ConsoleOutputMode::Off => return Ok(None),
+        ConsoleOutputMode::Null => ConsoleTarget::Null,
+        ConsoleOutputMode::Tty => ConsoleTarget::Terminal,
+        ConsoleOutputMode::Pty => ConsoleTarget::PseudoTerminal,
+        ConsoleOutputMode::File => {
+            ConsoleTarget::File(path(file, ConfigError::NoConsoleFile(name))?)
+        }
+        ConsoleOutputMode::Socket => {
+            ConsoleTarget::Socket(path(socket, ConfigError::NoConsoleSocket(name))?)
+        }
+    }))
+}
+
+/// The port of the debug console; none if that is off.
+pub(super) fn debug_port(config: &DebugConsoleConfig) -> Option<u16> {
+    (config.mode != ConsoleOutputMode::Off).then(|| config.iobase.unwrap_or(DEBUG_CONSOLE_IO_BASE))
+}
+
+/// Name and place of the virtio console; none if it is off.
+pub(super) fn place(config: &ConsoleConfig) -> Result<Option<PciParams>, ConfigError> {
+    (config.mode != ConsoleOutputMode::Off)
+        .then(|| PciParams::try_from(&config.pci_common))
+        .transpose()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(
-        mode: ConsoleOutputMode,
-        serial: ConsoleOutputMode,
-    ) -> Result<Option<ConsoleTarget>, ConfigError> {
-        let config = ConsoleConfig {
-            mode,
-            ..ConsoleConfig::default()
-        };
-        let serial = SerialConfig {
-            mode: serial,
-            ..SerialConfig::default()
-        };
-        Ok(ConsoleParams::new(&config, &serial)?.map(|params| params.target))
+    fn check(change: impl FnOnce(&mut VmConfig)) -> Result<ConsoleTargets, ConfigError> {
+        let mut config = VmConfig::default();
+        change(&mut config);
+        ConsoleTargets::try_from(&config)
+    }
+
+    #[test]
+    fn defaults_are_those_of_cloud_hypervisor() {
+        let targets = check(|_| {}).unwrap();
+        assert_eq!(targets.serial, Some(ConsoleTarget::Null));
+        assert_eq!(targets.console, Some(ConsoleTarget::Terminal));
+        assert_eq!(targets.debug, None);
     }
 
     #[test]
     fn the_terminal_is_for_one_only() {
         use ConsoleOutputMode::{Off, Tty};
-        assert_eq!(check(Tty, Off), Ok(Some(ConsoleTarget::Terminal)));
-        assert_eq!(check(Off, Tty), Ok(None));
-        assert_eq!(check(Tty, Tty), Err(ConfigError::TwoTerminals));
+        let with = |serial, console| {
+            check(|c| {
+                c.serial.mode = serial;
+                c.console.mode = console;
+            })
+        };
+        let targets = with(Off, Tty).unwrap();
+        assert_eq!(
+            (targets.serial, targets.console),
+            (None, Some(ConsoleTarget::Terminal))
+        );
+        assert!(with(Tty, Off).is_ok());
+        assert_eq!(with(Tty, Tty), Err(ConfigError::TwoTerminals));
     }
 
     #[test]
     fn a_file_or_socket_needs_a_path() {
-        use ConsoleOutputMode::{File, Off, Socket};
-        assert_eq!(check(File, Off), Err(ConfigError::NoFile("virtio console")));
-        assert_eq!(check(Socket, Off), Err(ConfigError::NoConsoleSocket));
+        use ConsoleOutputMode::{File, Socket};
+        for (mode, error) in [
+            (File, ConfigError::NoConsoleFile as fn(_) -> _),
+            (Socket, ConfigError::NoConsoleSocket),
+        ] {
+            assert_eq!(check(|c| c.serial.mode = mode), Err(error("serial port")));
+            assert_eq!(
+                check(|c| c.console.mode = mode),
+                Err(error("virtio console"))
+            );
+        }
+        assert_eq!(
+            check(|c| c.debug_console.mode = File),
+            Err(ConfigError::NoConsoleFile("debug console"))
+        );
+        assert!(matches!(
+            check(|c| c.debug_console.mode = Socket),
+            Err(ConfigError::Unsupported(_))
+        ));
     }
 }

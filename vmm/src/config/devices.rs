@@ -7,7 +7,7 @@ use api_client::config::{PciCommon, RngConfig, VmConfig};
 
 use super::ConfigError;
 use super::balloon::MemoryBalloon;
-use super::console::ConsoleParams;
+use super::console;
 use super::disk::{self, DiskParams};
 use super::memory;
 use super::net::NicParams;
@@ -23,8 +23,8 @@ const PLACES: u8 = 32;
 pub struct DeviceParams {
     /// Limits that disks share, by name.
     pub limit_groups: BTreeMap<String, LimitParams>,
-    /// A console.
-    pub console: Option<ConsoleParams>,
+    /// Name and place of the console.
+    pub console: Option<PciParams>,
     /// Disks.
     pub disks: Vec<DiskParams>,
     /// Network devices.
@@ -81,7 +81,7 @@ impl TryFrom<&VmConfig> for DeviceParams {
             .transpose()?;
         Ok(Self {
             limit_groups,
-            console: ConsoleParams::new(&config.console, &config.serial)?,
+            console: console::place(&config.console)?,
             disks,
             net,
             rng: Some(RngParams::try_from(&config.rng)?),

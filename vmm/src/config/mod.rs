@@ -13,12 +13,10 @@ mod net;
 mod unsupported;
 mod vsock;
 
-use api_client::config::{
-    ConsoleOutputMode, CpusConfig, ExitStatsConfig, PayloadConfig, SerialConfig, VmConfig,
-};
+use api_client::config::{CpusConfig, ExitStatsConfig, PayloadConfig, VmConfig};
 
 pub use balloon::{MemoryBalloon, check_size as check_balloon_size};
-pub use console::{ConsoleParams, ConsoleTarget};
+pub use console::ConsoleTargets;
 pub use devices::{DeviceParams, PciParams, RngParams};
 pub use disk::{DiskLimit, DiskParams};
 pub use memory::{MemoryConfigError, total as memory_size};
@@ -27,7 +25,6 @@ pub use net::{NicCable, NicError, NicParams};
 pub use vsock::VsockParams;
 
 use crate::boot::{Identity, Payload};
-use crate::devices::serial::ConsoleSink;
 use crate::memory::Zone;
 
 /// More vCPUs than this are not offered.
@@ -151,11 +148,11 @@ pub enum ConfigError {
     #[error("{0} OEM strings are given, 255 are possible")]
     OemStrings(usize),
     /// A console without its socket.
-    #[error("The virtio console is to go to a socket, and no path is given")]
-    NoConsoleSocket,
+    #[error("The {0} is to go to a socket, and no path is given")]
+    NoConsoleSocket(&'static str),
     /// A console without its file.
     #[error("The {0} is to go to a file, and no file is given")]
-    NoFile(&'static str),
+    NoConsoleFile(&'static str),
 }
 
 /// A checked configuration.
@@ -169,8 +166,10 @@ pub struct VmParams {
     pub payload: Payload,
     /// What the machine is called.
     pub identity: Identity,
-    /// Where the serial port's output goes.
-    pub serial: ConsoleSink,
+    /// Where serial port, virtio console and debug port lead.
+    pub consoles: ConsoleTargets,
+    /// The debug port's address; there is none if absent.
+    pub debug_port: Option<u16>,
     /// Devices on the PCI bus.
     pub devices: DeviceParams,
     /// What of the exit accounting it gets; what the host gives by itself if
@@ -206,7 +205,8 @@ impl TryFrom<&VmConfig> for VmParams {
             memory: memory::zones(&config.memory)?,
             payload,
             identity: identity::identity(config.platform.as_ref())?,
-            serial: serial(&config.serial)?,
+            consoles: ConsoleTargets::try_from(config)?,
+            debug_port: console::debug_port(&config.debug_console),
             devices: DeviceParams::try_from(config)?,
             exit_stats: config.exit_stats,
         })
@@ -287,22 +287,6 @@ fn affinity(cpus: &CpusConfig) -> Result<Vec<Vec<usize>>, ConfigError> {
         }
     }
     Ok(affinity)
-}
-
-fn serial(serial: &SerialConfig) -> Result<ConsoleSink, ConfigError> {
-    match serial.mode {
-        ConsoleOutputMode::Off => Ok(ConsoleSink::Off),
-        ConsoleOutputMode::Null => Ok(ConsoleSink::Null),
-        ConsoleOutputMode::Tty => Ok(ConsoleSink::Tty),
-        ConsoleOutputMode::File => serial
-            .file
-            .clone()
-            .map(ConsoleSink::File)
-            .ok_or(ConfigError::NoFile("serial port")),
-        ConsoleOutputMode::Pty | ConsoleOutputMode::Socket => Err(ConfigError::Unsupported(
-            format!("Serial port mode {:?}", serial.mode),
-        )),
-    }
 }
 
 #[cfg(test)]

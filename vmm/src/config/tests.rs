@@ -3,6 +3,7 @@ use std::path::PathBuf;
 use api_client::config::{CpuAffinity, CpuTopology, DiskConfig};
 
 use super::*;
+use crate::console_end::ConsoleTarget;
 
 fn config() -> VmConfig {
     VmConfig {
@@ -25,7 +26,7 @@ fn check(change: impl FnOnce(&mut VmConfig)) -> Result<VmParams, ConfigError> {
 fn defaults_are_one_vcpu_and_512_mib() {
     let params = check(|_| {}).unwrap();
     assert_eq!((params.cpus.count, params.memory[0].size), (1, 512 << 20));
-    assert_eq!(params.serial, ConsoleSink::Null);
+    assert_eq!(params.consoles.serial, Some(ConsoleTarget::Null));
     assert_eq!(params.payload.kernel, PathBuf::from("/boot/vmlinuz"));
     assert!(params.memory[0].backing.thp && params.cpus.nested);
 }
@@ -118,11 +119,6 @@ fn what_is_missing_is_refused_by_name() {
         Err(ConfigError::Unsupported("pvpanic".into()))
     );
     assert!(check(|c| c.disks = Some(Vec::new())).is_ok());
-    assert!(check(|c| c.serial.mode = ConsoleOutputMode::Socket).is_err());
-    assert_eq!(
-        check(|c| c.serial.mode = ConsoleOutputMode::File),
-        Err(ConfigError::NoFile("serial port"))
-    );
 }
 
 #[test]

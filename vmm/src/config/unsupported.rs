@@ -1,7 +1,7 @@
 //! What a configuration may ask for and this program does not have. Each entry
 //! goes when the feature comes.
 
-use api_client::config::{ConsoleOutputMode, CoreScheduling, VmConfig};
+use api_client::config::{CoreScheduling, VmConfig};
 
 use super::ConfigError;
 
@@ -20,10 +20,6 @@ pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
         (config.tpm.is_some(), "A TPM"),
         (config.pvpanic, "pvpanic"),
         (config.iommu, "A virtual IOMMU"),
-        (
-            config.debug_console.mode != ConsoleOutputMode::Off,
-            "A debug console",
-        ),
         (
             config.memory.hotplug_size.is_some_and(|size| size > 0)
                 || config.memory.hotplugged_size.is_some_and(|size| size > 0),

@@ -1,11 +1,13 @@
 //! Platform devices that need no bus of their own.
 
+mod debug_console;
 mod hotplug;
 mod i8042;
 mod ioapic;
 mod power;
 pub mod serial;
 
+pub use debug_console::DebugConsole;
 pub use hotplug::{EVENT_PCI, EVENT_POWER_BUTTON, HotplugController};
 pub use i8042::I8042;
 pub use ioapic::{IoApic, Pin};

@@ -1,7 +1,6 @@
 //! From checked parameters to a machine whose vCPUs wait for the start. The
 //! one place that knows all parts.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use api_client::config::ExitStatsConfig;
@@ -9,14 +8,16 @@ use hypervisor::{ExitStatsFeatures, Hypervisor, VcpuSetup, Vm};
 use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::consoles::Consoles;
 use super::devices::{DeviceError, DeviceSet};
 use super::machine::Machine;
 use crate::boot::registers::Entry;
 use crate::boot::{self, BootError, acpi};
 use crate::bus::{Bus, BusError};
 use crate::config::{ConfigError, VmParams};
-use crate::devices::serial::{ConsoleSink, InputError, Serial, SerialInput, open_sink};
-use crate::devices::{I8042, IoApic, Pin, PowerRegisters};
+use crate::console_end::ConsoleEnd;
+use crate::devices::serial::{InputError, Serial, SerialInput};
+use crate::devices::{DebugConsole, I8042, IoApic, Pin, PowerRegisters};
 use crate::event::EventSink;
 use crate::interrupt::{InterruptError, MsiRouter};
 use crate::memory::layout::{I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, POWER_PORTS, SERIAL_PORTS};
@@ -53,10 +54,7 @@ pub enum BuildError {
     /// Devices on the PCI bus.
     #[error("The guest's PCI devices cannot be set up")]
     Device(#[from] DeviceError),
-    /// A device's connection to the host.
-    #[error("The serial port's output cannot be opened")]
-    SerialOutput(#[source] std::io::Error),
-    /// The terminal.
+    /// The terminal, or what else is typed at.
     #[error("The serial port's input cannot be set up")]
     SerialInput(#[from] InputError),
     /// vCPUs.
@@ -65,13 +63,12 @@ pub enum BuildError {
 }
 
 /// Builds the machine, and what its statistics are read from. Nothing stays
-/// behind if it fails. The `first` machine of a configuration makes its files
-/// anew.
+/// behind if it fails.
 pub fn build(
     hypervisor: &dyn Hypervisor,
     params: &VmParams,
+    consoles: &Consoles,
     events: &EventSink,
-    first: bool,
 ) -> Result<(Machine, VmStats), BuildError> {
     let limit = hypervisor.max_vcpus();
     if params.cpus.count as usize > limit {
@@ -93,7 +90,7 @@ pub fn build(
         &ram,
         &acpi::Platform {
             vcpus: params.cpus.count,
-            serial: params.serial != ConsoleSink::Off,
+            serial: consoles.serial.is_some(),
         },
     )?;
     boot::write_smbios(
@@ -111,8 +108,11 @@ pub fn build(
         mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
     };
     let ioapic = add_ioapic(&vm, &router, &buses)?;
-    let output = open_sink(&params.serial, first).map_err(BuildError::SerialOutput)?;
-    let input = add_devices(&ioapic, &buses, params, output, events)?;
+    add_ports(&buses, params, consoles, events)?;
+    let input = match &consoles.serial {
+        Some(end) => add_serial(&ioapic, &buses, end, events)?,
+        None => None,
+    };
     let platform = PciPlatform {
         vm: Arc::clone(&vm),
         router,
@@ -126,7 +126,7 @@ pub fn build(
         ioapic.line(Pin::Hotplug),
         events.clone(),
     )?;
-    devices.add_all(&params.devices, first)?;
+    devices.add_all(&params.devices, consoles.console.as_ref())?;
 
     let (vcpus, stats) = create_vcpus(hypervisor, vm.as_ref(), params, entry, &buses, events)?;
     let stats = VmStats {
@@ -172,14 +172,13 @@ fn add_ioapic(
     Ok(ioapic)
 }
 
-/// The platform's devices; the terminal's input comes back if there is one.
-fn add_devices(
-    ioapic: &IoApic,
+/// What is behind ports and raises no interrupts.
+fn add_ports(
     buses: &Buses,
     params: &VmParams,
-    output: Option<Box<dyn Write + Send>>,
+    consoles: &Consoles,
     events: &EventSink,
-) -> Result<Option<SerialInput>, BuildError> {
+) -> Result<(), BusError> {
     let place = |name: &str, (base, length): (u16, u16), device| {
         buses
             .pio
@@ -191,28 +190,40 @@ fn add_devices(
         POWER_PORTS,
         Arc::new(PowerRegisters::new(events.clone())),
     )?;
-    let Some(output) = output else {
-        return Ok(None);
-    };
-    let event = || {
-        EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-            .map_err(|source| BuildError::SerialInput(InputError::Prepare(source)))
-    };
-    let drained = match params.serial {
-        ConsoleSink::Tty => Some(event()?),
-        _ => None,
-    };
+    if let (Some(port), Some(end)) = (params.debug_port, &consoles.debug) {
+        let device = Arc::new(DebugConsole::new(end.clone()));
+        place("debug_console", (port, 1), device)?;
+    }
+    Ok(())
+}
+
+/// The serial port; whoever carries its input comes back, if there is any.
+fn add_serial(
+    ioapic: &IoApic,
+    buses: &Buses,
+    end: &ConsoleEnd,
+    events: &EventSink,
+) -> Result<Option<SerialInput>, BuildError> {
+    let drained = end
+        .has_input()
+        .then(|| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
+        .transpose()
+        .map_err(InputError::Prepare)?;
     let notice = drained
         .as_ref()
         .map(EventFd::try_clone)
         .transpose()
         .map_err(InputError::Prepare)?;
-    let serial = Serial::new(ioapic.line(Pin::Serial), output, notice);
-    place("serial", SERIAL_PORTS, serial.clone())?;
-    match drained {
-        Some(drained) => Ok(Some(SerialInput::start(serial, drained, events.clone())?)),
-        None => Ok(None),
-    }
+    let serial = Serial::new(ioapic.line(Pin::Serial), end.clone(), notice);
+    let (base, length) = SERIAL_PORTS;
+    buses
+        .pio
+        .insert("serial", base.into(), length.into(), serial.clone())?;
+    let Some(drained) = drained else {
+        return Ok(None);
+    };
+    let input = SerialInput::start(serial, end.clone(), drained, events.clone())?;
+    Ok(Some(input))
 }
 
 /// The parts of the statistics that come from the vCPUs.

@@ -1,7 +1,5 @@
 //! What a configuration needs of the file system, for Landlock.
 
-use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use api_client::config::{ConsoleOutputMode, VmConfig};
@@ -39,12 +37,14 @@ pub(super) fn reachable(config: &VmConfig) -> Result<Vec<Reachable>, ConfigError
     }
     let serial = &config.serial;
     let console = &config.console;
+    let debug = &config.debug_console;
     for (mode, file, socket) in [
         (serial.mode, &serial.file, &serial.socket),
         (console.mode, &console.file, &console.socket),
+        (debug.mode, &debug.file, &None),
     ] {
         match mode {
-            ConsoleOutputMode::File => paths.add_output(file.as_ref()),
+            ConsoleOutputMode::File => paths.add_some(file.as_ref(), Reach::ReadWrite),
             ConsoleOutputMode::Socket => {
                 if let Some(socket) = socket {
                     paths.add_socket(socket);
@@ -104,21 +104,6 @@ impl Paths {
         };
         self.add(folder, Reach::Sockets);
     }
-
-    /// A file that need not exist yet. It is made here, because afterwards it
-    /// could only be if the whole folder were open.
-    fn add_output(&mut self, file: Option<&PathBuf>) {
-        let Some(file) = file else {
-            return;
-        };
-        if let Err(error) = fs::metadata(file)
-            && error.kind() == ErrorKind::NotFound
-        {
-            // What is wrong with it is told with the path.
-            let _ = File::create(file);
-        }
-        self.add(file, Reach::ReadWrite);
-    }
 }
 
 #[cfg(test)]
@@ -170,7 +155,6 @@ mod tests {
         ] {
             assert!(has(&paths, path, reach), "{path}: {paths:?}");
         }
-        assert!(log.exists());
         assert!(
             !paths
                 .iter()

@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::builder::{BuildError, build};
 use super::confinement::reachable;
+use super::consoles::{ConsoleError, Consoles};
 use super::devices::{DeviceError, give_addresses};
 use super::machine::Machine;
 use super::state::{TransitionError, VmState};
@@ -51,6 +52,9 @@ pub enum ControlError {
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// A console has no end on the host.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
     /// The file system stays open.
     #[error(transparent)]
     Landlock(#[from] LandlockError),
@@ -84,6 +88,7 @@ impl ControlError {
                 | BuildError::NoLatency
                 | BuildError::Device(DeviceError::NoBalloon),
             )
+            | ControlError::Console(ConsoleError::Config(_))
             | ControlError::Unsupported(_) => ErrorKind::BadRequest,
             _ => ErrorKind::Internal,
         }
@@ -139,8 +144,8 @@ pub struct Vmm {
     queue: EventQueue,
     events: Receiver<(u64, MachineEvent)>,
     config: Option<Box<VmConfig>>,
-    /// The configuration has not been booted yet.
-    first_boot: bool,
+    /// The host's ends of the configuration's consoles.
+    consoles: Option<Consoles>,
     state: VmState,
     machine: Option<Machine>,
     /// Number of the machine.
@@ -170,7 +175,7 @@ impl Vmm {
             },
             events,
             config: None,
-            first_boot: true,
+            consoles: None,
             state: VmState::Created,
             machine: None,
             generation: 0,
@@ -201,10 +206,11 @@ impl Vmm {
 
     /// Keeps a configuration, to be booted later. Landlock, if asked for, is
     /// for the rest of the process: a later configuration reaches no more.
-    pub fn create(&mut self, config: Box<VmConfig>) -> Result<(), ControlError> {
+    pub fn create(&mut self, mut config: Box<VmConfig>) -> Result<(), ControlError> {
         if self.config.is_some() {
             return Err(ControlError::AlreadyCreated);
         }
+        let consoles = Consoles::open(&mut config)?;
         if config.landlock_enable {
             confine(&reachable(&config)?)?;
             log::info!("Landlock confines the machine");
@@ -212,14 +218,16 @@ impl Vmm {
             log::warn!("the rules for Landlock have no effect: it is not switched on");
         }
         self.config = Some(config);
-        self.first_boot = true;
+        self.consoles = Some(consoles);
         self.state = VmState::Created;
         Ok(())
     }
 
     /// Builds the machine and lets it run.
     pub fn boot(&mut self) -> Result<(), ControlError> {
-        let config = self.config.as_mut().ok_or(ControlError::NotCreated)?;
+        let (Some(config), Some(consoles)) = (&mut self.config, &self.consoles) else {
+            return Err(ControlError::NotCreated);
+        };
         name_devices(config, &mut self.next_name);
         give_addresses(config).map_err(BuildError::Device)?;
         if !self.state.may_become(VmState::Running) || self.machine.is_some() {
@@ -230,12 +238,12 @@ impl Vmm {
             .into());
         }
         let params = VmParams::try_from(config.as_ref()).map_err(BuildError::Config)?;
+        let consoles = consoles.clone();
         self.tell(Source::Vm, "booting");
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
         let hypervisor = self.hypervisor.as_ref();
-        let (machine, stats) = build(hypervisor, &params, &sink, self.first_boot)?;
-        self.first_boot = false;
+        let (machine, stats) = build(hypervisor, &params, &consoles, &sink)?;
         self.stats.publish(stats);
         self.state.change(VmState::Running)?;
         machine.resume();
@@ -289,6 +297,7 @@ impl Vmm {
             self.take_down()?;
         }
         self.config = None;
+        self.consoles = None;
         self.stats.clear();
         self.tell(Source::Vm, "deleted");
         Ok(())

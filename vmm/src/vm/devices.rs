@@ -13,8 +13,8 @@ pub(super) use net::give_addresses;
 
 use crate::bus::{Bus, BusError};
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
+use crate::console_end::{ConsoleEnd, RawTerminal};
 use crate::devices::HotplugController;
-use crate::devices::serial::RawTerminal;
 use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::MsiVector;
 use crate::memory::MemoryError;
@@ -150,16 +150,20 @@ impl DeviceSet {
         })
     }
 
-    /// Adds everything that a machine starts with. On the `first_boot` of a
-    /// configuration files are made anew.
-    pub fn add_all(&mut self, params: &DeviceParams, first_boot: bool) -> Result<(), DeviceError> {
+    /// Adds everything that a machine starts with. Its console leads to
+    /// `console`.
+    pub fn add_all(
+        &mut self,
+        params: &DeviceParams,
+        console: Option<&ConsoleEnd>,
+    ) -> Result<(), DeviceError> {
         self.limit_groups = params
             .limit_groups
             .iter()
             .map(|(id, limits)| (id.clone(), RateLimit::new(limits)))
             .collect();
-        if let Some(console) = &params.console {
-            self.add_console(console, first_boot)?;
+        if let (Some(place), Some(end)) = (&params.console, console) {
+            self.add_console(place, end.clone())?;
         }
         for disk in &params.disks {
             self.add_disk(disk)?;

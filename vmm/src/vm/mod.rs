@@ -3,6 +3,7 @@
 
 mod builder;
 mod confinement;
+mod consoles;
 mod control;
 mod devices;
 mod machine;

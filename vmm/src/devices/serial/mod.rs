@@ -1,12 +1,9 @@
-//! The 16550 serial port: the register model is vm-superio's, output goes to a
-//! sink of the host, input comes from the terminal through a thread of its own.
+//! The 16550 serial port: the register model is vm-superio's, output goes to the
+//! host's end of the console, input comes from there through a thread of its own.
 
 mod input;
-mod sink;
-mod terminal;
 
 use std::convert::Infallible;
-use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_superio::serial::SerialEvents;
@@ -14,11 +11,10 @@ use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::console_end::ConsoleEnd;
 use crate::interrupt::MsiVector;
 
 pub use input::{InputError, SerialInput};
-pub use sink::{ConsoleSink, open_sink};
-pub use terminal::RawTerminal;
 
 struct IrqTrigger(Arc<MsiVector>);
 
@@ -46,10 +42,10 @@ impl SerialEvents for DrainNotice {
     }
 }
 
-type Model = Uart<IrqTrigger, DrainNotice, Box<dyn Write + Send>>;
+type Model = Uart<IrqTrigger, DrainNotice, ConsoleEnd>;
 
-/// A serial port. Its lock is taken by vCPU threads and the input thread, and
-/// no other lock is taken while it is held.
+/// A serial port. Its lock is taken by vCPU threads and the input thread; the
+/// only lock that is taken while it is held is that of the console's end.
 pub struct Serial(Mutex<Model>);
 
 impl Serial {
@@ -58,7 +54,7 @@ impl Serial {
     #[must_use]
     pub fn new(
         interrupt: Arc<MsiVector>,
-        output: Box<dyn Write + Send>,
+        output: ConsoleEnd,
         drained: Option<EventFd>,
     ) -> Arc<Self> {
         let model = Uart::with_events(IrqTrigger(interrupt), DrainNotice(drained), output);

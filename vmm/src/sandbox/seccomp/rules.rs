@@ -36,7 +36,7 @@ fn lists(kind: ThreadKind) -> Vec<&'static [Entry]> {
         ],
         ThreadKind::Api => vec![API, STREAMS],
         ThreadKind::Vcpu => vec![VCPU, TAP, STREAMS],
-        ThreadKind::SerialInput => vec![WORKER, TERMINAL],
+        ThreadKind::SerialInput => vec![WORKER, TERMINAL, STREAMS, SOCKETS],
         ThreadKind::VirtioBlock => vec![WORKER, BLOCK],
         ThreadKind::VirtioNet => vec![WORKER, TAP, NET],
         ThreadKind::VirtioConsole => vec![WORKER, TERMINAL, STREAMS, SOCKETS],
@@ -165,6 +165,9 @@ const VCPU: &[Entry] = &[
             request(KVM_SIGNAL_MSI),
         ],
     ),
+    // Waits a moment for whoever reads the serial port or the debug console.
+    any(libc::SYS_poll),
+    any(libc::SYS_ppoll),
     // Before it runs, where it is bound to CPUs.
     any(libc::SYS_sched_setaffinity),
 ];

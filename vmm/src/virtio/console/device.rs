@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
-use super::host::ConsoleEnd;
 use super::worker::ConsoleService;
+use crate::console_end::ConsoleEnd;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
 use crate::virtio::worker::Worker;

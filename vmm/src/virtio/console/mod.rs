@@ -8,14 +8,13 @@
 //! Features offered: the size, where the host's end has one. Refused: several
 //! ports, writing without a queue.
 //!
-//! [`host`] is what the console is connected to. Output that nobody takes is
-//! dropped: a guest waits for its console with interrupts off.
+//! What it is connected to is a [`ConsoleEnd`](crate::console_end::ConsoleEnd).
+//! Output that nobody takes is dropped: a guest waits for its console with
+//! interrupts off.
 
 mod device;
-mod host;
 #[cfg(test)]
 mod tests;
 mod worker;
 
 pub use device::{Console, ConsoleSize};
-pub use host::ConsoleEnd;

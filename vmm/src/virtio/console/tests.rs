@@ -1,20 +1,19 @@
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
 
+use super::Console;
 use super::worker::{Input, receive, transmit};
-use super::{Console, ConsoleEnd};
+use crate::console_end::{ConsoleEnd, ConsoleTarget};
 use crate::event::EventSink;
 use crate::memory::ScatterList;
 use crate::virtio::testing::{BUFFERS, Buffer, Driver, MEMORY};
 use crate::virtio::{GuestFaults, VirtioDevice};
 
-fn send(driver: &Driver, end: &mut ConsoleEnd) -> u64 {
+fn send(driver: &Driver, end: &ConsoleEnd) -> u64 {
     let faults = GuestFaults::new("console");
     let mut queue = driver.queue();
     let mut buffers = ScatterList::new(Arc::clone(driver.memory()));
@@ -27,15 +26,14 @@ fn output_goes_to_a_file_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("console");
     std::fs::write(&path, "old").unwrap();
-    drop(ConsoleEnd::file(&path, true).unwrap());
-    let mut end = ConsoleEnd::file(&path, false).unwrap();
+    let end = ConsoleEnd::open(&ConsoleTarget::File(path.clone())).unwrap();
     let mut driver = Driver::new(8);
     driver.put(0, b"hello\r\nworld\xff");
     driver.offer(&[Buffer::readable(0, 5), Buffer::readable(5, 2)]);
     driver.offer(&[Buffer::readable(7, 6)]);
     driver.offer(&[Buffer::writable(0, 5)]);
     driver.offer(&[Buffer::readable(MEMORY - BUFFERS - 1, 2)]);
-    assert_eq!(send(&driver, &mut end), 2);
+    assert_eq!(send(&driver, &end), 2);
     assert_eq!(std::fs::read(&path).unwrap(), b"hello\r\nworld\xff");
     assert!(driver.used().iter().all(|&(_, length)| length == 0));
     assert_eq!(driver.used().len(), 4);
@@ -69,59 +67,6 @@ fn input_takes_one_buffer_at_a_time_and_waits_for_more() {
     drop(typist);
     assert_eq!(read(), Input::End);
     assert_eq!(faults.count(), 1);
-}
-
-#[test]
-fn a_pseudo_terminal_carries_both_directions_and_never_holds_the_guest_up() {
-    let (mut end, path) = ConsoleEnd::pseudo_terminal().unwrap();
-    let mut driver = Driver::new(8);
-    driver.put(0, b"prompt\n");
-    driver.offer(&[Buffer::readable(0, 7)]);
-    assert_eq!(send(&driver, &mut end), 0);
-    let mut program = File::options().read(true).write(true).open(&path).unwrap();
-    let mut bytes = [0; 7];
-    program.read_exact(&mut bytes).unwrap();
-    assert_eq!(&bytes, b"prompt\n");
-    program.write_all(b"x\r").unwrap();
-    let mut typed = [0; 2];
-    end.input().unwrap().read_exact(&mut typed).unwrap();
-    assert_eq!(&typed, b"x\r");
-
-    let started = Instant::now();
-    for _ in 0..50 {
-        let mut driver = Driver::new(8);
-        driver.offer(&[Buffer::readable(0, 4096)]);
-        send(&driver, &mut end);
-    }
-    assert!(started.elapsed() < Duration::from_secs(3));
-}
-
-#[test]
-fn who_connects_last_has_the_console() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("console");
-    let mut end = ConsoleEnd::socket(&path).unwrap();
-    let mut driver = Driver::new(8);
-    driver.put(0, b"1");
-    driver.offer(&[Buffer::readable(0, 1)]);
-    send(&driver, &mut end);
-    let mut first = UnixStream::connect(&path).unwrap();
-    assert!(end.accept().unwrap());
-    assert!(!end.accept().unwrap());
-    let mut second = UnixStream::connect(&path).unwrap();
-    assert!(end.accept().unwrap());
-    let mut driver = Driver::new(8);
-    driver.put(0, b"2");
-    driver.offer(&[Buffer::readable(0, 1)]);
-    send(&driver, &mut end);
-    let mut byte = [0];
-    second.read_exact(&mut byte).unwrap();
-    assert_eq!(&byte, b"2");
-    assert_eq!(first.read(&mut byte).unwrap(), 0);
-    end.end_input();
-    assert_eq!(second.read(&mut byte).unwrap(), 0);
-    drop(end);
-    assert!(!path.exists());
 }
 
 #[test]
@@ -159,6 +104,6 @@ proptest! {
         typist.write_all(&[7; 1000]).unwrap();
         terminal.set_nonblocking(true).unwrap();
         let _ = receive(&mut queue, &mut buffers, &terminal, &faults);
-        let _ = transmit(&mut driver.queue(), &mut buffers, &mut ConsoleEnd::null(), &faults);
+        let _ = transmit(&mut driver.queue(), &mut buffers, &ConsoleEnd::null(), &faults);
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use super::host::ConsoleEnd;
+use crate::console_end::ConsoleEnd;
 use crate::memory::{ScatterError, ScatterList};
 use crate::virtio::worker::{Poll, Service, ServiceError};
 use crate::virtio::{Activation, Chain, GuestFaults, QueueError, VirtQueue};
@@ -68,9 +68,9 @@ impl ConsoleService {
         };
         if !wanted {
             active.listening = false;
-            return poll.remove(input);
+            return poll.remove(&*input);
         }
-        match poll.add(input, INPUT) {
+        match poll.add(&*input, INPUT) {
             Ok(()) => active.listening = true,
             // A plain file or /dev/null cannot be waited for and has nothing
             // to say to a console.
@@ -134,7 +134,7 @@ impl Service for ConsoleService {
             }
             TRANSMIT => {
                 if let Some(queue) = &mut active.transmit {
-                    transmit(queue, &mut active.buffers, &mut self.end, &self.faults)?;
+                    transmit(queue, &mut active.buffers, &self.end, &self.faults)?;
                 }
             }
             LISTENER => {
@@ -223,12 +223,14 @@ pub(super) fn receive(
 pub(super) fn transmit(
     queue: &mut VirtQueue,
     buffers: &mut ScatterList,
-    end: &mut ConsoleEnd,
+    end: &ConsoleEnd,
     faults: &GuestFaults,
 ) -> Result<(), QueueError> {
     queue.drain(|chain| {
         match gather(chain, buffers, false) {
-            Ok(()) => end.write(buffers),
+            Ok(()) => end.write_with(buffers.length(), |output, done| {
+                buffers.write_to(output, done, usize::MAX)
+            }),
             Err(error) => faults.report(&error),
         }
         0

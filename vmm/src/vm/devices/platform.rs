@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use super::{DeviceError, DeviceSet, Name};
-use crate::config::{ConsoleParams, ConsoleTarget, MemoryBalloon, PciParams, VsockParams};
-use crate::devices::serial::RawTerminal;
+use crate::config::{MemoryBalloon, PciParams, VsockParams};
+use crate::console_end::{ConsoleEnd, RawTerminal};
 use crate::pci::PciAddress;
 use crate::virtio::balloon::Balloon;
-use crate::virtio::console::{Console, ConsoleEnd};
+use crate::virtio::console::Console;
 use crate::virtio::vsock::Vsock;
 use crate::virtio::watchdog::Watchdog;
 
@@ -21,24 +21,13 @@ const VSOCK_PREFIX: &str = "_vsock";
 impl DeviceSet {
     pub(super) fn add_console(
         &mut self,
-        params: &ConsoleParams,
-        first_boot: bool,
+        place: &PciParams,
+        end: ConsoleEnd,
     ) -> Result<(), DeviceError> {
-        let end = match &params.target {
-            ConsoleTarget::Null => Ok(ConsoleEnd::null()),
-            ConsoleTarget::Terminal => RawTerminal::enter().and_then(|terminal| {
-                self.terminal = terminal;
-                ConsoleEnd::terminal()
-            }),
-            ConsoleTarget::File(path) => ConsoleEnd::file(path, first_boot),
-            ConsoleTarget::Socket(path) => ConsoleEnd::socket(path),
-            ConsoleTarget::PseudoTerminal => ConsoleEnd::pseudo_terminal().map(|(end, path)| {
-                log::info!("the console is at {}", path.display());
-                end
-            }),
-        };
-        let end = end.map_err(DeviceError::Console)?;
-        self.add(&params.pci, Name::Fixed(CONSOLE_ID), |id, events| {
+        if end.is_terminal() {
+            self.terminal = RawTerminal::enter().map_err(DeviceError::Console)?;
+        }
+        self.add(place, Name::Fixed(CONSOLE_ID), |id, events| {
             let console = Console::new(id, end, events).map_err(DeviceError::Console)?;
             Ok(Box::new(console))
         })?;

@@ -1,0 +1,322 @@
+//! The host's end of a console: a terminal, a file, a pseudo terminal, a
+//! socket, or nothing.
+//!
+//! Ends belong to the configuration and not to one boot of the machine: who
+//! has opened the pseudo terminal or connected to the socket stays connected
+//! when the guest reboots. A machine's devices hold clones.
+
+mod terminal;
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
+
+pub use terminal::RawTerminal;
+
+/// How long a reader that was quick so far may let the guest wait.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
+/// Where a console leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConsoleTarget {
+    /// Nowhere.
+    Null,
+    /// The terminal that the program was started on.
+    Terminal,
+    /// A new pseudo terminal.
+    PseudoTerminal,
+    /// A file, made anew.
+    File(PathBuf),
+    /// A socket to connect to.
+    Socket(PathBuf),
+}
+
+/// The host's end. Clones are the same end.
+///
+/// Its lock is taken by whoever writes and by whoever waits for input, and no
+/// other lock is taken while it is held.
+#[derive(Debug, Clone)]
+pub struct ConsoleEnd(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    streams: Mutex<Streams>,
+    socket: Option<Socket>,
+    pseudo_terminal: Option<PseudoTerminal>,
+    is_terminal: bool,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    input: Option<Arc<File>>,
+    output: Option<File>,
+    /// Output waits for a reader in vain and is dropped.
+    stalled: bool,
+}
+
+#[derive(Debug)]
+struct PseudoTerminal {
+    path: PathBuf,
+    /// The other end: while it is open, programs may come and go without an
+    /// error on ours.
+    _peer: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            log::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+impl ConsoleEnd {
+    /// Opens what a target names.
+    pub fn open(target: &ConsoleTarget) -> io::Result<Self> {
+        match target {
+            ConsoleTarget::Null => Ok(Self::null()),
+            ConsoleTarget::Terminal => Self::terminal(),
+            ConsoleTarget::PseudoTerminal => Self::pseudo_terminal(),
+            ConsoleTarget::File(path) => Self::file(path),
+            ConsoleTarget::Socket(path) => Self::socket(path),
+        }
+    }
+
+    /// Output is dropped and there is no input.
+    #[must_use]
+    pub fn null() -> Self {
+        Self::new(None, None, Shared::default())
+    }
+
+    fn new(input: Option<File>, output: Option<File>, shared: Shared) -> Self {
+        Self(Arc::new(Shared {
+            streams: Mutex::new(Streams {
+                input: input.map(Arc::new),
+                output,
+                stalled: false,
+            }),
+            ..shared
+        }))
+    }
+
+    /// Standard input and output, in whatever mode they are.
+    fn terminal() -> io::Result<Self> {
+        let input = io::stdin().as_fd().try_clone_to_owned()?;
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        let shared = Shared {
+            is_terminal: true,
+            ..Shared::default()
+        };
+        Ok(Self::new(Some(input.into()), Some(output.into()), shared))
+    }
+
+    /// A file, made anew. Every write goes to its end, wherever other programs
+    /// have put that. No input.
+    fn file(path: &Path) -> io::Result<Self> {
+        File::create(path)?;
+        let output = File::options().append(true).open(path)?;
+        Ok(Self::new(None, Some(output), Shared::default()))
+    }
+
+    /// A new pseudo terminal.
+    fn pseudo_terminal() -> io::Result<Self> {
+        let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+        grantpt(&main)?;
+        unlockpt(&main)?;
+        let name = ptsname(&main, Vec::new())?;
+        let path = PathBuf::from(std::ffi::OsString::from(
+            name.into_string()
+                .map_err(|_| io::Error::from(ErrorKind::InvalidData))?,
+        ));
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let peer = rustix::fs::open(&path, flags, Mode::empty())?;
+        let mut mode = tcgetattr(&peer)?;
+        mode.make_raw();
+        tcsetattr(&peer, OptionalActions::Now, &mode)?;
+        fcntl_setfl(&main, fcntl_getfl(&main)? | OFlags::NONBLOCK)?;
+        let shared = Shared {
+            pseudo_terminal: Some(PseudoTerminal { path, _peer: peer }),
+            ..Shared::default()
+        };
+        let input = main.try_clone()?;
+        Ok(Self::new(Some(input.into()), Some(main.into()), shared))
+    }
+
+    /// A socket; whoever connected last is the other end. A socket that nobody
+    /// serves any more is replaced.
+    fn socket(path: &Path) -> io::Result<Self> {
+        if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+            && UnixStream::connect(path).is_err()
+        {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        let shared = Shared {
+            socket: Some(Socket {
+                listener,
+                path: path.to_owned(),
+            }),
+            ..Shared::default()
+        };
+        Ok(Self::new(None, None, shared))
+    }
+
+    /// Where programs find the pseudo terminal, if it is one.
+    #[must_use]
+    pub fn pseudo_terminal_path(&self) -> Option<&Path> {
+        let pseudo_terminal = self.0.pseudo_terminal.as_ref()?;
+        Some(&pseudo_terminal.path)
+    }
+
+    /// Whether it is the terminal that the program was started on.
+    #[must_use]
+    pub fn is_terminal(&self) -> bool {
+        self.0.is_terminal
+    }
+
+    /// Whether there is input, or may be some later.
+    #[must_use]
+    pub fn has_input(&self) -> bool {
+        self.0.socket.is_some() || self.input().is_some()
+    }
+
+    /// Columns and rows, if the end has a size.
+    #[must_use]
+    pub fn size(&self) -> Option<(u16, u16)> {
+        let size = tcgetwinsize(self.input()?).ok()?;
+        (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+    }
+
+    /// What input is read from, if anything at the moment.
+    #[must_use]
+    pub fn input(&self) -> Option<Arc<File>> {
+        self.streams().input.clone()
+    }
+
+    /// What becomes readable when somebody connects.
+    #[must_use]
+    pub fn listener(&self) -> Option<&UnixListener> {
+        self.0.socket.as_ref().map(|socket| &socket.listener)
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.0
+            .streams
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes whoever connects; true if somebody did.
+    pub fn accept(&self) -> io::Result<bool> {
+        let Some(socket) = &self.0.socket else {
+            return Ok(false);
+        };
+        let stream: UnixStream = match socket.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        stream.set_nonblocking(true)?;
+        let input = stream.try_clone()?;
+        *self.streams() = Streams {
+            input: Some(Arc::new(OwnedFd::from(input).into())),
+            output: Some(OwnedFd::from(stream).into()),
+            stalled: false,
+        };
+        Ok(true)
+    }
+
+    /// There is no more input. Who has connected is gone then.
+    pub fn end_input(&self) {
+        let mut streams = self.streams();
+        streams.input = None;
+        if self.0.socket.is_some() {
+            streams.output = None;
+        }
+    }
+
+    /// Writes everything, or drops what nobody takes.
+    pub fn send(&self, bytes: &[u8]) {
+        self.write_with(bytes.len(), |output, done| {
+            Ok(rustix::io::write(output, &bytes[done..])?)
+        });
+    }
+
+    /// Writes so many bytes with `write`, which is told how many of them are
+    /// done, or drops what nobody takes: the guest waits for its console.
+    pub fn write_with(
+        &self,
+        length: usize,
+        mut write: impl FnMut(BorrowedFd<'_>, usize) -> io::Result<usize>,
+    ) {
+        let mut streams = self.streams();
+        let Streams {
+            output: Some(output),
+            stalled,
+            ..
+        } = &mut *streams
+        else {
+            return;
+        };
+        let mut done = 0;
+        while done < length {
+            let error = match write(output.as_fd(), done) {
+                Ok(0) => return,
+                Ok(count) => {
+                    done += count;
+                    *stalled = false;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::WouldBlock if !*stalled => {
+                    *stalled = !becomes_writable(output.as_fd());
+                }
+                _ => {
+                    log::debug!("console output is lost: {error}");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Never fails: what nobody takes is lost, as on an unplugged cable.
+impl Write for ConsoleEnd {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.send(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn becomes_writable(output: BorrowedFd<'_>) -> bool {
+    let mut waiting = [PollFd::from_borrowed_fd(output, PollFlags::OUT)];
+    matches!(poll(&mut waiting, Some(&PATIENCE)), Ok(1..))
+}

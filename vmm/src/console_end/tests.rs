@@ -1,0 +1,83 @@
+use std::io::Read;
+use std::time::{Duration, Instant};
+
+use super::*;
+
+fn opened(target: &ConsoleTarget) -> ConsoleEnd {
+    ConsoleEnd::open(target).unwrap()
+}
+
+#[test]
+fn a_file_is_made_anew_and_shared_by_clones() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    std::fs::write(&path, "old").unwrap();
+    let mut end = opened(&ConsoleTarget::File(path.clone()));
+    assert!(!end.has_input());
+    end.write_all(b"one ").unwrap();
+    end.clone().send(b"two");
+    assert_eq!(std::fs::read(&path).unwrap(), b"one two");
+}
+
+#[test]
+fn a_file_that_cannot_be_made_is_an_error() {
+    assert!(ConsoleEnd::open(&ConsoleTarget::File("/no/such/dir/f".into())).is_err());
+}
+
+#[test]
+fn a_pseudo_terminal_carries_both_directions_and_never_holds_the_guest_up() {
+    let mut end = opened(&ConsoleTarget::PseudoTerminal);
+    let path = end.pseudo_terminal_path().unwrap().to_owned();
+    end.write_all(b"prompt\n").unwrap();
+    let mut program = File::options().read(true).write(true).open(path).unwrap();
+    let mut bytes = [0; 7];
+    program.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"prompt\n");
+    program.write_all(b"x\r").unwrap();
+    let mut typed = [0; 2];
+    (&*end.input().unwrap()).read_exact(&mut typed).unwrap();
+    assert_eq!(&typed, b"x\r");
+
+    let started = Instant::now();
+    for _ in 0..50 {
+        end.write_all(&[b'x'; 4096]).unwrap();
+    }
+    assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn who_connects_last_has_the_console() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let mut end = opened(&ConsoleTarget::Socket(path.clone()));
+    end.write_all(b"1").unwrap();
+    let mut first = UnixStream::connect(&path).unwrap();
+    assert!(end.accept().unwrap());
+    assert!(!end.accept().unwrap());
+    let mut second = UnixStream::connect(&path).unwrap();
+    assert!(end.accept().unwrap());
+    end.write_all(b"2").unwrap();
+    let mut byte = [0];
+    second.read_exact(&mut byte).unwrap();
+    assert_eq!(&byte, b"2");
+    assert_eq!(first.read(&mut byte).unwrap(), 0);
+    end.end_input();
+    assert_eq!(second.read(&mut byte).unwrap(), 0);
+    drop(end);
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_socket_is_replaced_only_if_nobody_serves_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let target = ConsoleTarget::Socket(path.clone());
+    let listener = UnixListener::bind(&path).unwrap();
+    assert!(ConsoleEnd::open(&target).is_err());
+    drop(listener);
+    let _end = opened(&target);
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, "precious").unwrap();
+    assert!(ConsoleEnd::open(&target).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+}
