@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::guest::{Instruction, Program};
 use lab::oracle;
 use lab::vmm::Machine;
@@ -22,6 +22,18 @@ pub const SUITE: Suite = Suite {
         figures_only_grow_through_pauses,
         shutdown_of_the_vmm_leaves_no_socket,
         killed_vmm_leaves_no_vm_in_kvm,
+    ],
+};
+
+/// What takes too long where every boot takes a second.
+pub const REBOOTS: Suite = Suite {
+    name: "lifecycle",
+    applies: |site| site.is_patched() && site.boots_quickly(),
+    trials: trials![
+        hundred_resets_by_acpi_leave_nothing_behind,
+        hundred_resets_by_the_keyboard_controller_leave_nothing_behind,
+        hundred_resets_by_triple_fault_leave_nothing_behind,
+        paused_guest_stays_paused_though_it_was_about_to_reset,
     ],
 };
 
@@ -182,4 +194,142 @@ fn killed_vmm_leaves_no_vm_in_kvm(site: &Site) -> Result<()> {
         std::thread::sleep(Duration::from_millis(50));
     }
     anyhow::bail!("KVM still has the machine of a process that is gone")
+}
+
+/// What the process holds while it has no guest.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    descriptors: usize,
+    threads: usize,
+    vms: usize,
+    resident_kib: u64,
+}
+
+impl Holdings {
+    fn after_shutdown(machine: &Machine) -> Result<Holdings> {
+        put(machine, "vm.shutdown")?;
+        let count = |what: &str| -> Result<usize> {
+            Ok(std::fs::read_dir(format!("/proc/{}/{what}", machine.pid()))?.count())
+        };
+        // Connections of clients that have gone are about to be closed.
+        let descriptors = (0..20)
+            .map(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                count("fd")
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", machine.pid()))?;
+        let resident = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"));
+        Ok(Holdings {
+            descriptors: descriptors.into_iter().min().unwrap_or_default(),
+            threads: count("task")?,
+            vms: oracle::debugfs_vms(machine.pid())?.len(),
+            resident_kib: resident.context("No VmRSS")?.trim().parse()?,
+        })
+    }
+}
+
+/// CPUIDs of each boot of a guest that only resets.
+const ASKED: u32 = 7;
+/// Boots before the first look.
+const WARM: usize = 10;
+/// Looks after that.
+const LOOKS: usize = 4;
+/// Reboots between two looks.
+const REBOOTS_A_LOOK: usize = 25;
+/// What a leak of less than a kilobyte a reboot comes to between two looks.
+const SLACK_KIB: u64 = 24;
+
+fn hundred_resets_by_acpi_leave_nothing_behind(site: &Site) -> Result<()> {
+    reboot_over_and_over(site, |program| program.write(0x602, 1).halt())
+}
+
+fn hundred_resets_by_the_keyboard_controller_leave_nothing_behind(site: &Site) -> Result<()> {
+    reboot_over_and_over(site, |program| program.write(0x64, 0xfe).halt())
+}
+
+fn hundred_resets_by_triple_fault_leave_nothing_behind(site: &Site) -> Result<()> {
+    reboot_over_and_over(site, Program::triple_fault)
+}
+
+fn reboot_over_and_over(site: &Site, reset: impl Fn(Program) -> Vec<u8>) -> Result<()> {
+    let program = Program::new()
+        .repeat(Instruction::Cpuid, ASKED)
+        .repeat(Instruction::Out(0x3f8), 1);
+    let dir = site.fresh_dir()?;
+    let kernel = dir.join("guest.elf");
+    std::fs::write(&kernel, reset(program))?;
+    let disk = dir.join("disk");
+    std::fs::write(&disk, vec![0; 64 << 10])?;
+    let events = dir.join("events");
+    let monitor = format!("path={}", events.display());
+    let mut machine = Machine::idle_with(&site.bin(), &dir, &["--event-monitor".into(), monitor])?;
+    let config = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Pty"},
+        "disks": [{"path": disk}],
+        "vsock": {"cid": 3, "socket": dir.join("vsock")},
+        "balloon": {"size": 1 << 20},
+        "watchdog": true,
+    });
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    put(&machine, "vm.boot")?;
+    let mut boots = WARM;
+    let mut looks: Vec<Holdings> = Vec::new();
+    while looks.len() <= LOOKS {
+        let mut seen = machine.serial().bytes().len();
+        while seen < boots {
+            // Figures begin anew at each boot, and can be read at any time.
+            let exits = machine.stats()?.exits(site.numbers().cpuid);
+            ensure!(
+                exits <= ASKED.into(),
+                "A boot has {ASKED} CPUIDs, {exits} are counted"
+            );
+            let more = machine.wait_for_bytes(seen as u64 + 1, site.tiny_deadline())?;
+            seen = more.len();
+        }
+        looks.push(Holdings::after_shutdown(&machine)?);
+        boots = machine.serial().bytes().len() + REBOOTS_A_LOOK;
+        put(&machine, "vm.boot")?;
+    }
+    put(&machine, "vm.shutdown")?;
+    let kept = |look: &Holdings| (look.descriptors, look.threads, look.vms);
+    ensure!(
+        looks.iter().all(|look| kept(look) == kept(&looks[0])),
+        "Something is left behind: {looks:?}"
+    );
+    // The allocator takes more in steps, now and then; a leak grows always.
+    let least = looks
+        .windows(2)
+        .map(|pair| pair[1].resident_kib.saturating_sub(pair[0].resident_kib))
+        .min();
+    ensure!(
+        least.is_some_and(|least| least <= SLACK_KIB),
+        "Memory grows with every reboot: {looks:?}"
+    );
+    let boots = machine.serial().bytes().len();
+    let told = std::fs::read_to_string(&events)?;
+    let told = told.matches("\"booted\"").count();
+    // Some boots were ended from outside, maybe before they said anything.
+    ensure!(
+        (told.saturating_sub(LOOKS + 2)..=told).contains(&boots),
+        "{boots} boots, {told} in the event monitor"
+    );
+    Ok(())
+}
+
+fn paused_guest_stays_paused_though_it_was_about_to_reset(site: &Site) -> Result<()> {
+    let machine = created(site, &Program::new().write(0x602, 1).halt())?;
+    put(&machine, "vm.boot")?;
+    for _ in 0..50 {
+        put(&machine, "vm.pause")?;
+        let state = state(&machine)?;
+        ensure!(state == "Paused", "After pause: {state}");
+        put(&machine, "vm.resume")?;
+    }
+    Ok(())
 }

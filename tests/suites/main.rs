@@ -73,6 +73,7 @@ const SUITES: &[Suite] = &[
     load::SUITE,
     ch_remote::SUITE,
     lifecycle::SUITE,
+    lifecycle::REBOOTS,
     consoles::SUITE,
     sandbox::SUITE,
     errors::SUITE,

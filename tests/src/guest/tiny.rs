@@ -121,6 +121,14 @@ impl Program {
         self
     }
 
+    /// Writes a byte to a port.
+    pub fn write(mut self, port: u16, value: u8) -> Self {
+        self.load(EDX, port.into());
+        self.load(EAX, value.into());
+        self.emit(&[0xee]);
+        self
+    }
+
     /// Asks CPUID, poisoned registers first, and keeps all four answers. The
     /// queries run one after the other with nothing that exits in between.
     pub fn ask(mut self, queries: &[CpuidQuery]) -> Self {
@@ -203,6 +211,12 @@ impl Program {
         self.emit(&[0x0f, 0xa2, 0xe9]);
         let distance = again as i64 - (self.code.len() as i64 + 4);
         self.emit(&(distance as i32).to_le_bytes());
+        pvh_image(&self.code)
+    }
+
+    /// Raises an exception that nobody can handle.
+    pub fn triple_fault(mut self) -> Vec<u8> {
+        self.emit(&[0x0f, 0x0b]); // ud2, with an empty interrupt table
         pvh_image(&self.code)
     }
 

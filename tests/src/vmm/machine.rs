@@ -122,7 +122,12 @@ impl Machine {
 
     /// Starts the VMM without a guest.
     pub fn idle(bin: &Path, dir: &Path) -> Result<Machine> {
-        Machine::start(bin, dir, &[], "stdout.log")
+        Machine::idle_with(bin, dir, &[])
+    }
+
+    /// The same with arguments that describe no machine.
+    pub fn idle_with(bin: &Path, dir: &Path, args: &[String]) -> Result<Machine> {
+        Machine::start(bin, dir, args, "stdout.log")
     }
 
     fn start(bin: &Path, dir: &Path, args: &[String], output: &str) -> Result<Machine> {

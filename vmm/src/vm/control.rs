@@ -148,6 +148,9 @@ pub struct Vmm {
     consoles: Option<Consoles>,
     state: VmState,
     machine: Option<Machine>,
+    /// What a paused guest has done to itself just before it stood still. It
+    /// takes effect when the guest goes on: paused it is to stay.
+    deferred: Option<MachineEvent>,
     /// Number of the machine.
     generation: u64,
     /// Number in the next name that is made up for a device.
@@ -178,6 +181,7 @@ impl Vmm {
             consoles: None,
             state: VmState::Created,
             machine: None,
+            deferred: None,
             generation: 0,
             next_name: 0,
             ended: None,
@@ -272,6 +276,9 @@ impl Vmm {
         machine.resume();
         self.state.change(VmState::Running)?;
         self.tell(Source::Vm, "resumed");
+        if let Some(event) = self.deferred.take() {
+            self.queue.sink(self.generation).send(event);
+        }
         Ok(())
     }
 
@@ -324,6 +331,7 @@ impl Vmm {
         self.state.change(VmState::Shutdown)?;
         // Joins the vCPU threads, so the figures are final afterwards.
         self.machine = None;
+        self.deferred = None;
         self.stats.retire();
         self.state.change(VmState::Created)?;
         log::info!("the machine is shut down");
@@ -391,6 +399,9 @@ impl Vmm {
                 continue;
             }
             match event {
+                MachineEvent::PowerOff | MachineEvent::Reset if self.state == VmState::Paused => {
+                    self.deferred = Some(event);
+                }
                 MachineEvent::PowerOff if self.no_shutdown => self.take_down()?,
                 MachineEvent::PowerOff => self.ended = Some(Ended::PowerOff),
                 MachineEvent::Reset => {
