@@ -9,7 +9,9 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::config::VmConfig;
-use crate::types::{PciDeviceInfo, RemoveDevice, VmInfo, VmResize, VmmPing};
+use crate::types::{
+    PciDeviceInfo, RemoveDevice, VmInfo, VmResize, VmResizeDisk, VmResizeZone, VmmPing,
+};
 
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
 
@@ -80,6 +82,12 @@ fn paths() -> Value {
         "/api/v1/vm.nmi": action("nmiVM", "Interrupt the vCPUs with an NMI", &[404, 500]),
         "/api/v1/vm.resize": taking(
             operation("resizeVM", "Change the size of the VM", done(), &[404, 500]), "VmResize"),
+        "/api/v1/vm.resize-disk": taking(
+            operation("resizeDisk", "Change the size of a disk of the running VM", done(), &[404, 500]),
+            "VmResizeDisk"),
+        "/api/v1/vm.resize-zone": taking(
+            operation("resizeZone", "Change the size of a memory zone; not possible yet", done(), &[]),
+            "VmResizeZone"),
         "/api/v1/vm.add-disk": add("addDisk", "Add a disk", "DiskConfig"),
         "/api/v1/vm.add-net": add("addNet", "Add a network device", "NetConfig"),
         "/api/v1/vm.add-vsock": add("addVsock", "Add a socket device", "VsockConfig"),
@@ -165,6 +173,8 @@ fn schemas() -> Value {
     generator.subschema_for::<PciDeviceInfo>();
     generator.subschema_for::<RemoveDevice>();
     generator.subschema_for::<VmResize>();
+    generator.subschema_for::<VmResizeDisk>();
+    generator.subschema_for::<VmResizeZone>();
     let mut schemas = Value::Object(generator.take_definitions(true));
     let count = json!({"type": "integer", "minimum": 0});
     let map = |values: &Value| json!({"type": "object", "additionalProperties": values});

@@ -99,6 +99,26 @@ pub struct VmResize {
     pub desired_balloon: Option<u64>,
 }
 
+/// Body of `vm.resize-disk`.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmResizeDisk {
+    /// Identifier of the disk.
+    pub id: String,
+    /// Bytes that it is to have.
+    pub desired_size: u64,
+}
+
+/// Body of `vm.resize-zone`.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmResizeZone {
+    /// Identifier of the memory zone.
+    pub id: String,
+    /// Bytes that it is to have.
+    pub desired_ram: u64,
+}
+
 /// Body of `vm.remove-device`.
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

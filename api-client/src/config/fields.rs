@@ -321,6 +321,14 @@ pub(crate) const FIELDS: &[(&str, &[(&str, &str)])] = &[
         ("desired_ram", ""),
         ("desired_vcpus", ""),
     ]),
+    ("VmResizeDisk", &[
+        ("desired_size", ""),
+        ("id", ""),
+    ]),
+    ("VmResizeZone", &[
+        ("desired_ram", ""),
+        ("id", ""),
+    ]),
     ("VmmPing", &[
         ("build_version", ""),
         ("features", ""),

@@ -11,7 +11,7 @@ use super::output::{Failure, print};
 use crate::client::{Client, Method};
 use crate::config::{DiskConfig, NetConfig, VsockConfig};
 use crate::options::{OptionError, parse_size};
-use crate::types::{RemoveDevice, VmResize};
+use crate::types::{RemoveDevice, VmResize, VmResizeDisk, VmResizeZone};
 
 /// The request behind a subcommand; `None` for one that is more than that.
 fn request(command: &Command) -> Option<(Method, &'static str)> {
@@ -31,6 +31,8 @@ fn request(command: &Command) -> Option<(Method, &'static str)> {
         Command::PowerButton => (Method::Put, "vm.power-button"),
         Command::Reboot => (Method::Put, "vm.reboot"),
         Command::Resize { .. } => (Method::Put, "vm.resize"),
+        Command::ResizeDisk { .. } => (Method::Put, "vm.resize-disk"),
+        Command::ResizeZone { .. } => (Method::Put, "vm.resize-zone"),
         Command::Resume => (Method::Put, "vm.resume"),
         Command::RemoveDevice { .. } => (Method::Put, "vm.remove-device"),
         Command::Shutdown => (Method::Put, "vm.shutdown"),
@@ -52,8 +54,16 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
             balloon,
         } => Some(encode(&VmResize {
             desired_vcpus: *cpus,
-            desired_ram: size("--memory", memory.as_deref())?,
-            desired_balloon: size("--balloon", balloon.as_deref())?,
+            desired_ram: optional_size("--memory", memory.as_deref())?,
+            desired_balloon: optional_size("--balloon", balloon.as_deref())?,
+        })?),
+        Command::ResizeDisk { disk, size: text } => Some(encode(&VmResizeDisk {
+            id: disk.clone(),
+            desired_size: size("--size", text)?,
+        })?),
+        Command::ResizeZone { id, size: text } => Some(encode(&VmResizeZone {
+            id: id.clone(),
+            desired_ram: size("--size", text)?,
         })?),
         _ => None,
     };
@@ -81,11 +91,12 @@ where
     encode(&config)
 }
 
-fn size(flag: &str, text: Option<&str>) -> Result<Option<u64>, Failure> {
-    text.map(|text| {
-        parse_size(text).ok_or_else(|| Failure::Line(format!("{flag}: {text:?} is no size")))
-    })
-    .transpose()
+fn optional_size(flag: &str, text: Option<&str>) -> Result<Option<u64>, Failure> {
+    text.map(|text| size(flag, text)).transpose()
+}
+
+fn size(flag: &str, text: &str) -> Result<u64, Failure> {
+    parse_size(text).ok_or_else(|| Failure::Line(format!("{flag}: {text:?} is no size")))
 }
 
 fn encode(body: &impl Serialize) -> Result<Vec<u8>, Failure> {

@@ -105,6 +105,24 @@ pub enum Command {
         #[arg(long, value_name = "SIZE")]
         balloon: Option<String>,
     },
+    /// Change the size of a disk of the running VM
+    ResizeDisk {
+        /// Identifier of the disk
+        #[arg(long, value_name = "ID")]
+        disk: String,
+        /// Its new size
+        #[arg(long, value_name = "SIZE")]
+        size: String,
+    },
+    /// Change the size of a memory zone
+    ResizeZone {
+        /// Identifier of the zone
+        #[arg(long, value_name = "ID")]
+        id: String,
+        /// Its new size
+        #[arg(long, value_name = "SIZE")]
+        size: String,
+    },
     /// Let a paused VM go on
     Resume,
     /// Shut the VM down

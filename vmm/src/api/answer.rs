@@ -60,6 +60,8 @@ pub fn failure(action: &VmAction) -> &'static str {
         VmAction::PowerButton => "The power button could not be pressed",
         VmAction::Nmi => "The vCPUs could not be interrupted",
         VmAction::Resize(_) => "The VM could not be resized",
+        VmAction::ResizeDisk(_) => "The disk could not be resized",
+        VmAction::ResizeZone(_) => "The memory zone could not be resized",
         VmAction::AddDevice(_) => "The device could not be added to the VM",
         VmAction::RemoveDevice(_) => "The device could not be removed from the VM",
         VmAction::VmmShutdown => "The VMM could not shut down",

@@ -6,7 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use api_client::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
-use api_client::types::{DeviceNode, PciDeviceInfo, VmCounters, VmInfo, VmResize};
+use api_client::types::{
+    DeviceNode, PciDeviceInfo, VmCounters, VmInfo, VmResize, VmResizeDisk, VmResizeZone,
+};
 
 /// Everything that only the control thread may do. Reading (`vmm.ping`,
 /// `vm.info`, `vm.counters`, `exit-stats`) is not among it: the API thread
@@ -33,6 +35,10 @@ pub enum VmAction {
     Nmi,
     /// Change the size.
     Resize(VmResize),
+    /// Change the size of a disk.
+    ResizeDisk(VmResizeDisk),
+    /// Change the size of a memory zone.
+    ResizeZone(VmResizeZone),
     /// Add a device.
     AddDevice(NewDevice),
     /// Take the device of this name away.

@@ -36,6 +36,10 @@ pub enum Endpoint {
     Nmi,
     /// `vm.resize`
     Resize,
+    /// `vm.resize-disk`
+    ResizeDisk,
+    /// `vm.resize-zone`
+    ResizeZone,
     /// `vm.add-disk`
     AddDisk,
     /// `vm.add-net`
@@ -65,6 +69,8 @@ impl Endpoint {
                 | Endpoint::AddVsock
                 | Endpoint::RemoveDevice
                 | Endpoint::Resize
+                | Endpoint::ResizeDisk
+                | Endpoint::ResizeZone
         )
     }
 }
@@ -96,6 +102,8 @@ pub const ROUTES: &[(Method, &str, Endpoint)] = &[
     ),
     (Method::Put, "/api/v1/vm.nmi", Endpoint::Nmi),
     (Method::Put, "/api/v1/vm.resize", Endpoint::Resize),
+    (Method::Put, "/api/v1/vm.resize-disk", Endpoint::ResizeDisk),
+    (Method::Put, "/api/v1/vm.resize-zone", Endpoint::ResizeZone),
     (Method::Get, "/api/v1/vm.info", Endpoint::Info),
     (Method::Get, "/api/v1/vm.counters", Endpoint::Counters),
     (Method::Get, "/api/v1/vm.exit-stats", Endpoint::ExitStats),
@@ -165,6 +173,12 @@ pub fn route(request: &Request) -> Result<Call, Response> {
         Endpoint::PowerButton => Call::Action(VmAction::PowerButton),
         Endpoint::Nmi => Call::Action(VmAction::Nmi),
         Endpoint::Resize => Call::Action(VmAction::Resize(parse("VmResize", &request.body)?)),
+        Endpoint::ResizeDisk => {
+            Call::Action(VmAction::ResizeDisk(parse("VmResizeDisk", &request.body)?))
+        }
+        Endpoint::ResizeZone => {
+            Call::Action(VmAction::ResizeZone(parse("VmResizeZone", &request.body)?))
+        }
         Endpoint::Create => Call::Action(VmAction::Create(Box::new(parse(
             "VmConfig",
             &request.body,
@@ -243,6 +257,8 @@ mod tests {
         for (method, path, endpoint) in ROUTES {
             let body = match endpoint {
                 Endpoint::RemoveDevice => "{\"id\": \"a\"}",
+                Endpoint::ResizeDisk => "{\"id\": \"a\", \"desired_size\": 512}",
+                Endpoint::ResizeZone => "{\"id\": \"a\", \"desired_ram\": 512}",
                 Endpoint::AddVsock => "{\"cid\": 3, \"socket\": \"a\"}",
                 endpoint if endpoint.takes_body() => "{}",
                 _ => "",
@@ -303,6 +319,11 @@ mod tests {
             ("vm.add-vsock", r#"{"cid": 3, "socket": "a", "x": 1}"#, "x"),
             ("vm.remove-device", r#"{"id": "a", "x": 1}"#, "x"),
             ("vm.resize", r#"{"desired_cpus": 1}"#, "desired_cpus"),
+            (
+                "vm.resize-disk",
+                r#"{"id": "a", "desired_size": 1, "size": 1}"#,
+                "size",
+            ),
         ] {
             let path = format!("/api/v1/{path}");
             let response = route(&request(Method::Put, &path, None, body)).unwrap_err();

@@ -78,7 +78,11 @@ pub enum ControlError {
 impl ControlError {
     fn kind(&self) -> ErrorKind {
         match self {
-            ControlError::NotCreated | ControlError::NoSuchDevice(_) => ErrorKind::NotFound,
+            ControlError::NotCreated
+            | ControlError::NoSuchDevice(_)
+            | ControlError::Build(BuildError::Device(DeviceError::NoDisk(_))) => {
+                ErrorKind::NotFound
+            }
             ControlError::OneVsock
             | ControlError::Build(BuildError::Device(DeviceError::Exists(_))) => {
                 ErrorKind::Conflict
@@ -86,7 +90,7 @@ impl ControlError {
             ControlError::Build(
                 BuildError::Config(_)
                 | BuildError::NoLatency
-                | BuildError::Device(DeviceError::NoBalloon),
+                | BuildError::Device(DeviceError::NoBalloon | DeviceError::Resize(..)),
             )
             | ControlError::Console(ConsoleError::Config(_))
             | ControlError::Unsupported(_) => ErrorKind::BadRequest,
@@ -448,6 +452,10 @@ impl RequestHandler for Vmm {
                     .map_err(|error| ControlError::Build(BuildError::Hypervisor(error)))
             }),
             VmAction::Resize(wanted) => self.resize(&wanted),
+            VmAction::ResizeDisk(wanted) => self.resize_disk(&wanted),
+            VmAction::ResizeZone(_) => Err(ControlError::Unsupported(
+                "Changing the size of a memory zone",
+            )),
             VmAction::AddDevice(device) => match self.add_device(&device) {
                 Ok(Some(added)) => return Ok(VmReply::Device(added)),
                 Ok(None) => Ok(()),

@@ -21,8 +21,8 @@ use crate::memory::MemoryError;
 use crate::memory::layout::HOTPLUG_PORTS;
 use crate::pci::{PciAddress, PciSegment, SegmentError};
 use crate::virtio::balloon::BalloonSize;
-use crate::virtio::block::image::{Image, ImageError};
-use crate::virtio::block::{Block, BlockOptions};
+use crate::virtio::block::image::{Image, ImageError, ResizeError};
+use crate::virtio::block::{Block, BlockOptions, DiskSize};
 use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
@@ -51,6 +51,12 @@ pub enum DeviceError {
     /// A disk's image.
     #[error("The disk {0} has no usable image")]
     Image(String, #[source] ImageError),
+    /// A disk's size.
+    #[error("The disk {0} keeps its size")]
+    Resize(String, #[source] ResizeError),
+    /// Something else is called so.
+    #[error("There is no disk called {0}")]
+    NoDisk(String),
     /// A disk's threads.
     #[error("The disk {0} cannot be started")]
     Disk(String, #[source] std::io::Error),
@@ -109,6 +115,8 @@ pub struct DeviceSet {
     events: EventSink,
     entries: BTreeMap<String, Entry>,
     limit_groups: BTreeMap<String, RateLimit>,
+    /// The disks' sizes, by name.
+    disk_sizes: BTreeMap<String, DiskSize>,
     /// Name and size of the memory balloon.
     balloon: Option<(String, Arc<BalloonSize>)>,
     /// The hold of the watchdog.
@@ -143,6 +151,7 @@ impl DeviceSet {
             events,
             entries: BTreeMap::new(),
             limit_groups: BTreeMap::new(),
+            disk_sizes: BTreeMap::new(),
             balloon: None,
             watchdog: None,
             terminal: None,
@@ -201,13 +210,29 @@ impl DeviceSet {
             affinity: params.affinity.clone(),
             ring: true,
         };
-        self.add(&params.pci, Name::Numbered(DISK_PREFIX), |id, events| {
+        let mut size = None;
+        let added = self.add(&params.pci, Name::Numbered(DISK_PREFIX), |id, events| {
             let image = Image::open(&params.image)
                 .map_err(|source| DeviceError::Image(id.to_owned(), source))?;
             let disk = Block::new(id, image, &options, &events)
                 .map_err(|source| DeviceError::Disk(id.to_owned(), source))?;
+            size = Some(disk.size());
             Ok(Box::new(disk))
-        })
+        })?;
+        self.disk_sizes
+            .extend(size.map(|size| (added.0.clone(), size)));
+        Ok(added)
+    }
+
+    /// Gives a disk another size and tells the guest.
+    pub fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), DeviceError> {
+        let (Some(size), Some(entry)) = (self.disk_sizes.get(id), self.entries.get(id)) else {
+            return Err(DeviceError::NoDisk(id.to_owned()));
+        };
+        size.change(bytes)
+            .map_err(|source| DeviceError::Resize(id.to_owned(), source))?;
+        entry.function.config_changed();
+        Ok(())
     }
 
     /// A name that nobody has.
@@ -295,6 +320,7 @@ impl DeviceSet {
             .collect();
         for id in &gone {
             self.entries.remove(id);
+            self.disk_sizes.remove(id);
             log::info!("the device {id} is removed");
         }
         gone

@@ -45,7 +45,6 @@ impl DiskConfig {
         let block = geometry.block_size;
         let mut bytes = [0; LENGTH];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(0, &(geometry.size / SECTOR).to_le_bytes());
         // A request needs one descriptor for its header and one for its status.
         put(
             12,
@@ -75,8 +74,10 @@ impl DiskConfig {
         self.features
     }
 
-    pub(super) fn bytes(&self) -> [u8; LENGTH] {
+    /// The structure for a disk of this size.
+    pub(super) fn bytes(&self, size: u64) -> [u8; LENGTH] {
         let mut bytes = self.bytes;
+        bytes[..8].copy_from_slice(&(size / SECTOR).to_le_bytes());
         bytes[WRITEBACK] = u8::from(self.writeback.load(Ordering::Acquire));
         bytes
     }

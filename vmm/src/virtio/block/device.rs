@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::config::{DiskConfig, LENGTH};
 use super::counters::BlockCounters;
 use super::execute::Disk;
-use super::image::Image;
+use super::image::{Image, ResizeError};
 use super::worker::BlockService;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
@@ -33,6 +33,17 @@ pub struct BlockOptions {
     pub affinity: Vec<Vec<usize>>,
     /// Use io_uring where the host has it.
     pub ring: bool,
+}
+
+/// The control thread's hold of a disk's size.
+#[derive(Clone)]
+pub struct DiskSize(Arc<Disk>);
+
+impl DiskSize {
+    /// Gives the image another size; the driver is to be told afterwards.
+    pub fn change(&self, bytes: u64) -> Result<(), ResizeError> {
+        self.0.image.resize(bytes)
+    }
 }
 
 /// A disk.
@@ -84,6 +95,12 @@ impl Block {
             workers,
         })
     }
+
+    /// The control thread's hold of the size.
+    #[must_use]
+    pub fn size(&self) -> DiskSize {
+        DiskSize(Arc::clone(&self.disk))
+    }
 }
 
 impl VirtioDevice for Block {
@@ -104,7 +121,8 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        copy_config(&self.disk.config.bytes(), offset, data);
+        let size = self.disk.image.size();
+        copy_config(&self.disk.config.bytes(size), offset, data);
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {

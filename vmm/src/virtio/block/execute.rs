@@ -92,7 +92,7 @@ impl Disk {
     }
 
     fn within(&self, offset: u64, length: u64) -> bool {
-        let size = self.image.geometry().size / SECTOR * SECTOR;
+        let size = self.image.size() / SECTOR * SECTOR;
         offset.checked_add(length).is_some_and(|end| end <= size)
     }
 

@@ -26,7 +26,7 @@ mod request;
 mod tests;
 mod worker;
 
-pub use device::{Block, BlockOptions};
+pub use device::{Block, BlockOptions, DiskSize};
 
 /// Requests count in these, whatever the image's own unit.
 pub(crate) const SECTOR: u64 = 512;

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use virtio_bindings::virtio_blk as bits;
 use virtio_queue::desc::split::Descriptor;
 
-use super::image::{Image, ImageError, ImageFormat, ImageOptions, LockRange};
+use super::image::{Image, ImageError, ImageFormat, ImageOptions, LockRange, ResizeError};
 use super::request::{Kind, Status, parse};
 use super::*;
 use crate::event::EventSink;
@@ -191,6 +191,62 @@ fn the_last_sector_is_reachable_and_nothing_behind_it() {
         let (got, _) = guest.request(bits::VIRTIO_BLK_T_IN, sector, &read);
         assert_eq!(got, status, "{sector} {length}");
     }
+}
+
+/// An empty qcow2 image of that size, made by imago.
+fn qcow2() -> Host {
+    use imago::file::File as Storage;
+    use imago::qcow2::Qcow2;
+    use imago::{FormatCreateBuilder, Storage as _, StorageOpenOptions};
+
+    let mut host = Host::new();
+    host.file.as_file().set_len(0).unwrap();
+    let options = StorageOpenOptions::new()
+        .filename(host.file.path())
+        .write(true);
+    Qcow2::<Storage>::create_builder(Storage::open(options).unwrap())
+        .size(SIZE)
+        .create()
+        .unwrap();
+    host.options.format = ImageFormat::Qcow2;
+    host
+}
+
+#[test]
+fn a_disk_that_grows_or_shrinks_ends_where_the_driver_is_told() {
+    for host in [Host::new(), qcow2()] {
+        let mut guest = Guest::new(&host);
+        let capacity = |guest: &Guest| {
+            let mut bytes = [0; 8];
+            guest.block.read_config(0, &mut bytes);
+            u64::from_le_bytes(bytes)
+        };
+        guest.driver.put(DATA, &[0xbb; 512]);
+        for sectors in [SIZE / 512 + 4096, 1000, 1001] {
+            guest.block.size().change(sectors * 512).unwrap();
+            assert_eq!(capacity(&guest), sectors);
+            let write = [Buffer::readable(DATA, 512)];
+            let mut put = |sector| guest.request(bits::VIRTIO_BLK_T_OUT, sector, &write).0;
+            assert_eq!((put(sectors - 1), put(sectors)), (OK, FAILED), "{sectors}");
+        }
+        drop(guest);
+        assert_eq!(Image::open(&host.options).unwrap().size(), 1001 * 512);
+    }
+}
+
+#[test]
+fn a_size_that_is_none_is_refused_and_nothing_changes() {
+    let mut host = Host::new();
+    let image = Image::open(&host.options).unwrap();
+    for size in [0, 511, SIZE + 1] {
+        let error = image.resize(size).unwrap_err();
+        assert!(matches!(error, ResizeError::Size { .. }), "{size}: {error}");
+    }
+    assert_eq!(image.size(), SIZE);
+    drop(image);
+    host.options.read_only = true;
+    let error = Image::open(&host.options).unwrap().resize(512).unwrap_err();
+    assert!(matches!(error, ResizeError::ReadOnly), "{error}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
-//! Changes of size: of the balloon at any time, of the rest before the boot.
+//! Changes of size: of the balloon and of disks at any time, of the rest before
+//! the boot.
 
-use api_client::types::VmResize;
+use api_client::types::{VmResize, VmResizeDisk};
 
 use super::{ControlError, Vmm};
 use crate::config::{VmParams, check_balloon_size, memory_size};
@@ -50,6 +51,17 @@ impl Vmm {
             devices.resize_balloon(bytes).map_err(BuildError::Device)?;
         }
         self.config = Some(config);
+        self.tell(Source::Vm, "resized");
+        Ok(())
+    }
+
+    /// Gives a disk of the running machine another size.
+    pub(super) fn resize_disk(&self, wanted: &VmResizeDisk) -> Result<(), ControlError> {
+        let devices = self.booted()?.devices();
+        self.tell(Source::Vm, "resizing");
+        devices
+            .resize_disk(&wanted.id, wanted.desired_size)
+            .map_err(BuildError::Device)?;
         self.tell(Source::Vm, "resized");
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use lock::LockRange;
 use qcow2::Qcow2Image;
@@ -77,11 +78,31 @@ pub enum ImageError {
     Qcow2(PathBuf, #[source] io::Error),
 }
 
-/// Sizes and abilities of an image.
+/// Why an image keeps its size.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// Nobody may write to it.
+    #[error("The image is read-only")]
+    ReadOnly,
+    /// Part of a block.
+    #[error("{size} bytes are no disk's size: it is a multiple of {block_size}, and not 0")]
+    Size {
+        /// What was asked for.
+        size: u64,
+        /// The image's unit.
+        block_size: u32,
+    },
+    /// The host's administrator decides about it.
+    #[error("The host's block device has {0} bytes, which only the host can change")]
+    BlockDevice(u64),
+    /// The file.
+    #[error("Cannot change the image")]
+    Image(#[source] io::Error),
+}
+
+/// Unit and abilities of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
-    /// Bytes that the guest sees.
-    pub size: u64,
     /// Smallest unit of reading and writing.
     pub block_size: u32,
     /// Writing fails.
@@ -93,6 +114,10 @@ pub struct Geometry {
 /// An open image.
 pub struct Image {
     geometry: Geometry,
+    /// Bytes that the guest sees. The control thread changes them, the queues'
+    /// threads read them.
+    size: AtomicU64,
+    lock: LockRange,
     /// Found out by looking, so the guest must not be able to change what the
     /// next look finds.
     detected_raw: bool,
@@ -142,18 +167,47 @@ impl Image {
         };
         Ok(Self {
             geometry: Geometry {
-                size,
                 block_size,
                 read_only: options.read_only,
                 sparse: options.sparse,
             },
+            size: AtomicU64::new(size),
+            lock: options.lock,
             detected_raw: options.format == ImageFormat::Detect && format == ImageFormat::Raw,
             serial,
             kind,
         })
     }
 
-    /// Sizes and abilities.
+    /// Bytes that the guest sees.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Gives the image another size. What lies past a smaller one is lost.
+    pub fn resize(&self, size: u64) -> Result<(), ResizeError> {
+        let block_size = self.geometry.block_size;
+        if self.geometry.read_only {
+            return Err(ResizeError::ReadOnly);
+        }
+        if size == 0 || !size.is_multiple_of(block_size.into()) {
+            return Err(ResizeError::Size { size, block_size });
+        }
+        let old = self.size();
+        // Nothing new may go where the image ends soon, and nothing may go
+        // where it does not reach yet.
+        self.size.store(size.min(old), Ordering::Release);
+        let outcome = match &self.kind {
+            Kind::Raw(image) => image.resize(size, self.lock),
+            Kind::Qcow2(image) => image.resize(size).map_err(ResizeError::Image),
+        };
+        let now = if outcome.is_ok() { size } else { old };
+        self.size.store(now, Ordering::Release);
+        outcome
+    }
+
+    /// Unit and abilities.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
         self.geometry

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{PoisonError, RwLock};
 
 use imago::file::File as Storage;
+use imago::format::PreallocateMode;
 use imago::format::gate::ImplicitOpenGate;
 use imago::qcow2::Qcow2;
 use imago::{FormatAccess, FormatDriverBuilder, Storage as _, StorageOpenOptions};
@@ -74,6 +75,13 @@ impl Qcow2Image {
 
     pub(super) fn size(&self) -> u64 {
         self.shared(Access::size)
+    }
+
+    pub(super) fn resize(&self, size: u64) -> io::Result<()> {
+        let mut access = self.access.write().unwrap_or_else(PoisonError::into_inner);
+        access.resize(size, PreallocateMode::None)?;
+        access.flush()?;
+        access.sync()
     }
 
     pub(super) fn block_size(&self) -> u32 {

@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, fallocate};
 
+use super::ResizeError;
+use super::lock::{self, LockRange};
 use crate::memory::{AlignedBuffer, GuestBuffers};
 
 /// What most files and devices want if they bypass the cache.
@@ -33,6 +35,22 @@ impl RawImage {
     /// Length in bytes, of block devices too.
     pub(super) fn size(&self) -> io::Result<u64> {
         (&*self.file).seek(SeekFrom::End(0))
+    }
+
+    /// A block device has the size that the host gives it: it can only be told
+    /// to the guest.
+    pub(super) fn resize(&self, size: u64, range: LockRange) -> Result<(), ResizeError> {
+        let metadata = self.file.metadata().map_err(ResizeError::Image)?;
+        if metadata.file_type().is_block_device() {
+            let actual = self.size().map_err(ResizeError::Image)?;
+            return match actual == size {
+                true => Ok(()),
+                false => Err(ResizeError::BlockDevice(actual)),
+            };
+        }
+        self.file.set_len(size).map_err(ResizeError::Image)?;
+        // What is new is locked as well.
+        lock::acquire(&self.file, range, false).map_err(ResizeError::Image)
     }
 
     pub(super) fn block_size(&self) -> u32 {
