@@ -18,6 +18,7 @@ mod boot;
 mod ch_remote;
 mod consoles;
 mod demo;
+mod descriptors;
 mod errors;
 mod evidence;
 mod guest;
@@ -75,6 +76,7 @@ const SUITES: &[Suite] = &[
     lifecycle::SUITE,
     lifecycle::REBOOTS,
     consoles::SUITE,
+    descriptors::SUITE,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,

@@ -4,7 +4,8 @@
 mod response;
 mod stream;
 
-use std::io::{self, Write};
+use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -98,12 +99,34 @@ impl Client {
         self.request_within(method, target, body, method.patience())
     }
 
+    /// The same with descriptors of this process that the server is to have.
+    pub fn request_with(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&[u8]>,
+        descriptors: &[RawFd],
+    ) -> Result<Response, ClientError> {
+        self.exchange(method, target, body, descriptors, method.patience())
+    }
+
     /// Asks for a resource; everything together may take `patience`.
     pub fn request_within(
         &self,
         method: Method,
         target: &str,
         body: Option<&[u8]>,
+        patience: Duration,
+    ) -> Result<Response, ClientError> {
+        self.exchange(method, target, body, &[], patience)
+    }
+
+    fn exchange(
+        &self,
+        method: Method,
+        target: &str,
+        body: Option<&[u8]>,
+        descriptors: &[RawFd],
         patience: Duration,
     ) -> Result<Response, ClientError> {
         let path = || self.path.clone();
@@ -130,7 +153,7 @@ impl Client {
         }
         request.extend_from_slice(b"\r\n");
         request.extend_from_slice(body.unwrap_or_default());
-        let sent = stream.write_all(&request);
+        let sent = stream.send(&request, descriptors);
         let received = Response::read(&mut stream);
         match (sent, received) {
             // A server that refuses a body may answer before it has read it.

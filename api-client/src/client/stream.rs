@@ -1,11 +1,13 @@
 //! A Unix stream whose every operation ends at one deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 /// Between attempts at a server whose queue of clients is full.
 const RETRY: Duration = Duration::from_millis(5);
@@ -42,6 +44,22 @@ impl DeadlineStream {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+}
+
+impl DeadlineStream {
+    /// Sends everything, with descriptors at the first byte.
+    pub fn send(&mut self, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
+        let mut done = 0;
+        if !descriptors.is_empty() {
+            self.stream
+                .set_write_timeout(Some(remaining(self.deadline)?))?;
+            done = self
+                .stream
+                .send_with_fds(&[bytes], descriptors)
+                .map_err(|error| name_time_out(error.into()))?;
+        }
+        self.write_all(&bytes[done..])
     }
 }
 

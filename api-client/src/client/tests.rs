@@ -33,6 +33,30 @@ fn a_request_has_cloud_hypervisors_form() {
 }
 
 #[test]
+fn descriptors_travel_with_the_request() {
+    use std::os::fd::AsRawFd;
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+    let (dir, path, listener) = socket();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = vec![0; 4096];
+        let (len, file) = stream.recv_with_fd(&mut request).unwrap();
+        stream.write_all(b"HTTP/1.1 204 \r\n\r\n").unwrap();
+        file.unwrap().write_all(b"sent").unwrap();
+        String::from_utf8(request[..len].to_vec()).unwrap()
+    });
+    let path_of_file = dir.path().join("file");
+    let file = std::fs::File::create(&path_of_file).unwrap();
+    let response = Client::new(&path)
+        .request_with(Method::Put, "/a", Some(b"{}"), &[file.as_raw_fd()])
+        .unwrap();
+    assert_eq!(response.status, 204);
+    assert!(server.join().unwrap().ends_with("{}"));
+    assert_eq!(std::fs::read(path_of_file).unwrap(), b"sent");
+}
+
+#[test]
 fn nobody_at_the_socket_is_an_error_that_names_it() {
     let error = Client::new("/no/such/socket")
         .request(Method::Get, "/", None)

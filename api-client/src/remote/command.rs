@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Read;
+use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use serde::Serialize;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use super::Command;
 use super::output::{Failure, print};
 use crate::client::{Client, Method};
-use crate::config::{DiskConfig, NetConfig, VsockConfig};
+use crate::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
 use crate::options::{OptionError, parse_size};
 use crate::types::{RemoveDevice, VmResize, VmResizeDisk, VmResizeZone};
 
@@ -42,11 +43,22 @@ fn request(command: &Command) -> Option<(Method, &'static str)> {
 
 /// Sends the request and prints the answer.
 pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
+    // A number of this process means nothing to the server: the descriptor
+    // itself is sent.
+    let mut descriptors = Vec::new();
     let body = match command {
         Command::AddDisk { disk } => Some(device::<DiskConfig>(disk)?),
-        Command::AddNet { net } => Some(device::<NetConfig>(net)?),
+        Command::AddNet { net } => {
+            let mut net: NetConfig = parsed(net)?;
+            descriptors = net.fds.take().unwrap_or_default();
+            Some(encode(&net)?)
+        }
         Command::AddVsock { vsock } => Some(device::<VsockConfig>(vsock)?),
-        Command::Create { path } => Some(configuration(path)?),
+        Command::Create { path } => {
+            let body = configuration(path)?;
+            descriptors = named_descriptors(&body);
+            Some(body)
+        }
         Command::RemoveDevice { id } => Some(encode(&RemoveDevice { id: id.clone() })?),
         Command::Resize {
             cpus,
@@ -70,7 +82,8 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
     let Some((method, resource)) = request(command) else {
         return Ok(());
     };
-    let response = client.request(method, &format!("/api/v1/{resource}"), body.as_deref())?;
+    let target = format!("/api/v1/{resource}");
+    let response = client.request_with(method, &target, body.as_deref(), &descriptors)?;
     if !response.is_success() {
         return Err(Failure::from_response(&response));
     }
@@ -85,10 +98,12 @@ fn device<T>(text: &str) -> Result<Vec<u8>, Failure>
 where
     T: FromStr<Err = OptionError> + Serialize,
 {
-    let config: T = text
-        .parse()
-        .map_err(|error| Failure::Line(format!("Cannot understand {text:?}: {error}")))?;
-    encode(&config)
+    encode(&parsed::<T>(text)?)
+}
+
+fn parsed<T: FromStr<Err = OptionError>>(text: &str) -> Result<T, Failure> {
+    text.parse()
+        .map_err(|error| Failure::Line(format!("Cannot understand {text:?}: {error}")))
 }
 
 fn optional_size(flag: &str, text: Option<&str>) -> Result<Option<u64>, Failure> {
@@ -101,6 +116,14 @@ fn size(flag: &str, text: &str) -> Result<u64, Failure> {
 
 fn encode(body: &impl Serialize) -> Result<Vec<u8>, Failure> {
     serde_json::to_vec(body).map_err(|error| Failure::Line(format!("Cannot send: {error}")))
+}
+
+/// The descriptors that a configuration's network devices name, in order.
+fn named_descriptors(body: &[u8]) -> Vec<RawFd> {
+    // What is no configuration is the server's to refuse.
+    let config: VmConfig = serde_json::from_slice(body).unwrap_or_default();
+    let nets = config.net.into_iter().flatten();
+    nets.flat_map(|net| net.fds.unwrap_or_default()).collect()
 }
 
 /// Reads a configuration. Text that is not JSON at all is told of here, in one

@@ -16,8 +16,9 @@ use crate::tree::Tree;
 const INIT: &str = include_str!("host-init.sh");
 const MOTD: &str = include_str!("host-motd.txt");
 
-/// Modules beside KVM's own, by their path in the distribution.
-const STOCK_MODULES: [&str; 1] = ["virt/lib/irqbypass"];
+/// Modules beside KVM's own, by their path in the distribution; trials that
+/// need the second load it.
+const STOCK_MODULES: [&str; 2] = ["virt/lib/irqbypass", "drivers/net/tun"];
 
 /// KVM's modules by their path in the distribution.
 const KVM_MODULES: [&str; 3] = [

@@ -50,7 +50,7 @@ pub fn counters(status: &VmStatus) -> Response {
 /// What an action's failure is called, before the cause.
 pub fn failure(action: &VmAction) -> &'static str {
     match action {
-        VmAction::Create(_) => "The VM could not be created",
+        VmAction::Create(..) => "The VM could not be created",
         VmAction::Delete => "The VM could not be deleted",
         VmAction::Boot => "The VM could not boot",
         VmAction::Pause => "The VM could not be paused",

@@ -6,6 +6,7 @@
 //! control thread works, reads go on.
 
 mod answer;
+mod descriptors;
 mod exit_stats;
 mod http;
 mod queue;
@@ -14,6 +15,7 @@ mod router;
 mod server;
 mod socket;
 
+pub use descriptors::Descriptors;
 pub use queue::{
     ApiQueue, ApiRequest, ApiResult, ApiSender, ReplySender, StatusBoard, api_channel,
 };

@@ -10,13 +10,15 @@ use api_client::types::{
     DeviceNode, PciDeviceInfo, VmCounters, VmInfo, VmResize, VmResizeDisk, VmResizeZone,
 };
 
+use super::descriptors::Descriptors;
+
 /// Everything that only the control thread may do. Reading (`vmm.ping`,
 /// `vm.info`, `vm.counters`, `exit-stats`) is not among it: the API thread
 /// answers those by itself, so that nothing ever waits behind a slow boot.
 #[derive(Clone, Debug, PartialEq)]
 pub enum VmAction {
-    /// Keep a configuration.
-    Create(Box<VmConfig>),
+    /// Keep a configuration, and the descriptors that it refers to.
+    Create(Box<VmConfig>, Descriptors),
     /// Forget it, ending the machine if it runs.
     Delete,
     /// Build the machine and let it run.
@@ -52,8 +54,8 @@ pub enum VmAction {
 pub enum NewDevice {
     /// A disk.
     Disk(Box<DiskConfig>),
-    /// A network device.
-    Net(Box<NetConfig>),
+    /// A network device, and the descriptors that it refers to.
+    Net(Box<NetConfig>, Descriptors),
     /// A socket device.
     Vsock(Box<VsockConfig>),
 }

@@ -1,6 +1,6 @@
 //! Which request means what.
 
-use api_client::config::misfit;
+use api_client::config::{NetConfig, VmConfig, misfit};
 use api_client::types::RemoveDevice;
 use instrumentation::snapshot::Query;
 use serde::de::DeserializeOwned;
@@ -154,6 +154,12 @@ pub fn route(request: &Request) -> Result<Call, Response> {
     if !request.body.is_empty() && !endpoint.takes_body() {
         return Err(bad_request(format!("{} takes no body", request.path)));
     }
+    if !request.descriptors.is_empty() && !matches!(endpoint, Endpoint::Create | Endpoint::AddNet) {
+        return Err(bad_request(format!(
+            "{} takes no descriptors",
+            request.path
+        )));
+    }
     Ok(match endpoint {
         Endpoint::Ping => Call::Ping,
         Endpoint::Info => Call::Info,
@@ -179,15 +185,27 @@ pub fn route(request: &Request) -> Result<Call, Response> {
         Endpoint::ResizeZone => {
             Call::Action(VmAction::ResizeZone(parse("VmResizeZone", &request.body)?))
         }
-        Endpoint::Create => Call::Action(VmAction::Create(Box::new(parse(
-            "VmConfig",
-            &request.body,
-        )?))),
+        Endpoint::Create => {
+            let mut config: VmConfig = parse("VmConfig", &request.body)?;
+            request
+                .descriptors
+                .give_to(config.net.as_deref_mut().unwrap_or_default())
+                .map_err(bad_request)?;
+            let descriptors = request.descriptors.clone();
+            Call::Action(VmAction::Create(Box::new(config), descriptors))
+        }
         Endpoint::AddDisk => add(NewDevice::Disk(Box::new(parse(
             "DiskConfig",
             &request.body,
         )?))),
-        Endpoint::AddNet => add(NewDevice::Net(Box::new(parse("NetConfig", &request.body)?))),
+        Endpoint::AddNet => {
+            let mut net: NetConfig = parse("NetConfig", &request.body)?;
+            request
+                .descriptors
+                .give_to(std::slice::from_mut(&mut net))
+                .map_err(bad_request)?;
+            add(NewDevice::Net(Box::new(net), request.descriptors.clone()))
+        }
         Endpoint::AddVsock => add(NewDevice::Vsock(Box::new(parse(
             "VsockConfig",
             &request.body,
@@ -237,6 +255,7 @@ fn bad_request(why: String) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Descriptors;
 
     fn request(method: Method, path: &str, query: Option<&str>, body: &str) -> Request {
         Request {
@@ -245,6 +264,7 @@ mod tests {
             query: query.map(str::to_owned),
             body: body.as_bytes().to_vec(),
             keep_alive: true,
+            descriptors: Descriptors::default(),
         }
     }
 

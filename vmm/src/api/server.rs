@@ -190,7 +190,7 @@ impl Drop for ApiServer {
 }
 
 struct Client {
-    connection: Connection<UnixStream>,
+    connection: Connection,
     interest: EventSet,
 }
 

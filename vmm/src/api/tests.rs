@@ -40,7 +40,7 @@ impl RequestHandler for Arc<Mutex<Double>> {
         if let Some(failure) = &double.failure {
             return Err(failure.clone());
         }
-        if let VmAction::Create(config) = action {
+        if let VmAction::Create(config, _) = action {
             double.info = Some(VmInfo {
                 config: *config,
                 state: VmState::Created,

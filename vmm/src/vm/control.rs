@@ -29,7 +29,8 @@ use super::devices::{DeviceError, give_addresses};
 use super::machine::Machine;
 use super::state::{TransitionError, VmState};
 use crate::api::{
-    ApiError, ApiQueue, ErrorKind, RequestHandler, StatusBoard, VmAction, VmReply, VmStatus,
+    ApiError, ApiQueue, Descriptors, ErrorKind, RequestHandler, StatusBoard, VmAction, VmReply,
+    VmStatus,
 };
 use crate::config::{ConfigError, VmParams, memory_size, name_devices};
 use crate::event::{EventSink, MachineEvent};
@@ -148,6 +149,8 @@ pub struct Vmm {
     queue: EventQueue,
     events: Receiver<(u64, MachineEvent)>,
     config: Option<Box<VmConfig>>,
+    /// What clients sent along, for as long as the configuration refers to it.
+    descriptors: Vec<Descriptors>,
     /// The host's ends of the configuration's consoles.
     consoles: Option<Consoles>,
     state: VmState,
@@ -182,6 +185,7 @@ impl Vmm {
             },
             events,
             config: None,
+            descriptors: Vec::new(),
             consoles: None,
             state: VmState::Created,
             machine: None,
@@ -309,6 +313,7 @@ impl Vmm {
         }
         self.config = None;
         self.consoles = None;
+        self.descriptors.clear();
         self.stats.clear();
         self.tell(Source::Vm, "deleted");
         Ok(())
@@ -436,7 +441,9 @@ impl Vmm {
 impl RequestHandler for Vmm {
     fn handle(&mut self, action: VmAction) -> Result<VmReply, ApiError> {
         let outcome = match action {
-            VmAction::Create(config) => self.create(config),
+            VmAction::Create(config, descriptors) => self.create(config).map(|()| {
+                self.descriptors.push(descriptors);
+            }),
             VmAction::Delete => self.delete(),
             VmAction::Boot => self.boot(),
             VmAction::Pause => self.pause(),

@@ -1,11 +1,17 @@
 //! One client's connection.
 
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
 use super::message::{Parsed, Request, Response};
-use super::{MAX_BODY, MAX_HEAD};
+use super::{MAX_BODY, MAX_DESCRIPTORS, MAX_HEAD};
+use crate::api::Descriptors;
 
 /// Bytes read from the socket at a time.
 const CHUNK: usize = 16 << 10;
@@ -27,11 +33,13 @@ pub enum Progress {
     Done,
 }
 
-/// A connection over any stream that does not block.
+/// A connection over a stream that does not block.
 #[derive(Debug)]
-pub struct Connection<S> {
-    stream: S,
+pub struct Connection {
+    stream: UnixStream,
     input: Vec<u8>,
+    /// What came with the input.
+    descriptors: Vec<OwnedFd>,
     /// What is to be sent; no part is empty.
     output: VecDeque<Arc<Vec<u8>>>,
     /// How much of the first part is sent.
@@ -46,12 +54,13 @@ pub struct Connection<S> {
     closing: bool,
 }
 
-impl<S: Read + Write> Connection<S> {
+impl Connection {
     /// A connection that has just been accepted.
-    pub fn new(stream: S) -> Self {
+    pub fn new(stream: UnixStream) -> Self {
         Connection {
             stream,
             input: Vec::new(),
+            descriptors: Vec::new(),
             output: VecDeque::new(),
             sent: 0,
             answering: None,
@@ -62,7 +71,7 @@ impl<S: Read + Write> Connection<S> {
     }
 
     /// The stream.
-    pub fn stream(&self) -> &S {
+    pub fn stream(&self) -> &UnixStream {
         &self.stream
     }
 
@@ -128,7 +137,8 @@ impl<S: Read + Write> Connection<S> {
     /// Takes a request out of the input, if one is complete.
     fn next_request(&mut self) -> io::Result<Option<Request>> {
         match Request::parse(&self.input) {
-            Parsed::Complete(request, len) => {
+            Parsed::Complete(mut request, len) => {
+                request.descriptors = Descriptors::new(std::mem::take(&mut self.descriptors));
                 self.input.drain(..len);
                 if self.input.is_empty() {
                     // A large body would otherwise stay allocated for as long
@@ -161,7 +171,8 @@ impl<S: Read + Write> Connection<S> {
         let room = CHUNK.min(MAX_INPUT.saturating_sub(old).max(1));
         self.input.resize(old + room, 0);
         let outcome = loop {
-            match self.stream.read(&mut self.input[old..]) {
+            let buffer = &mut self.input[old..];
+            match receive(&self.stream, buffer, &mut self.descriptors) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 outcome => break outcome,
             }
@@ -212,14 +223,38 @@ impl<S: Read + Write> Connection<S> {
     }
 }
 
+/// Reads once, descriptors included.
+fn receive(
+    stream: &UnixStream,
+    buffer: &mut [u8],
+    descriptors: &mut Vec<OwnedFd>,
+) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let received = recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(came) = message {
+            descriptors.extend(came);
+        }
+    }
+    if descriptors.len() > MAX_DESCRIPTORS {
+        return Err(ErrorKind::InvalidData.into());
+    }
+    Ok(received.bytes)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
+    use std::os::fd::AsRawFd;
+
+    use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
     use super::*;
 
-    fn pair() -> (Connection<UnixStream>, UnixStream) {
+    fn pair() -> (Connection, UnixStream) {
         let (server, client) = UnixStream::pair().unwrap();
         server.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();
@@ -248,6 +283,55 @@ mod tests {
         }
         client.write_all(b"\n").unwrap();
         assert_eq!(path(connection.advance()), "/a");
+    }
+
+    #[test]
+    fn descriptors_come_with_their_request_and_end_with_it() {
+        let (mut connection, client) = pair();
+        let dir = tempfile::tempdir().unwrap();
+        let paths = ["one", "two"].map(|name| dir.path().join(name));
+        let files = paths.clone().map(|path| File::create(path).unwrap());
+        let numbers = files.each_ref().map(AsRawFd::as_raw_fd);
+        let whole: &[u8] = b"PUT /a HTTP/1.1\r\nContent-Length: 4\r\n\r\nbody";
+        client
+            .send_with_fds(&[&whole[..10]], &numbers[..1])
+            .unwrap();
+        assert_eq!(connection.advance(), Progress::Idle);
+        client
+            .send_with_fds(&[&whole[10..]], &numbers[1..])
+            .unwrap();
+        let Progress::Request(request) = connection.advance() else {
+            panic!("no request");
+        };
+        let came = request.descriptors.numbers();
+        let opened = |number: &i32| std::fs::read_link(format!("/proc/self/fd/{number}")).ok();
+        let found: Vec<_> = came.iter().filter_map(opened).collect();
+        assert_eq!(found, paths);
+        drop(request);
+        assert!(
+            came.iter()
+                .filter_map(opened)
+                .all(|path| !paths.contains(&path))
+        );
+        connection.respond(Response::no_content());
+        client.send_with_fds(&[whole], &[]).unwrap();
+        let Progress::Request(request) = connection.advance() else {
+            panic!("no second request");
+        };
+        assert!(request.descriptors.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_piles_up_descriptors_is_cut_off() {
+        let (mut connection, client) = pair();
+        let null = File::open("/dev/null").unwrap();
+        let numbers = [null.as_raw_fd(); 100];
+        for _ in 0..2 {
+            client.send_with_fds(&[b"P".as_slice()], &numbers).unwrap();
+            assert_eq!(connection.advance(), Progress::Idle);
+        }
+        client.send_with_fds(&[b"P".as_slice()], &numbers).unwrap();
+        assert_eq!(connection.advance(), Progress::Done);
     }
 
     #[test]

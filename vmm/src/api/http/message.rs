@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{MAX_BODY, MAX_HEAD};
+use crate::api::Descriptors;
 
 /// Headers that a request may have at most.
 const MAX_HEADERS: usize = 64;
@@ -31,6 +32,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// Whether the client wants to go on with this connection.
     pub keep_alive: bool,
+    /// What came along.
+    pub descriptors: Descriptors,
 }
 
 /// What the bytes received so far amount to.
@@ -151,6 +154,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, Response> {
             query,
             body: Vec::new(),
             keep_alive,
+            descriptors: Descriptors::default(),
         },
         len,
         body_len,

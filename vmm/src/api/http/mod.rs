@@ -13,6 +13,9 @@ mod message;
 pub use connection::{Connection, Progress};
 pub use message::{ContentType, Method, Request, Response};
 
+/// Descriptors that a client may send before its request is complete: as many
+/// as the kernel takes in one message.
+pub const MAX_DESCRIPTORS: usize = 253;
 /// Largest body of a request, as Cloud Hypervisor has it.
 pub const MAX_BODY: usize = 4 << 20;
 /// Largest head of a request: request line and headers.

@@ -1,5 +1,7 @@
 //! Devices that come and go while the machine is configured or runs.
 
+use std::collections::BTreeSet;
+
 use api_client::config::VmConfig;
 use api_client::types::PciDeviceInfo;
 
@@ -17,7 +19,7 @@ fn configure(config: &mut VmConfig, device: &NewDevice) -> Result<(), ControlErr
             .disks
             .get_or_insert_default()
             .push(disk.as_ref().clone()),
-        NewDevice::Net(net) => config
+        NewDevice::Net(net, _) => config
             .net
             .get_or_insert_default()
             .push(net.as_ref().clone()),
@@ -35,7 +37,7 @@ fn plug(
 ) -> Result<Option<(String, PciAddress)>, DeviceError> {
     match device {
         NewDevice::Disk(_) => params.disks.last().map(|disk| devices.add_disk(disk)),
-        NewDevice::Net(_) => params.net.last().map(|net| devices.add_net(net)),
+        NewDevice::Net(..) => params.net.last().map(|net| devices.add_net(net)),
         NewDevice::Vsock(_) => params.vsock.as_ref().map(|vsock| devices.add_vsock(vsock)),
     }
     .transpose()
@@ -64,6 +66,9 @@ impl Vmm {
             }
         }
         self.config = Some(config);
+        if let NewDevice::Net(_, descriptors) = device {
+            self.descriptors.push(descriptors.clone());
+        }
         Ok(added.map(|(id, address)| PciDeviceInfo {
             id,
             bdf: address.to_string(),
@@ -79,6 +84,15 @@ impl Vmm {
             .as_ref()
             .is_some_and(|machine| machine.devices().ask_for(id));
         let forgotten = forget_device(config, id);
+        // What was sent along for it is closed.
+        let named: BTreeSet<i32> = config
+            .net
+            .iter()
+            .flatten()
+            .flat_map(|net| net.fds.iter().flatten().copied())
+            .collect();
+        self.descriptors
+            .retain(|held| held.numbers().iter().any(|number| named.contains(number)));
         if leaves || forgotten {
             return Ok(());
         }
