@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lab::guest::{self, Instruction, Program};
@@ -35,6 +36,8 @@ pub const VARIANTS: Suite = Suite {
         guest_reset_boots_it_again,
         memory_zones_and_bound_vcpus_are_the_guests,
         guest_reads_the_names_it_was_given,
+        firmware_boots_by_pvh_without_command_line_and_initramfs,
+        flash_image_is_refused_with_what_would_work,
     ],
 };
 
@@ -169,6 +172,57 @@ fn guest_reads_the_names_it_was_given(site: &Site) -> Result<()> {
             "{name:?} is not in what the guest says:\n{serial}"
         );
     }
+    Ok(())
+}
+
+/// Debian has no firmware of that form, but its kernel's ELF image is entered
+/// in the same way.
+fn firmware_boots_by_pvh_without_command_line_and_initramfs(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let firmware = dir.join("firmware");
+    fs::write(&firmware, guest::extract_vmlinux(&site.kernel())?)?;
+    let mut machine = Machine::idle(&site.bin(), &dir)?;
+    let config = json!({
+        "payload": {
+            "firmware": firmware, "initramfs": site.base_initramfs(), "cmdline": "console=ttyS0",
+        },
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+    });
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    // It finds out about its CPU, which takes Linux some hundred of them.
+    let deadline = Instant::now() + site.linux_deadline();
+    while machine.stats()?.exits(site.numbers().cpuid) < 400 {
+        ensure!(
+            machine.is_running() && Instant::now() < deadline,
+            "The guest comes to nothing: {}",
+            machine.stderr()
+        );
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let said = machine.serial().bytes();
+    ensure!(said.is_empty(), "It has a command line: {said:?}");
+    let told = machine.stderr();
+    ensure!(told.contains("are ignored"), "The VMM said: {told}");
+    fs::remove_file(&firmware)?;
+    Ok(())
+}
+
+fn flash_image_is_refused_with_what_would_work(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let flash = dir.join("flash.fd");
+    fs::write(&flash, vec![0xff; 1 << 20])?;
+    let machine = Machine::idle(&site.bin(), &dir)?;
+    let config = json!({"payload": {"firmware": flash}, "console": {"mode": "Off"}}).to_string();
+    machine.must("PUT", "/api/v1/vm.create", Some(&config))?;
+    let answer = machine.api("PUT", "/api/v1/vm.boot", None)?;
+    ensure!(
+        answer.status == 500 && answer.body.contains("PVH entry point is needed"),
+        "{}: {}",
+        answer.status,
+        answer.body
+    );
     Ok(())
 }
 

@@ -24,8 +24,11 @@ pub use smbios::{Identity, write_tables as write_smbios};
 /// What to boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Payload {
-    /// A bzImage, or an ELF image with a PVH entry point.
+    /// A bzImage, or an ELF image with a PVH entry point; firmware is the
+    /// latter always.
     pub kernel: PathBuf,
+    /// The file is firmware and not a kernel.
+    pub firmware: bool,
     /// Initial file system.
     pub initramfs: Option<PathBuf>,
     /// Kernel command line.
@@ -41,6 +44,14 @@ pub enum BootError {
     /// It is neither of the two formats.
     #[error("{} is neither a bzImage nor an ELF image with a PVH entry point", .0.display())]
     KernelFormat(PathBuf),
+    /// Firmware of another kind.
+    #[error(
+        "{} is no firmware that can be booted: an ELF image with a PVH entry point is needed, \
+         as rust-hypervisor-firmware or EDK2's CLOUDHV.fd are; flash images, as OVMF's are, \
+         expect a PC's chipset",
+        .0.display()
+    )]
+    FirmwareFormat(PathBuf),
     /// It cannot be loaded.
     #[error("Cannot load the kernel {}", .0.display())]
     LoadKernel(PathBuf, #[source] linux_loader::loader::Error),
@@ -94,7 +105,13 @@ struct Placed {
 /// Loads everything and says where the first vCPU begins. The ACPI tables are
 /// in place already, their root pointer at `rsdp`.
 pub fn load(ram: &GuestRam, payload: &Payload, rsdp: u64) -> Result<Entry, BootError> {
-    let kernel = kernel::load(ram, &payload.kernel)?;
+    let kernel = kernel::load(ram, &payload.kernel).map_err(|error| match error {
+        BootError::KernelFormat(path) if payload.firmware => BootError::FirmwareFormat(path),
+        error => error,
+    })?;
+    if payload.firmware && !matches!(kernel.protocol, kernel::Protocol::Pvh) {
+        return Err(BootError::FirmwareFormat(owned(&payload.kernel)));
+    }
     let cmdline_max = kernel.cmdline_max().min(CMDLINE_MAX - 1);
     write_cmdline(ram, &payload.cmdline, cmdline_max)?;
     let initramfs = payload

@@ -21,6 +21,7 @@ fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
 fn payload(kernel: &Path) -> Payload {
     Payload {
         kernel: kernel.to_owned(),
+        firmware: false,
         initramfs: None,
         cmdline: "console=ttyS0".into(),
     }
@@ -123,6 +124,26 @@ fn an_elf_image_without_the_note_is_refused() {
         load(&ram(64), &payload(kernel.path()), RSDP),
         Err(BootError::KernelFormat(_))
     ));
+}
+
+#[test]
+fn firmware_is_an_elf_image_with_the_note_and_nothing_else() {
+    let boot = |bytes: &[u8]| {
+        let firmware = file(bytes);
+        let payload = Payload {
+            firmware: true,
+            ..payload(firmware.path())
+        };
+        load(&ram(64), &payload, RSDP)
+    };
+    assert!(matches!(boot(&elf()), Ok(Entry::Pvh { .. })));
+    let mut flash = vec![0xff; 1 << 20];
+    flash[(1 << 20) - 16..][..3].copy_from_slice(&[0x0f, 0x20, 0xc0]);
+    let mut no_note = elf();
+    no_note[0x408] = 17;
+    for other in [flash, no_note, bzimage()] {
+        assert!(matches!(boot(&other), Err(BootError::FirmwareFormat(_))));
+    }
 }
 
 #[test]

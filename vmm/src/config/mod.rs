@@ -39,7 +39,7 @@ pub enum ConfigError {
     #[error("The access {0:?} of a Landlock rule is none of r, w, rw")]
     LandlockAccess(String),
     /// Nothing to boot.
-    #[error("No kernel is given")]
+    #[error("Neither a kernel nor firmware is given")]
     NoKernel,
     /// Two things to boot.
     #[error("Kernel and firmware exclude each other")]
@@ -217,10 +217,21 @@ fn payload(payload: Option<&PayloadConfig>) -> Result<Payload, ConfigError> {
     let payload = payload.ok_or(ConfigError::NoKernel)?;
     match (&payload.kernel, &payload.firmware) {
         (Some(_), Some(_)) => Err(ConfigError::KernelAndFirmware),
-        (None, Some(_)) => Err(ConfigError::Unsupported("Booting firmware".into())),
+        (None, Some(firmware)) => {
+            if payload.cmdline.is_some() || payload.initramfs.is_some() {
+                log::warn!("command line and initramfs are ignored: firmware looks for a kernel");
+            }
+            Ok(Payload {
+                kernel: firmware.clone(),
+                firmware: true,
+                initramfs: None,
+                cmdline: String::new(),
+            })
+        }
         (None, None) => Err(ConfigError::NoKernel),
         (Some(kernel), None) => Ok(Payload {
             kernel: kernel.clone(),
+            firmware: false,
             initramfs: payload.initramfs.clone(),
             cmdline: payload.cmdline.clone().unwrap_or_default(),
         }),

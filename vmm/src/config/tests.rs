@@ -42,13 +42,23 @@ fn something_to_boot_is_needed_and_only_one_thing() {
         c.payload.as_mut().unwrap().firmware = Some("/fw".into());
     };
     assert_eq!(check(firmware), Err(ConfigError::KernelAndFirmware));
-    assert!(matches!(
-        check(|c| {
-            firmware(c);
-            c.payload.as_mut().unwrap().kernel = None;
-        }),
-        Err(ConfigError::Unsupported(_))
-    ));
+}
+
+#[test]
+fn firmware_takes_neither_command_line_nor_initramfs() {
+    let payload = check(|c| {
+        c.payload = Some(PayloadConfig {
+            firmware: Some("/fw".into()),
+            cmdline: Some("quiet".into()),
+            initramfs: Some("/i".into()),
+            ..Default::default()
+        });
+    })
+    .unwrap()
+    .payload;
+    assert!(payload.firmware);
+    assert_eq!(payload.kernel, PathBuf::from("/fw"));
+    assert_eq!((payload.initramfs, payload.cmdline), (None, String::new()));
 }
 
 #[test]

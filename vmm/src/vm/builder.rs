@@ -247,7 +247,7 @@ fn create_vcpus(
         max_phys_bits: params.cpus.max_phys_bits,
         nested: params.cpus.nested,
         tsc_deadline: hypervisor.has_tsc_deadline_timer(),
-        memory_type_ranges: false,
+        memory_type_ranges: params.payload.firmware,
     };
     let mut handles = Vec::new();
     let mut stats = VcpuStats {

@@ -45,7 +45,7 @@ pub struct Args {
     /// Exit accounting of this machine: guest_leaves=on|off,latency=on|off
     #[arg(long)]
     exit_stats: Option<String>,
-    /// Firmware to boot
+    /// Firmware to boot: an ELF image with a PVH entry point
     #[arg(long, value_name = "PATH")]
     firmware: Option<PathBuf>,
     /// Shared file systems: tag=<tag>,socket=<path>,...

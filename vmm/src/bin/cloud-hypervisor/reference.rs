@@ -20,9 +20,16 @@ enum Outcome {
 use Outcome::{Accepted, Known, Refused};
 
 fn config(line: &[&str]) -> Result<VmConfig, String> {
-    let line = ["cloud-hypervisor", "--kernel", "/k"]
-        .into_iter()
-        .chain(line.iter().copied());
+    // What to boot, where the line does not say it.
+    let kernel: &[&str] = match line.contains(&"--firmware") {
+        true => &[],
+        false => &["--kernel", "/k"],
+    };
+    let line = ["cloud-hypervisor"]
+        .iter()
+        .chain(kernel)
+        .chain(line)
+        .copied();
     let args = Args::try_parse_from(line).map_err(|error| error.to_string())?;
     let config = args.config().map_err(|error| format!("{error:#}"))?;
     config.ok_or_else(|| "no machine".into())
@@ -45,7 +52,11 @@ const FLAGS: &[(&[&str], Outcome)] = &[
     (&["--event-monitor", "fd=3"], Accepted),
     (&["--initramfs", "/i"], Accepted),
     (&["--cmdline", "console=ttyS0"], Accepted),
-    (&["--firmware", "/f"], Refused("and firmware")),
+    (&["--firmware", "/f"], Accepted),
+    (
+        &["--firmware", "/f", "--kernel", "/k"],
+        Refused("exclude each other"),
+    ),
     (&["--cpus", "boot=2,max=4"], Accepted),
     (&["--cpus", "boot=2,max_phys_bits=40,nested=off"], Accepted),
     (&["--cpus", "boot=4,topology=2:2:1:1"], Accepted),
