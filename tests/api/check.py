@@ -1,14 +1,11 @@
 #!/usr/bin/env python3
-"""Holds a running VMM against docs/openapi.json with schemathesis.
+"""Holds a running server against docs/openapi.json with schemathesis.
 
-    python3 -m venv target/schemathesis
-    target/schemathesis/bin/pip install schemathesis
-    cargo build --package vmm
-    target/schemathesis/bin/python tests/api/check.py target/debug/cloud-hypervisor
-
-Needs a /dev/kvm that can be opened, but no guest boots. The VMM's socket is
-reached through a TCP port of this program, and a VMM that ends is started
-again, so that vmm.shutdown is among what is tried.
+`cargo lab test` runs it with the VMM's API on a host without KVM, the example
+api_without_kvm; it takes any program that knows --api-socket, the VMM too.
+Further arguments are for schemathesis. The socket is reached through a TCP port
+of this program, and a server that ends is started again, so that vmm.shutdown
+is among what is tried.
 """
 
 import os
@@ -57,6 +54,8 @@ class Vmm:
                     self.child = subprocess.Popen(
                         [self.program, "--api-socket", self.path],
                         stdin=subprocess.DEVNULL,
+                        # Where files go whose names it is made to use.
+                        cwd=os.path.dirname(self.path),
                         stderr=self.log,
                     )
             client = socket.socket(socket.AF_UNIX)

@@ -103,6 +103,8 @@ pub fn build(tree: &Tree) -> Result<()> {
         "vmm",
         "--example",
         "exit_stats_server",
+        "--example",
+        "api_without_kvm",
         "-p",
         "api-client",
         "--bin",
@@ -127,7 +129,8 @@ pub fn build_release(tree: &Tree) -> Result<()> {
     visible(command("cargo", args).current_dir(tree.root()))
 }
 
-fn programs(tree: &Tree, profile: Profile) -> PathBuf {
+/// Where the programs of this tree are.
+pub fn programs(tree: &Tree, profile: Profile) -> PathBuf {
     tree.root().join(match profile {
         Profile::Debug => "target/debug",
         Profile::Release => "target/release",

@@ -1,10 +1,12 @@
 //! What operators see, held against the programs that operators use:
-//! Prometheus, its `promtool`, a terminal, a browser.
+//! Prometheus, its `promtool`, a terminal, a browser; and the API against its
+//! description, by schemathesis.
 //!
 //! No KVM host is needed for that. The API server is the real one on a real
 //! socket; the figures behind it are made up and known. That figures are
 //! right where a guest runs is what the suites prove.
 
+mod api;
 mod browser;
 mod endpoint;
 mod exporter;
@@ -47,6 +49,7 @@ pub fn check(tree: &Tree) -> Result<()> {
         no_color_means_no_colour,
         without_a_terminal_there_are_plain_lines,
     ]);
+    trials.extend(trials![api: schemathesis_finds_no_violation]);
     run(tree, &trials)
 }
 
