@@ -19,6 +19,7 @@ mod ch_remote;
 mod consoles;
 mod demo;
 mod descriptors;
+mod devices;
 mod errors;
 mod evidence;
 mod guest;
@@ -77,6 +78,7 @@ const SUITES: &[Suite] = &[
     lifecycle::REBOOTS,
     consoles::SUITE,
     descriptors::SUITE,
+    devices::SUITE,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,

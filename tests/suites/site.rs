@@ -170,6 +170,17 @@ impl Site {
         self.args.root.join("guest/vmlinuz")
     }
 
+    /// Drivers for guests, in the order in which they are loaded.
+    pub fn guest_modules(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.args.root.join("guest/modules");
+        let mut modules = fs::read_dir(&folder)
+            .with_context(|| format!("Cannot list {}", folder.display()))?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<Result<Vec<_>>>()?;
+        modules.sort();
+        Ok(modules)
+    }
+
     pub fn base_initramfs(&self) -> PathBuf {
         self.args.root.join("guest/initramfs")
     }

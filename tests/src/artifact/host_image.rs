@@ -20,6 +20,24 @@ const MOTD: &str = include_str!("host-motd.txt");
 /// need the second load it.
 const STOCK_MODULES: [&str; 2] = ["virt/lib/irqbypass", "drivers/net/tun"];
 
+/// Drivers that guests load, in the order in which they do, as far as the
+/// series has them as modules.
+const GUEST_MODULES: [&str; 13] = [
+    "drivers/virtio/virtio_ring",
+    "drivers/virtio/virtio",
+    "drivers/virtio/virtio_pci_modern_dev",
+    "drivers/virtio/virtio_pci_legacy_dev",
+    "drivers/virtio/virtio_pci",
+    "drivers/block/virtio_blk",
+    "drivers/char/virtio_console",
+    "drivers/virtio/virtio_balloon",
+    "net/core/failover",
+    "drivers/net/net_failover",
+    "drivers/net/virtio_net",
+    "drivers/acpi/button",
+    "drivers/input/evdev",
+];
+
 /// KVM's modules by their path in the distribution.
 const KVM_MODULES: [&str; 3] = [
     "arch/x86/kvm/kvm",
@@ -29,6 +47,9 @@ const KVM_MODULES: [&str; 3] = [
 
 /// The folder of what a host loads.
 const LOADED: &str = "/lab/modules";
+
+/// The folder of what its guests load, numbered.
+const DRIVERS: &str = "/lab/guest/modules";
 
 /// The folder of what it does not load.
 const SPARE: &str = "/lab/stock";
@@ -47,6 +68,7 @@ pub fn build(tree: &Tree, kernel: &Kernel, modules: &Modules, guest: &Path) -> R
         .value(MOTD)
         .value(&kernel.release)
         .value(&kernel.version)
+        .value([&STOCK_MODULES[..], &GUEST_MODULES].concat().join(" "))
         .folder(&bin)?
         .file(guest)?
         .file(busybox)?;
@@ -90,15 +112,21 @@ fn pack(
         archive = archive.copy(&format!("/lab/bin/{name}"), 0o755, &program)?;
     }
     for path in STOCK_MODULES {
-        archive = add_stock_module(archive, kernel, path, LOADED)?;
+        archive = add_stock_module(archive, kernel, path, LOADED, "")?;
+    }
+    for (number, path) in GUEST_MODULES.iter().enumerate() {
+        if !kernel.has_built_in(path)? {
+            let prefix = format!("{number:02}-");
+            archive = add_stock_module(archive, kernel, path, DRIVERS, &prefix)?;
+        }
     }
     for path in KVM_MODULES {
         archive = match modules {
-            Modules::Stock => add_stock_module(archive, kernel, path, LOADED)?,
+            Modules::Stock => add_stock_module(archive, kernel, path, LOADED, "")?,
             Modules::Patched(folder) => {
                 let name = module_file(path);
                 // Beside ours the distribution's own, for a guest to load.
-                add_stock_module(archive, kernel, path, SPARE)?.copy(
+                add_stock_module(archive, kernel, path, SPARE, "")?.copy(
                     &format!("{LOADED}/{name}"),
                     0o644,
                     &folder.join(&name),
@@ -109,8 +137,14 @@ fn pack(
     compress(&archive.finish(), image)
 }
 
-fn add_stock_module(archive: Cpio, kernel: &Kernel, path: &str, folder: &str) -> Result<Cpio> {
-    let to = format!("{folder}/{}", module_file(path));
+fn add_stock_module(
+    archive: Cpio,
+    kernel: &Kernel,
+    path: &str,
+    folder: &str,
+    prefix: &str,
+) -> Result<Cpio> {
+    let to = format!("{folder}/{prefix}{}", module_file(path));
     let from = kernel.stock_module(path)?;
     if from.extension().is_some_and(|suffix| suffix == "xz") {
         let content = output(command("xz", ["-dc"]).arg(&from))?;

@@ -118,6 +118,17 @@ impl Kernel {
             .with_context(|| format!("Linux {} has no module {path}", self.release))
     }
 
+    /// Whether a module is part of the kernel's image instead.
+    pub fn has_built_in(&self, path: &str) -> Result<bool> {
+        let list = self
+            .package_dir(&self.image_package())
+            .join(format!("lib/modules/{}/modules.builtin", self.release));
+        let text = std::fs::read_to_string(&list)
+            .with_context(|| format!("Cannot read {}", list.display()))?;
+        let wanted = format!("kernel/{path}.ko");
+        Ok(text.lines().any(|line| line == wanted))
+    }
+
     /// The folder with the headers' `.config` and `Module.symvers`.
     pub fn headers(&self) -> Result<PathBuf> {
         let package = self.headers_package();
