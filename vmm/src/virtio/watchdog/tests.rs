@@ -10,7 +10,7 @@ use crate::event::{EventSink, MachineEvent};
 use crate::virtio::testing::{BUFFERS, Buffer, Driver, MEMORY};
 use crate::virtio::{GuestFaults, VirtioDevice};
 
-const TIMEOUT: Duration = Duration::from_millis(300);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 fn watchdog() -> (Watchdog, Receiver<MachineEvent>) {
     let (sender, events) = channel();
