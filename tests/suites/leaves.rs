@@ -23,6 +23,7 @@ pub const SUITE: Suite = Suite {
         identity_names_version_isa_vcpus_and_clock,
         every_small_number_is_judged_as_the_table_says,
         hostile_subleaves_get_one_of_three_answers,
+        mass_of_hostile_questions_gets_nothing_but_the_three_answers,
         neighbouring_leaves_are_left_to_kvm,
         debians_cpuid_reads_what_our_reader_reads,
         leaves_switched_off_for_a_machine_are_kvms_own,
@@ -307,25 +308,27 @@ fn hostile_subleaves_get_one_of_three_answers(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// What takes an emulator that is quick enough.
-pub const MILLION: Suite = Suite {
-    name: "leaves",
-    applies: |site| site.is_patched() && site.boots_quickly(),
-    trials: trials![million_hostile_questions_get_nothing_but_the_three_answers],
-};
-
-/// Questions, of which two thirds have a subleaf below 0x20000.
-const QUESTIONS: u32 = 1_000_000;
 const HOSTILE_DEADLINE: Duration = Duration::from_secs(300);
 
-fn million_hostile_questions_get_nothing_but_the_three_answers(site: &Site) -> Result<()> {
-    let mut machine = site.boot_tiny(&hostile(site.table(), QUESTIONS, 0x2_0000)?)?;
+/// How many questions are asked, and below which number with every subleaf:
+/// two thirds of them. Bochs takes some ten thousand a second.
+fn hostile_mass(site: &Site) -> (u32, u32) {
+    if site.boots_quickly() {
+        (1_000_000, 0x2_0000)
+    } else {
+        (100_000, 0x3400)
+    }
+}
+
+fn mass_of_hostile_questions_gets_nothing_but_the_three_answers(site: &Site) -> Result<()> {
+    let (questions, dense) = hostile_mass(site);
+    let mut machine = site.boot_tiny(&hostile(site.table(), questions, dense)?)?;
     let serial = machine.wait_for_bytes(Program::report_writes(2), HOSTILE_DEADLINE)?;
     let [summary, answer] = readings(&serial, 2)?[..] else {
         anyhow::bail!("The guest's report is short");
     };
     ensure!(
-        summary.eax == QUESTIONS && summary.ebx == 0,
+        summary.eax == questions && summary.ebx == 0,
         "{} questions, {} wrong answers; leaf {:#x} with {:#x} gave first {answer:x?}",
         summary.eax,
         summary.ebx,
@@ -335,7 +338,7 @@ fn million_hostile_questions_get_nothing_but_the_three_answers(site: &Site) -> R
     machine.wait_until_silent(site.tiny_deadline())?;
     let stats = machine.stats()?;
     ensure!(
-        stats.exits(site.numbers().cpuid) == u64::from(QUESTIONS),
+        stats.exits(site.numbers().cpuid) == u64::from(questions),
         "{} counted",
         stats.exits(site.numbers().cpuid)
     );

@@ -64,7 +64,6 @@ const SUITES: &[Suite] = &[
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,
-    leaves::MILLION,
     guest::SUITE,
     accounting::SUITE,
     many_exits::SUITE,

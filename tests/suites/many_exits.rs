@@ -13,8 +13,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "many_exits",
-    // On the SVM hosts so far: nobody has tried it on Bochs.
-    applies: |site| site.is_patched() && site.isa() == Isa::Svm,
+    applies: Site::is_patched,
     trials: trials![
         every_kind_is_counted_to_the_exit_on_one_vcpu,
         every_kind_is_counted_to_the_exit_on_two_vcpus,

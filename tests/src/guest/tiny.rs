@@ -185,9 +185,10 @@ impl Program {
         (MAGIC.len() + readings * READING) as u64
     }
 
-    /// Never stops; exits on its own account no more.
+    /// Never stops; exits on its own account no more. Interrupts are on: Bochs
+    /// lets no interrupt of the host end a guest's turn that began with them off.
     pub fn spin(mut self) -> Vec<u8> {
-        self.emit(&[0xeb, 0xfe]);
+        self.emit(&[0xfb, 0xeb, 0xfe]); // sti; jump to itself
         pvh_image(&self.code)
     }
 
