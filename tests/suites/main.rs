@@ -26,6 +26,7 @@ mod guest;
 mod host;
 mod isolation;
 mod keeper;
+mod leaks;
 mod leaves;
 mod lifecycle;
 mod load;
@@ -85,6 +86,7 @@ const SUITES: &[Suite] = &[
     nested::SUITE,
     nested::LINUX,
     modules::SUITE,
+    leaks::SUITE,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,
 ];

@@ -1,12 +1,13 @@
 //! What the kernel itself says about exits, by ways that our code has no part
-//! in: the `kvm_exit` tracepoint, KVM's debugfs counters, its dispatch tables
-//! and its log.
+//! in: the `kvm_exit` tracepoint, KVM's debugfs counters, its dispatch tables,
+//! its memory and its log.
 
 mod dispatch;
 mod exits;
 mod histogram;
 mod life;
 mod log;
+mod memory;
 mod syscalls;
 mod table;
 mod threads;
@@ -16,6 +17,7 @@ pub use exits::{debugfs_exits, debugfs_vms, wait_until_silent};
 pub use histogram::{ExitHistogram, Histogram};
 pub use life::{Lives, thread_named};
 pub use log::warnings;
+pub use memory::KernelMemory;
 pub use syscalls::SyscallCount;
 pub use table::{DebugfsRow, DebugfsTable};
 pub use threads::{Thread, vcpu_threads};

@@ -1,6 +1,7 @@
 //! A VM's figures as its file in debugfs shows them, whatever VMM it has.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
@@ -53,7 +54,12 @@ impl DebugfsTable {
             "Process {pid} has {} VMs, not one",
             vms.len()
         );
-        let path = vms[0].join("exit_stats");
+        DebugfsTable::of_vm(&vms[0])
+    }
+
+    /// The figures of the VM with this folder.
+    pub fn of_vm(folder: &Path) -> Result<DebugfsTable> {
+        let path = folder.join("exit_stats");
         let text =
             fs::read_to_string(&path).with_context(|| format!("Cannot read {}", path.display()))?;
         Self::parse(&text).with_context(|| format!("{} says {text:?}", path.display()))
