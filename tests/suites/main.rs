@@ -20,6 +20,7 @@ mod consoles;
 mod demo;
 mod descriptors;
 mod devices;
+mod emulation;
 mod errors;
 mod evidence;
 mod guest;
@@ -86,6 +87,7 @@ const SUITES: &[Suite] = &[
     nested::SUITE,
     nested::LINUX,
     modules::SUITE,
+    emulation::SUITE,
     leaks::SUITE,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,

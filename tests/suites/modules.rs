@@ -27,7 +27,7 @@ pub const SUITE: Suite = Suite {
 };
 
 /// Whether the host is ours alone and has no VM that stays.
-fn can_be_swapped(site: &Site) -> bool {
+pub fn can_be_swapped(site: &Site) -> bool {
     site.is_patched() && !site.is_shared() && keeper::process().is_none()
 }
 
@@ -59,10 +59,10 @@ fn load(site: &Site, module: &str, parameters: &[&str]) -> Result<()> {
 }
 
 /// Modules with other parameters than usual; the usual ones come back at the end.
-struct Swapped<'a>(&'a Site);
+pub struct Swapped<'a>(&'a Site);
 
 impl<'a> Swapped<'a> {
-    fn new(site: &'a Site, kvm: &[&str], of_vendor: &[&str]) -> Result<Self> {
+    pub fn new(site: &'a Site, kvm: &[&str], of_vendor: &[&str]) -> Result<Self> {
         swap(site, kvm, of_vendor)?;
         Ok(Swapped(site))
     }

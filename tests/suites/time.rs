@@ -64,7 +64,7 @@ fn four_places_are_the_life_of_a_vcpu_that_talks_to_a_device(site: &Site) -> Res
 
 /// Runs a guest for a while, holds the sum of the four places against the time
 /// between the vCPU's first entry and its last return, and hands the figures on.
-fn life(site: &Site, image: &[u8]) -> Result<DebugfsTable> {
+pub fn life(site: &Site, image: &[u8]) -> Result<DebugfsTable> {
     let lives = Lives::start()?;
     let machine = site.boot_tiny(image)?;
     // Bochs executes a second's worth of instructions in half a minute.

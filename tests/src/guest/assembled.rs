@@ -1,7 +1,7 @@
 //! Guests written in assembly, `tests/guests`: more than a few bytes, still
 //! nothing but what their text says.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use instrumentation::table::{ExitReason, ExitTable, Isa, ReasonStatus};
 
 use super::elf::pvh_image;
@@ -9,11 +9,14 @@ use super::tiny::{CpuidQuery, CpuidReading, readings};
 
 const MANY_EXITS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/many_exits.bin"));
 const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.bin"));
+const EMULATED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/emulated.bin"));
 
 const NESTED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nested.bin"));
 
 /// What the words to fill in follow.
 const PARAMS: &[u8; 8] = b"@params\0";
+/// Questions that the emulated guest has room for.
+const MAX_QUESTIONS: usize = 8;
 /// Numbers that the hostile guest judges by the table; above, none is defined.
 const JUDGED: u32 = 0x408;
 
@@ -185,6 +188,21 @@ pub fn hostile(table: &ExitTable, queries: u32, dense: u32) -> Result<Vec<u8>> {
         .collect();
     let words = [queries, dense, u32::from_le_bytes(signature)];
     filled_in(HOSTILE, &words, &status)
+}
+
+/// A guest that leaves protected mode in such a way that KVM emulates it on a
+/// VMX host without unrestricted guest. So it executes CPUID and IN of a byte
+/// `times` times each and the questions, then the questions again as other
+/// guests do. It reports the answers, both times.
+pub fn emulated(times: u32, questions: &[CpuidQuery]) -> Result<Vec<u8>> {
+    ensure!(
+        (1..=MAX_QUESTIONS).contains(&questions.len()),
+        "{} questions, and there is room for {MAX_QUESTIONS}",
+        questions.len()
+    );
+    let mut words = vec![times, u32::try_from(questions.len())?];
+    words.extend(questions.iter().flat_map(|ask| [ask.leaf, ask.subleaf]));
+    filled_in(EMULATED, &words, &[])
 }
 
 /// A hypervisor with a guest of its own, on SVM: how often the inner guest does
