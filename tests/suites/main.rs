@@ -17,7 +17,9 @@ mod bench;
 mod boot;
 mod ch_remote;
 mod consoles;
+mod debian;
 mod demo;
+mod denied;
 mod descriptors;
 mod devices;
 mod emulation;
@@ -89,6 +91,7 @@ const SUITES: &[Suite] = &[
     modules::SUITE,
     emulation::SUITE,
     leaks::SUITE,
+    debian::SUITE,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,
 ];
@@ -123,6 +126,12 @@ enum Command {
     Study,
     /// Hold a VM that never runs until killed.
     KeepVm,
+    /// Become a program for which there is no io_uring.
+    WithoutIoUring {
+        /// The program and its arguments.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -143,6 +152,7 @@ fn main() -> ExitCode {
         Command::Bench { sections } => report("The bench", bench::run(&site, &sections)),
         Command::Study => report("The study", study::run(&site)),
         Command::KeepVm => report("The kept VM", keeper::keep()),
+        Command::WithoutIoUring { command } => report("The program", denied::become_it(&command)),
     }
 }
 

@@ -16,6 +16,9 @@ use lab::vmm::{Machine, MachineSpec};
 
 use crate::evidence::LinuxRun;
 
+/// Where the host has mounted Debian's root file system, read-only.
+pub const DEBIAN: &str = "/debian";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Modules {
     /// The distribution's KVM.
@@ -39,6 +42,9 @@ pub struct SiteArgs {
     /// that not every trial can run.
     #[arg(long)]
     shared: bool,
+    /// Take the time that large amounts take.
+    #[arg(long)]
+    long: bool,
 }
 
 fn isa(text: &str) -> Result<Isa, String> {
@@ -117,6 +123,26 @@ impl Site {
     /// Whether the host is ours alone.
     pub fn is_shared(&self) -> bool {
         self.args.shared
+    }
+
+    /// Whether trials may take minutes each.
+    pub fn is_long(&self) -> bool {
+        self.args.long
+    }
+
+    /// What starts a program for which there is no io_uring.
+    pub fn without_io_uring(&self) -> Vec<String> {
+        let suites = self.bin().join("lab-suites");
+        let isa = self.isa().as_str();
+        let words = ["--isa", isa, "--modules", "patched", "without-io-uring"];
+        let mut command = vec![suites.display().to_string()];
+        command.extend(words.map(str::to_owned));
+        command
+    }
+
+    /// Whether Debian is there as a guest.
+    pub fn has_debian(&self) -> bool {
+        Path::new(DEBIAN).join("etc/debian_version").exists()
     }
 
     /// Bochs takes the better part of a minute to boot Linux in a guest.

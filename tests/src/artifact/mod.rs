@@ -5,6 +5,7 @@
 
 pub mod binaries;
 pub mod cpio;
+pub mod debian;
 pub mod guest_image;
 pub mod guide;
 pub mod host_image;

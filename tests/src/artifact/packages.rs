@@ -56,6 +56,9 @@ pub const PACKAGING: &[&str] = &["debhelper", "dh-dkms", "dpkg-dev"];
 /// For its test: a clean root and the disk of a host that boots from it.
 pub const CLEAN_ROOT: &[&str] = &["mmdebstrap", "e2fsprogs"];
 
+/// For Debian as a guest.
+pub const DEBIAN_GUEST: &[&str] = &["mmdebstrap", "e2fsprogs", "qemu-utils"];
+
 /// Installs what is missing when we may, else says which one command does.
 pub fn ensure_installed() -> Result<()> {
     ensure_installed_with(&[])

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use lab::artifact::kernel::Series;
 use lab::check;
 use lab::host::Isa;
-use lab::task::{self, TestOptions};
+use lab::task::{self, DebianOptions, TestOptions};
 use lab::tree::Tree;
 
 /// The command line.
@@ -45,6 +45,17 @@ enum Command {
         /// Kernel series of the modules
         #[arg(long, value_enum, default_value = "6.1")]
         kernel: Series,
+    },
+    /// Debian as a guest: disks, network, sockets, hotplug, many vCPUs
+    Debian {
+        /// With the amounts that take minutes
+        #[arg(long)]
+        long: bool,
+        /// Take modules and programs as an earlier build left them
+        #[arg(long)]
+        as_built: bool,
+        /// Only trials whose name contains this
+        filter: Option<String>,
     },
     /// Check everything that must hold
     Test {
@@ -169,6 +180,18 @@ fn run(command: Command) -> Result<()> {
                 filter,
                 isa,
                 series: kernel,
+                as_built,
+            },
+        ),
+        Command::Debian {
+            long,
+            as_built,
+            filter,
+        } => task::debian(
+            &tree,
+            &DebianOptions {
+                filter,
+                long,
                 as_built,
             },
         ),

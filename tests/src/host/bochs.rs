@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::terminal::{self, PseudoTerminal};
 use super::{BootFiles, EmulatedHost, Isa, MEMORY_MIB};
@@ -56,6 +56,7 @@ impl EmulatedHost for Bochs {
 }
 
 fn start(files: &BootFiles, logs: &Path, first_port: &str) -> Result<Child> {
+    ensure!(files.disks.is_empty(), "The emulated VMX host has no disks");
     let disc = disc(files, logs)?;
     let settings = logs.join("bochsrc");
     let continue_ = logs.join("debugger-commands");

@@ -62,6 +62,8 @@ pub struct BootFiles {
     pub initramfs: PathBuf,
     /// The whole command line.
     pub cmdline: String,
+    /// Disk images, for an SVM host alone. What is written to them is forgotten.
+    pub disks: Vec<PathBuf>,
 }
 
 /// An emulator that boots Debian's kernel as a KVM host.
@@ -104,6 +106,7 @@ pub fn run(
         files: &[],
         patience: Patience::Whole(host.deadline()),
         parameters: "",
+        disks: &[],
     };
     run_job(host, kernel, image, &job, logs, relay)
 }
@@ -118,6 +121,8 @@ pub struct Job<'a> {
     pub patience: Patience,
     /// More kernel parameters.
     pub parameters: &'a str,
+    /// Disk images, for an SVM host alone.
+    pub disks: &'a [PathBuf],
 }
 
 /// How long a host may take.
@@ -156,6 +161,7 @@ pub fn run_job(
         kernel: kernel.to_owned(),
         initramfs,
         cmdline: format!("{KERNEL_PARAMETERS} {}", job.parameters),
+        disks: job.disks.to_vec(),
     };
     let mut child = host.start(&files, logs)?;
     let outcome = watch(&mut child, job.patience, logs, relay);
@@ -172,6 +178,7 @@ pub fn shell(host: &dyn EmulatedHost, kernel: &Path, image: &Path, logs: &Path) 
         kernel: kernel.to_owned(),
         initramfs: image.to_owned(),
         cmdline: format!("{KERNEL_PARAMETERS} lab=shell"),
+        disks: Vec::new(),
     };
     host.shell(&files, logs)
 }

@@ -118,6 +118,10 @@ impl Qemu {
             .arg("-initrd")
             .arg(&files.initramfs)
             .args(["-append", &format!("{} {tick}{keeper}", files.cmdline)]);
+        for disk in &files.disks {
+            let disk = format!("file={},format=raw,if=virtio,snapshot=on", disk.display());
+            qemu.args(["-drive", &disk]);
+        }
         qemu
     }
 }

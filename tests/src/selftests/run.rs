@@ -160,6 +160,7 @@ impl Runner<'_> {
             files: &files,
             patience: Patience::Silence(self.silence()),
             parameters: "",
+            disks: &[],
         };
         let ended = host::run_job(
             host::emulated(self.isa),

@@ -107,6 +107,7 @@ fn measure(
         files: &[],
         patience: Patience::Whole(host.deadline()),
         parameters: "",
+        disks: &[],
     };
     let mut outcome = Ok(());
     let status = step(

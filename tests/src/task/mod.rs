@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod debian;
 mod demo;
 mod load;
 mod load_busy;
@@ -14,6 +15,7 @@ mod test;
 
 pub use bench::bench;
 pub use build::{Built, as_built, build};
+pub use debian::{Options as DebianOptions, debian};
 pub use demo::demo;
 pub use load::load;
 pub use load_busy::load_busy;

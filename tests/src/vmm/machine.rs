@@ -44,6 +44,10 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     /// The serial console.
     pub serial: Serial,
+    /// Devices and whatever else the command line takes.
+    pub more: Vec<String>,
+    /// A program and its arguments that start the VMM, if not we ourselves.
+    pub under: Vec<String>,
 }
 
 impl MachineSpec {
@@ -56,6 +60,8 @@ impl MachineSpec {
             vcpus: 1,
             memory_mib: 64,
             serial: Serial::File,
+            more: Vec::new(),
+            under: Vec::new(),
         }
     }
 
@@ -71,6 +77,8 @@ impl MachineSpec {
             vcpus,
             memory_mib: 256,
             serial: Serial::Terminal,
+            more: Vec::new(),
+            under: Vec::new(),
         }
     }
 }
@@ -106,16 +114,20 @@ impl Machine {
         }
         args.extend(["--cpus".into(), format!("boot={}", spec.vcpus)]);
         args.extend(["--memory".into(), format!("size={}M", spec.memory_mib)]);
-        args.extend(["--console".into(), "off".into(), "--serial".into()]);
+        if !spec.more.iter().any(|word| word == "--console") {
+            args.extend(["--console".into(), "off".into()]);
+        }
+        args.push("--serial".into());
         args.push(match spec.serial {
             Serial::File => format!("file={}", serial.display()),
             Serial::Terminal => "tty".into(),
         });
+        args.extend(spec.more.iter().cloned());
         let output = match spec.serial {
             Serial::File => "stdout.log",
             Serial::Terminal => "serial.log",
         };
-        let mut machine = Machine::start(bin, dir, &args, output)?;
+        let mut machine = Machine::start(bin, dir, &spec.under, &args, output)?;
         machine.wait_for_answer("/api/v1/vm.exit-stats")?;
         Ok(machine)
     }
@@ -127,12 +139,21 @@ impl Machine {
 
     /// The same with arguments that describe no machine.
     pub fn idle_with(bin: &Path, dir: &Path, args: &[String]) -> Result<Machine> {
-        Machine::start(bin, dir, args, "stdout.log")
+        Machine::start(bin, dir, &[], args, "stdout.log")
     }
 
-    fn start(bin: &Path, dir: &Path, args: &[String], output: &str) -> Result<Machine> {
+    fn start(
+        bin: &Path,
+        dir: &Path,
+        under: &[String],
+        args: &[String],
+        output: &str,
+    ) -> Result<Machine> {
         fs::create_dir_all(dir).with_context(|| format!("Cannot make {}", dir.display()))?;
-        let child = Command::new(bin.join("cloud-hypervisor"))
+        let vmm = shown(&bin.join("cloud-hypervisor"));
+        let mut words = under.iter().chain([&vmm]);
+        let child = Command::new(words.next().context("There is nothing to start")?)
+            .args(words)
             .arg("--api-socket")
             .arg(dir.join("api.sock"))
             .args(args)

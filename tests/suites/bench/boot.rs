@@ -78,38 +78,8 @@ pub fn measure(site: &Site) -> Result<()> {
             .parse()
             .with_context(|| format!("{up:?} has no uptime"))?,
     );
-    figure(MEMORY, own_memory(pid)? as f64);
+    figure(MEMORY, oracle::own_memory(pid, MEMORY_MIB)? as f64);
     let size = fs::metadata(&program).context("Cannot look at the program")?;
     figure(PROGRAM, size.len() as f64);
     Ok(())
-}
-
-/// Bytes of the process in memory, without the mappings that are the guest's.
-fn own_memory(pid: u32) -> Result<u64> {
-    let maps = fs::read_to_string(format!("/proc/{pid}/smaps")).context("Cannot read smaps")?;
-    let (mut own, mut guests) = (0, 0);
-    let mut size = 0;
-    for line in maps.lines() {
-        let kilobytes = |name: &str| -> Option<u64> {
-            line.strip_prefix(name)?
-                .trim()
-                .strip_suffix(" kB")?
-                .parse()
-                .ok()
-        };
-        if let Some(value) = kilobytes("Size:") {
-            size = value;
-        } else if let Some(value) = kilobytes("Pss:") {
-            if size >= MEMORY_MIB * 1024 {
-                guests += 1;
-            } else {
-                own += value * 1024;
-            }
-        }
-    }
-    ensure!(
-        guests == 1,
-        "{guests} mappings look like the guest's memory"
-    );
-    Ok(own)
 }

@@ -1,0 +1,99 @@
+//! Debian as a guest on an emulated host.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{Built, as_built, build};
+use crate::artifact::debian::{DISK_MODULES, Debian};
+use crate::artifact::kernel::Series;
+use crate::host::{self, Isa, Job, Patience, Qemu};
+use crate::progress::seconds;
+use crate::tree::Tree;
+
+/// What the host does: gets its disks, and shows Debian's programs what they
+/// need to see.
+const SCRIPT: &str = include_str!("debian-host.sh");
+
+/// What the names of the trials begin with.
+pub const SUITE: &str = "debian::";
+
+/// What the host loads besides: its disks' drivers and the tap.
+const TUN: &str = "drivers/net/tun";
+
+/// How long one trial may take, and how long with large amounts.
+const PATIENCE: Duration = Duration::from_secs(600);
+const LONG_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Which trials to run, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Only those whose name contains this.
+    pub filter: Option<String>,
+    /// With the amounts that take minutes.
+    pub long: bool,
+    /// Modules and programs as an earlier build left them.
+    pub as_built: bool,
+}
+
+/// Runs the suite by itself.
+pub fn debian(tree: &Tree, options: &Options) -> Result<()> {
+    let make = if options.as_built { as_built } else { build };
+    let built = make(tree, Series::V6_1)?;
+    let started = Instant::now();
+    let filter = options.filter.as_deref().unwrap_or(SUITE);
+    run(tree, &built, filter, options.long, &mut |line| {
+        println!("{line}");
+    })?;
+    println!("(the whole round took {})", seconds(started.elapsed()));
+    Ok(())
+}
+
+/// One round of them on an emulated SVM host.
+pub fn run(
+    tree: &Tree,
+    built: &Built,
+    filter: &str,
+    long: bool,
+    relay: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let debian = Debian::build(tree, &built.kernel)?;
+    let image = built.patched_host(tree)?;
+    let logs = tree.fresh_log_dir(if long { "debian-long" } else { "debian" })?;
+    let script = format!(
+        "{SCRIPT}exec lab-suites --isa {} --modules patched {} run '{}'\n",
+        Isa::Svm.as_str(),
+        if long { "--long" } else { "" },
+        filter.replace('\'', "")
+    );
+    let job = Job {
+        script: &script,
+        files: &files(built, &debian)?,
+        patience: Patience::Silence(if long { LONG_PATIENCE } else { PATIENCE }),
+        parameters: "",
+        disks: &[debian.root, debian.work],
+    };
+    let status = host::run_job(
+        &Qemu::ONE_CPU,
+        &built.kernel.bzimage(),
+        &image,
+        &job,
+        &logs,
+        relay,
+    )?;
+    ensure!(status == 0, "Trials failed; logs are in {}", logs.display());
+    Ok(())
+}
+
+fn files(built: &Built, debian: &Debian) -> Result<Vec<(String, PathBuf)>> {
+    let mut files = vec![("/lab/guest/debian".to_owned(), debian.initramfs.clone())];
+    for (index, path) in DISK_MODULES.iter().chain([&TUN]).enumerate() {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        files.push((
+            format!("/lab/drivers/{index}-{name}.ko"),
+            built.kernel.stock_module(path)?,
+        ));
+    }
+    Ok(files)
+}
