@@ -88,6 +88,11 @@ impl Spec {
         self.disks.extend(disks.iter().cloned());
         self
     }
+
+    pub fn with(mut self, more: &[&str]) -> Spec {
+        self.more.extend(more.iter().map(|&word| word.to_owned()));
+        self
+    }
 }
 
 /// A running guest, whose exits the tracepoint counts as well.
