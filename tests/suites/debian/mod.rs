@@ -1,13 +1,17 @@
 //! Debian as a guest, with all that it makes of its devices. The host runs
 //! Debian's programs as the other side.
 
+mod all;
 mod boot;
 mod disk;
 mod guest;
 mod kill;
 mod net;
+mod plug;
+mod smp;
 mod vsock;
 
+use all::exits_are_counted_with_all_devices_at_work;
 use boot::{
     debian_on_a_qcow2_disk_comes_to_its_login_prompt,
     debian_on_a_raw_disk_comes_to_its_login_prompt,
@@ -21,6 +25,8 @@ use net::{
     iperf3_moves_data_both_ways, ping_is_answered_both_ways, transfer_arrives_as_it_was_sent,
     transfer_arrives_as_it_was_sent_without_offloads,
 };
+use plug::disks_and_nets_that_come_and_go_leave_nothing_behind;
+use smp::eight_vcpus_bear_stress;
 use vsock::{guest_reaches_a_port_of_the_host, host_reaches_a_port_of_the_guest};
 
 use crate::site::Site;
@@ -42,5 +48,8 @@ pub const SUITE: Suite = Suite {
         transfer_arrives_as_it_was_sent_without_offloads,
         host_reaches_a_port_of_the_guest,
         guest_reaches_a_port_of_the_host,
+        disks_and_nets_that_come_and_go_leave_nothing_behind,
+        eight_vcpus_bear_stress,
+        exits_are_counted_with_all_devices_at_work,
     ],
 };
