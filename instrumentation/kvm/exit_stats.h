@@ -49,7 +49,7 @@ enum kvm_exit_stats_isa {
 	KVM_EXIT_STATS_ISA_SVM,
 };
 
-/* The shape of the slots, without the tables; exit_stats.c ties it to them. */
+/* The shape of the slots, without the tables; exit_stats_reasons.c ties it to them. */
 #define KVM_EXIT_STATS_VMX_REST		86
 #define KVM_EXIT_STATS_SVM_LOW_END	0xa7
 #define KVM_EXIT_STATS_SVM_NPF		0x400
@@ -90,10 +90,6 @@ int kvm_exit_stats_check_extension(struct kvm *kvm);
 int kvm_exit_stats_enable_cap(struct kvm *kvm, struct kvm_enable_cap *cap);
 void kvm_exit_stats_create_debugfs(struct kvm *kvm);
 bool kvm_exit_stats_debugfs_readonly(const char *name);
-
-/* For the leaves: what the accounting knows, and what a reason's number means. */
-enum kvm_exit_stats_isa kvm_exit_stats_isa(void);
-int kvm_exit_stats_lookup(u32 reason);
 struct kvm_cpuid_entry2 *kvm_exit_stats_cpuid(struct kvm_vcpu *vcpu, u32 leaf,
 					      u32 index);
 

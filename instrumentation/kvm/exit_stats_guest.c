@@ -9,6 +9,7 @@
 #include <asm/tsc.h>
 
 #include "exit_stats.h"
+#include "exit_stats_internal.h"
 
 #define UNDEFINED_REASON_EDX	0xffffffff
 

@@ -6,27 +6,10 @@
 #ifndef __KVM_EXIT_STATS_TABLE_H
 #define __KVM_EXIT_STATS_TABLE_H
 
-#include <linux/types.h>
-
-/* How a reason is judged: see struct kvm_exit_stats_reason. */
-#define KVM_EXIT_STATS_UNDEFINED	0
-#define KVM_EXIT_STATS_NOT_ENABLED	1
-#define KVM_EXIT_STATS_ENABLED		2
+#include "exit_stats_internal.h"
 
 /* Slots of each per-vCPU array, enough for either instruction set. */
 #define KVM_EXIT_STATS_NR_SLOTS		172
-
-/**
- * struct kvm_exit_stats_reason - what is known of the reason that a slot counts
- * @symbol: name in the style of the uapi headers, NULL where the manual has a gap
- * @number: number in the manual
- * @status: KVM_EXIT_STATS_UNDEFINED, _NOT_ENABLED or _ENABLED
- */
-struct kvm_exit_stats_reason {
-	const char *symbol;
-	u32 number;
-	u8 status;
-};
 
 /* Intel SDM 325462, vol. 3 appendix C, reasons 0 to 85 */
 #define KVM_EXIT_STATS_VMX_NR_REASONS	86

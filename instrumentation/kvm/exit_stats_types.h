@@ -10,7 +10,7 @@
 #include <linux/kvm.h>
 #include <linux/types.h>
 
-/* Slots of each array; exit_stats.c ties it to the generated table. */
+/* Slots of each array; exit_stats_reasons.c ties it to the table. */
 #define KVM_EXIT_STATS_SLOTS	172
 
 struct kvm_exit_stats_latency;

@@ -18,30 +18,13 @@ pub fn c_header() -> String {
          \x20*/\n\
          #ifndef __KVM_EXIT_STATS_TABLE_H\n\
          #define __KVM_EXIT_STATS_TABLE_H\n\n\
-         #include <linux/types.h>\n\n\
-         /* How a reason is judged: see struct kvm_exit_stats_reason. */\n\
-         #define KVM_EXIT_STATS_UNDEFINED\t0\n\
-         #define KVM_EXIT_STATS_NOT_ENABLED\t1\n\
-         #define KVM_EXIT_STATS_ENABLED\t\t2\n\n",
+         #include \"exit_stats_internal.h\"\n\n",
     );
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
         "/* Slots of each per-vCPU array, enough for either instruction set. */\n\
-         #define KVM_EXIT_STATS_NR_SLOTS\t\t{STATS_SLOTS}\n"
-    );
-    text.push_str(
-        "/**\n\
-         \x20* struct kvm_exit_stats_reason - what is known of the reason that a slot counts\n\
-         \x20* @symbol: name in the style of the uapi headers, NULL where the manual has a gap\n\
-         \x20* @number: number in the manual\n\
-         \x20* @status: KVM_EXIT_STATS_UNDEFINED, _NOT_ENABLED or _ENABLED\n\
-         \x20*/\n\
-         struct kvm_exit_stats_reason {\n\
-         \tconst char *symbol;\n\
-         \tu32 number;\n\
-         \tu8 status;\n\
-         };\n",
+         #define KVM_EXIT_STATS_NR_SLOTS\t\t{STATS_SLOTS}"
     );
     for table in [&VMX, &SVM] {
         write_table(&mut text, table);
