@@ -86,6 +86,7 @@ const SUITES: &[Suite] = &[
     errors::SUITE,
     stock_kvm::SUITE,
     any_vmm::SUITE,
+    any_vmm::LINUX,
     nested::SUITE,
     nested::LINUX,
     modules::SUITE,

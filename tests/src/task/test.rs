@@ -123,7 +123,7 @@ impl Round {
 
     /// Whether another VMM is to run on it too.
     fn has_peer(self) -> bool {
-        self.isa == Isa::Svm && self.patched && self.two_cpus.is_none()
+        self.patched && self.two_cpus.is_none()
     }
 
     fn image(self, tree: &Tree, built: &Built) -> Result<PathBuf> {
