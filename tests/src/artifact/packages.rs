@@ -26,7 +26,7 @@ const HOST: &[&str] = &[
 ];
 
 /// For trials with the programs that operators use.
-pub const TOOLS: &[&str] = &["tmux", "python3-venv"];
+pub const TOOLS: &[&str] = &["tmux", "zsh", "fish", "python3-venv"];
 
 /// For `cargo lab look`.
 pub const BROWSER: &[&str] = &["chromium", "fonts-dejavu-core"];

@@ -12,6 +12,8 @@ mod life;
 mod programs;
 mod root;
 
+pub use programs::write_documents;
+
 /// The version of every package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

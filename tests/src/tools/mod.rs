@@ -13,6 +13,7 @@ mod exporter;
 mod page;
 mod prometheus;
 mod screen;
+mod shells;
 mod terminal;
 
 pub use endpoint::{Endpoint, Pace, Profile, build_release};
@@ -48,6 +49,11 @@ pub fn check(tree: &Tree) -> Result<()> {
         keys_sort_filter_open_freeze_and_quit,
         no_color_means_no_colour,
         without_a_terminal_there_are_plain_lines,
+    ]);
+    trials.extend(trials![shells:
+        bash_completes_commands_flags_and_values,
+        zsh_completes_commands_flags_and_values,
+        fish_completes_commands_flags_and_values,
     ]);
     trials.extend(trials![api: schemathesis_finds_no_violation]);
     run(tree, &trials)

@@ -1,5 +1,5 @@
 # usage: life.sh PACKAGE PROGRAM...
-# Run by sh in a clean Debian 12 with man-db: installs /tmp/PACKAGE_*.deb, looks
+# Run by sh in a clean Debian 12 with man-db, zsh and fish: installs /tmp/PACKAGE_*.deb, looks
 # at what a user would, removes it.
 set -eu
 package=$1
@@ -26,6 +26,14 @@ expect() {
 	[ "$offered" = "$wanted" ] || fail "\"$*\" completes to \"$offered\", not \"$wanted\""
 }
 
+# zsh and fish find what is installed by themselves.
+found() {
+	zsh -fc "autoload -U compinit; compinit -D -u; [ \"\$_comps[$1]\" = _$1 ]" ||
+		fail "zsh knows no completion of $1"
+	fish -c "complete -C '$1 --vers'" | grep -q '^--version' ||
+		fail "fish knows no completion of $1"
+}
+
 everything >/tmp/before
 must dpkg -i /tmp/"$package"_*.deb
 must dpkg --verify "$package"
@@ -36,6 +44,7 @@ for program; do
 	for page in /usr/share/man/man1/"$program"*.gz; do
 		must man --warnings "$(basename "$page" .1.gz)"
 	done
+	found "$program"
 	case $program in
 	cloud-hypervisor)
 		expect --initramfs cloud-hypervisor --initr

@@ -154,7 +154,7 @@ fn make(contents: &Contents, tree: &Tree, folder: &Path) -> Result<()> {
 const MAINTAINER: &str = "Exit statistics developers <noreply@localhost>";
 
 /// Manual pages and completions of all programs, from their definitions.
-fn write_documents(tree: &Tree, date: &str) -> Result<PathBuf> {
+pub fn write_documents(tree: &Tree, date: &str) -> Result<PathBuf> {
     let written = tree.lab().join("documents");
     if written.exists() {
         fs::remove_dir_all(&written)
