@@ -40,6 +40,8 @@ enum Command {
         /// Only this section, such as exits or boot
         section: Option<String>,
     },
+    /// Build the guide as a book in target/book and look at every page in a browser
+    Book,
     /// Build modules to target/lab/RELEASE and static programs to target/lab/bin
     Build {
         /// Kernel series of the modules
@@ -157,6 +159,7 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Demo { host } => task::demo(&tree, host.isa, host.kernel),
         Command::Bench { isa, section } => task::bench(&tree, isa, section.as_deref()),
+        Command::Book => task::book(&tree),
         Command::Build { kernel } => {
             let built = task::build(&tree, kernel)?;
             println!("modules:  {}", built.modules.display());

@@ -1,6 +1,7 @@
 //! What `cargo lab` does, one module a command.
 
 mod bench;
+mod book;
 mod build;
 mod debian;
 mod demo;
@@ -14,6 +15,7 @@ mod study;
 mod test;
 
 pub use bench::bench;
+pub use book::book;
 pub use build::{Built, as_built, build};
 pub use debian::{Options as DebianOptions, debian};
 pub use demo::demo;

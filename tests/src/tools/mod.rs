@@ -7,6 +7,7 @@
 //! right where a guest runs is what the suites prove.
 
 mod api;
+mod book;
 mod browser;
 mod endpoint;
 mod exporter;
@@ -69,6 +70,11 @@ pub fn look(tree: &Tree) -> Result<()> {
             data_behind_each_plot_can_be_copied,
         ],
     )
+}
+
+/// The guide in a browser.
+pub fn look_at_book(tree: &Tree) -> Result<()> {
+    run(tree, &trials![book: every_page_shows_all_that_it_names])
 }
 
 fn run(tree: &Tree, trials: &[(&'static str, Check)]) -> Result<()> {
