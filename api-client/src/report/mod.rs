@@ -8,10 +8,12 @@ mod timeline;
 
 pub use plot::PlotError;
 
+use instrumentation::encode::grouped;
 use instrumentation::snapshot::ExitSnapshot;
 
 use crate::recording::Recording;
 use page::Page;
+use phases::Phase;
 use timeline::Timeline;
 
 /// Why a recording has no report.
@@ -34,8 +36,9 @@ pub fn render(recording: &Recording) -> Result<String, ReportError> {
     let timeline = Timeline::new(recording);
     let mut page = Page::new(&format!("VM exits of {}", recording.header.vm));
     summary(&mut page, &timeline, last);
-    over_time(&mut page, &timeline)?;
-    bursts(&mut page, &timeline);
+    let phases = phases::phases(&timeline);
+    over_time(&mut page, &timeline, &phases)?;
+    bursts(&mut page, &timeline, &phases);
     ranking(&mut page, &timeline)?;
     time_split(&mut page, &timeline)?;
     devices(&mut page, recording)?;
@@ -47,7 +50,7 @@ pub fn render_svg(recording: &Recording) -> Result<String, ReportError> {
     check(recording)?;
     let timeline = Timeline::new(recording);
     let series = exit_rates(&timeline);
-    let svg = plot::stacked(&timeline, &series, "exits per second")?;
+    let svg = plot::stacked(&timeline, &series, "exits per second", &[])?;
     let names: Vec<_> = series.iter().map(|row| row.0).collect();
     Ok(plot::with_legend(&svg, &names))
 }
@@ -67,7 +70,7 @@ fn summary(page: &mut Page, timeline: &Timeline, last: &ExitSnapshot) {
     let seconds = timeline.end(timeline.buckets - 1);
     let isa = last.isa.map_or("", |isa| isa.as_str()).to_uppercase();
     page.facts(&[
-        ("Exits", exits.to_string()),
+        ("Exits", grouped(exits)),
         ("Seconds", format!("{seconds:.2}")),
         ("Exits a second", plot::short(exits as f64 / seconds)),
         ("vCPUs", last.vcpus.len().to_string()),
@@ -104,34 +107,43 @@ fn exit_rates(timeline: &Timeline) -> Vec<plot::Series<'_>> {
     series
 }
 
-fn over_time(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
+fn over_time(page: &mut Page, timeline: &Timeline, phases: &[Phase]) -> Result<(), ReportError> {
     let series = exit_rates(timeline);
+    let bursts: Vec<_> = phases
+        .iter()
+        .filter(|phase| phase.burst)
+        .map(|phase| span(timeline, phase))
+        .collect();
     page.heading("Exits per second, by reason");
     page.svg(
-        &plot::stacked(timeline, &series, "exits per second")?,
-        "Exits per second over time, stacked by reason",
+        &plot::stacked(timeline, &series, "exits per second", &bursts)?,
+        "Exits per second over time, stacked by reason; bursts are shaded",
     );
     page.legend(&series.iter().map(|row| row.0).collect::<Vec<_>>());
     page.data("seconds", timeline, &series);
     Ok(())
 }
 
-fn bursts(page: &mut Page, timeline: &Timeline) {
-    let phases = phases::phases(timeline);
+/// Where a phase starts and ends, in seconds.
+fn span(timeline: &Timeline, phase: &Phase) -> (f64, f64) {
+    let start = timeline.bucket_seconds * phase.first as f64;
+    (start, timeline.end(phase.end - 1))
+}
+
+fn bursts(page: &mut Page, timeline: &Timeline, phases: &[Phase]) {
     let bursts = phases.iter().filter(|phase| phase.burst).count();
     page.heading("Phases");
     page.paragraph(&match bursts {
         0 => "The rate never passes twice its mean: exits come steadily.".into(),
-        1 => "The rate passes twice its mean in one burst.".into(),
-        n => format!("The rate passes twice its mean in {n} bursts."),
+        1 => "The rate passes twice its mean in one burst, shaded above.".into(),
+        n => format!("The rate passes twice its mean in {n} bursts, shaded above."),
     });
     let rows = phases.iter().map(|phase| {
-        let start = timeline.bucket_seconds * phase.first as f64;
-        let end = timeline.end(phase.end - 1);
+        let (start, end) = span(timeline, phase);
         let top: Vec<String> = phase
             .top
             .iter()
-            .map(|(symbol, count)| format!("{symbol} {count}"))
+            .map(|(symbol, count)| format!("{symbol} {}", grouped(*count)))
             .collect();
         vec![
             if phase.burst { "burst" } else { "calm" }.into(),
@@ -160,7 +172,7 @@ fn ranking(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
             (
                 label(row),
                 row.total_exits as f64,
-                format!("{} ({share:.1} %)", row.total_exits),
+                format!("{} ({share:.1} %)", grouped(row.total_exits)),
             )
         })
         .collect();
@@ -226,7 +238,7 @@ fn time_split(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
     ];
     page.heading("Where the vCPUs' time went");
     page.svg(
-        &plot::stacked(timeline, &series, "vCPUs")?,
+        &plot::stacked(timeline, &series, "vCPUs", &[])?,
         "vCPU time over time: guest, KVM, user space, asleep",
     );
     page.legend(&series.each_ref().map(|row| row.0));
@@ -267,7 +279,7 @@ fn devices(page: &mut Page, recording: &Recording) -> Result<(), ReportError> {
             (
                 format!("{id} {address} {kind}"),
                 *exits as f64,
-                exits.to_string(),
+                grouped(*exits),
             )
         })
         .collect();

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use instrumentation::encode::grouped;
+
 use super::plot::Series;
 use super::timeline::Timeline;
 
@@ -9,7 +11,15 @@ use super::timeline::Timeline;
 /// clipboard the box is selected, ready for the keyboard.
 const SCRIPT: &str = "document.addEventListener('click',e=>{if(!e.target.matches('button'))return;\
 const t=e.target.previousElementSibling;t.select();navigator.clipboard?.writeText(t.value)\
-.then(()=>{e.target.textContent='Copied'},()=>{})})";
+.then(()=>{e.target.textContent='Copied';setTimeout(()=>{e.target.textContent='Copy'},2000)},()=>{})})";
+
+/// A field as people read it: whole numbers in groups of three digits.
+fn shown(field: &str) -> String {
+    match field.parse() {
+        Ok(number) if field.len() > 3 => grouped(number),
+        _ => field.to_owned(),
+    }
+}
 
 /// A page in the making. Whatever text goes in is escaped; SVG goes in as it is.
 #[derive(Debug)]
@@ -138,7 +148,8 @@ impl Page {
         for row in &rows {
             self.html.push_str("<tr>");
             for (column, value) in row.iter().enumerate() {
-                let _ = write!(self.html, "<td{}>{}</td>", class(column), escape(value));
+                let shown = escape(&shown(value));
+                let _ = write!(self.html, "<td{}>{shown}</td>", class(column));
             }
             self.html.push('\n');
         }

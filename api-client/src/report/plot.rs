@@ -22,6 +22,7 @@ pub type Series<'a> = (&'a str, Vec<f64>);
 const SIZE: (u32, u32) = (960, 320);
 const TEXT: RGBColor = RGBColor(254, 1, 254);
 const GRID: RGBColor = RGBColor(254, 2, 254);
+const BAND: RGBColor = RGBColor(254, 4, 254);
 
 fn stand_in(index: usize) -> RGBColor {
     RGBColor(254, 3, index.min(COLOURS - 1) as u8)
@@ -37,7 +38,8 @@ const LIGHT: [&str; COLOURS] = [
 fn themed(svg: &str) -> String {
     let mut themed = svg
         .replace("#FE01FE", "var(--text, #22262b)")
-        .replace("#FE02FE", "var(--grid, #d8d8d2)");
+        .replace("#FE02FE", "var(--grid, #d8d8d2)")
+        .replace("#FE04FE", "var(--band, #e8e9e1)");
     for (index, light) in LIGHT.iter().enumerate() {
         themed = themed.replace(
             &format!("#FE03{index:02X}"),
@@ -52,10 +54,17 @@ fn themed(svg: &str) -> String {
     )
 }
 
-/// Series stacked over time, the first one at the bottom.
-pub fn stacked(timeline: &Timeline, series: &[Series], unit: &str) -> Result<String, PlotError> {
+/// Series stacked over time, the first one at the bottom; behind them bands from
+/// one moment to another.
+pub fn stacked(
+    timeline: &Timeline,
+    series: &[Series],
+    unit: &str,
+    bands: &[(f64, f64)],
+) -> Result<String, PlotError> {
     let mut svg = String::new();
-    draw_stacked(&mut svg, timeline, series, unit).map_err(|error| PlotError(error.to_string()))?;
+    draw_stacked(&mut svg, timeline, series, unit, bands)
+        .map_err(|error| PlotError(error.to_string()))?;
     Ok(themed(&svg))
 }
 
@@ -64,6 +73,7 @@ fn draw_stacked(
     timeline: &Timeline,
     series: &[Series],
     unit: &str,
+    bands: &[(f64, f64)],
 ) -> Result<(), Box<dyn std::error::Error>> {
     let mut top = vec![0.0; timeline.buckets];
     let mut layers = Vec::new();
@@ -97,6 +107,9 @@ fn draw_stacked(
         .axis_desc_style(label.pos(Pos::new(HPos::Center, VPos::Center)))
         .y_label_formatter(&|value| short(*value))
         .draw()?;
+    chart.draw_series(bands.iter().map(|&(start, end)| {
+        Rectangle::new([(start, 0.0), (end, highest * 1.05)], BAND.filled())
+    }))?;
     // From the highest layer down, so that each covers the ones below it.
     for (index, tops) in layers.into_iter().rev() {
         let steps = tops.iter().enumerate().flat_map(|(bucket, &value)| {

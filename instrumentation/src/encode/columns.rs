@@ -50,7 +50,7 @@ impl<const N: usize> Columns<N> {
 }
 
 /// 1234567 as 1,234,567.
-pub(super) fn grouped(value: u64) -> String {
+pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {

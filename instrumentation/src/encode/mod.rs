@@ -14,6 +14,7 @@ mod rows;
 #[cfg(feature = "std")]
 mod table;
 
+pub use columns::grouped;
 #[cfg(feature = "std")]
 pub use csv::csv;
 pub use guest::guest_table;

@@ -126,6 +126,19 @@ impl Browser {
         problems.map(|event| event["params"].to_string()).collect()
     }
 
+    /// Lets pages use the clipboard, as a user at the window would.
+    pub fn allow_clipboard(&mut self) -> Result<()> {
+        self.call(
+            "Browser.grantPermissions",
+            &json!({"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}),
+        )?;
+        self.call(
+            "Emulation.setFocusEmulationEnabled",
+            &json!({"enabled": true}),
+        )
+        .map(drop)
+    }
+
     /// What an expression of the page's own language gives.
     pub fn evaluate(&mut self, expression: &str) -> Result<Value> {
         let answer = self.call(

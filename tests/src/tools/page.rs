@@ -110,14 +110,22 @@ pub fn data_behind_each_plot_can_be_copied(tree: &Tree) -> Result<()> {
         plots.as_u64().is_some_and(|plots| boxes >= plots),
         "{plots} plots, {boxes} boxes of data"
     );
+    browser.allow_clipboard()?;
     for index in 0..boxes {
+        // Pressed, the button says when the clipboard has it.
         let copied = browser.evaluate(&format!(
-            "(() => {{ const box = document.querySelectorAll('textarea')[{index}];
+            "(async () => {{ const box = document.querySelectorAll('textarea')[{index}];
                 box.closest('details').open = true;
-                box.nextElementSibling.click();
-                return box.value.slice(box.selectionStart, box.selectionEnd) }})()"
+                const button = box.nextElementSibling;
+                button.click();
+                for (let n = 0; n < 50 && button.textContent !== 'Copied'; n++)
+                    await new Promise(done => setTimeout(done, 20));
+                return button.textContent === 'Copied'
+                    ? navigator.clipboard.readText() : null }})()"
         ))?;
-        let text = copied.as_str().context("Nothing was selected")?;
+        let text = copied
+            .as_str()
+            .with_context(|| format!("Box {index} was not copied"))?;
         let columns = |line: &str| line.split(',').count();
         let mut lines = text.lines();
         let head = lines.next().map(columns).context("The data is empty")?;
