@@ -10,6 +10,8 @@ use std::sync::{PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
 
+use crate::table::{ExitReason, Isa};
+
 /// Why `KVM_RUN` returned to user space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,6 +74,18 @@ impl UserExitKind {
             UserExitKind::IoapicEoi => "ioapic_eoi",
             UserExitKind::Interrupted => "interrupted",
             UserExitKind::Other => "other",
+        }
+    }
+
+    /// The kinds in which exits of a reason reach user space: ports by the I/O
+    /// instruction's, memory-mapped I/O by faults in the nested tables.
+    pub fn behind(isa: Isa, reason: ExitReason) -> &'static [UserExitKind] {
+        match (isa, reason.0) {
+            (Isa::Vmx, 30) | (Isa::Svm, 0x7b) => &[UserExitKind::IoIn, UserExitKind::IoOut],
+            (Isa::Vmx, 48 | 49) | (Isa::Svm, 0x400) => {
+                &[UserExitKind::MmioRead, UserExitKind::MmioWrite]
+            }
+            _ => &[],
         }
     }
 

@@ -18,6 +18,7 @@ pub const SUITE: Suite = Suite {
         table_of_linux_names_its_most_frequent_exits_first,
         json_is_what_rest_gives,
         reason_is_found_by_number_and_by_name,
+        table_of_one_reason_shows_the_devices_behind_it_alone,
         unknown_reason_is_an_error,
         every_format_is_printed,
         lifecycle_commands_answer_as_cloud_hypervisors_do,
@@ -106,6 +107,19 @@ fn reason_is_found_by_number_and_by_name(site: &Site) -> Result<()> {
             stats.reasons.len() == 1 && stats.exits(cpuid) == 1234,
             "--reason {reason}: {:?}",
             stats.reasons
+        );
+    }
+    Ok(())
+}
+
+fn table_of_one_reason_shows_the_devices_behind_it_alone(site: &Site) -> Result<()> {
+    let machine = halted(site)?;
+    let numbers = site.numbers();
+    for (reason, has_devices) in [(numbers.io, true), (numbers.cpuid, false)] {
+        let table = machine.ch_remote_text(&["exit-stats", "--reason", &reason.to_string()])?;
+        ensure!(
+            table.contains("serial") == has_devices,
+            "Reason {reason:#x}:\n{table}"
         );
     }
     Ok(())

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use instrumentation::encode::{RowOptions, SortBy, csv, openmetrics, table};
 use instrumentation::snapshot::{ExitSnapshot, Query};
 use instrumentation::table::{ExitReason, Isa, ReasonStatus};
+use instrumentation::user_exit::UserExitKind;
 
 use super::output::{Failure, print};
 use super::recording::RecordingCommand;
@@ -273,7 +274,15 @@ impl Render<'_> {
     pub fn snapshot(&self, snapshot: &ExitSnapshot) -> Result<String, Failure> {
         Ok(match self.args.format {
             Format::Table => {
-                let mut text = table(snapshot, &self.rows());
+                let mut text = match (self.reason, snapshot.isa) {
+                    (Some(reason), Some(isa)) => {
+                        let mut own = snapshot.clone();
+                        let behind = UserExitKind::behind(isa, reason);
+                        own.vmm.exits.retain(|row| behind.contains(&row.kind));
+                        table(&own, &self.rows())
+                    }
+                    _ => table(snapshot, &self.rows()),
+                };
                 if let Some(note) = self.note(snapshot) {
                     text.push_str(&note);
                 }

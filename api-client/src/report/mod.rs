@@ -185,7 +185,10 @@ fn ranking(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
             (
                 label(row),
                 seconds,
-                format!("{:.3} ms ({share:.1} %)", seconds * 1000.0),
+                match seconds {
+                    1.0.. => format!("{seconds:.3} s ({share:.1} %)"),
+                    _ => format!("{:.3} ms ({share:.1} %)", seconds * 1000.0),
+                },
             )
         })
         .collect();

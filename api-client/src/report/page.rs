@@ -15,8 +15,9 @@ const t=e.target.previousElementSibling;t.select();navigator.clipboard?.writeTex
 
 /// A field as people read it: whole numbers in groups of three digits.
 fn shown(field: &str) -> String {
-    match field.parse() {
-        Ok(number) if field.len() > 3 => grouped(number),
+    let (whole, rest) = field.split_at(field.find('.').unwrap_or(field.len()));
+    match whole.parse() {
+        Ok(number) if whole.len() > 3 => grouped(number) + rest,
         _ => field.to_owned(),
     }
 }

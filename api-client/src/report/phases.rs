@@ -9,7 +9,7 @@ pub struct Phase {
     pub first: usize,
     /// One past the last bucket.
     pub end: usize,
-    /// Whether the rate lies above [`threshold`] in all of them.
+    /// Whether the smoothed rate lies above [`threshold`] in all of them.
     pub burst: bool,
     /// Exits in them.
     pub exits: u64,
@@ -21,6 +21,8 @@ pub struct Phase {
 /// their neighbours until no more are left.
 const MOST_PHASES: usize = 12;
 const TOP_REASONS: usize = 3;
+/// A bucket is looked at together with this part of the timeline on either side.
+const SMOOTHNESS: usize = 80;
 
 /// The rate, in exits a bucket, above which a bucket belongs to a burst: twice
 /// the mean. A steady VM never passes it.
@@ -29,9 +31,22 @@ pub fn threshold(exits: &[u64]) -> u64 {
     (2 * sum).div_ceil(exits.len().max(1) as u64)
 }
 
+/// Each bucket's share of what happens around it, so that what comes every second
+/// is a rate and not a burst each time.
+fn smooth(exits: &[u64]) -> Vec<u64> {
+    let reach = exits.len() / SMOOTHNESS;
+    (0..exits.len())
+        .map(|bucket| {
+            let last = (bucket + reach).min(exits.len() - 1);
+            let around = &exits[bucket.saturating_sub(reach)..=last];
+            around.iter().sum::<u64>() / around.len() as u64
+        })
+        .collect()
+}
+
 /// The phases of a timeline, in order, without gaps.
 pub fn phases(timeline: &Timeline) -> Vec<Phase> {
-    let exits = timeline.exits();
+    let exits = smooth(&timeline.exits());
     let limit = threshold(&exits);
     let mut spans: Vec<(usize, usize, bool)> = Vec::new();
     for (bucket, &count) in exits.iter().enumerate() {
@@ -120,6 +135,21 @@ mod tests {
             spans(&[1, 1, 90, 80, 1, 1, 1, 1]),
             [(0, 2, false), (2, 4, true), (4, 8, false)]
         );
+    }
+
+    #[test]
+    fn what_comes_every_second_is_no_burst() {
+        // A boot, then a machine that wakes up now and then.
+        let exits: Vec<u64> = (0..240)
+            .map(|n| match n {
+                10..30 => 500,
+                _ if n % 3 == 0 => 200,
+                _ => 5,
+            })
+            .collect();
+        let found = spans(&exits);
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found[1].2 && found[1].1 - found[1].0 >= 18, "{found:?}");
     }
 
     #[test]

@@ -50,6 +50,37 @@ pub struct TimeSplit {
     pub userspace: Vec<f64>,
 }
 
+impl TimeSplit {
+    /// Time is booked when it is over, such as all of a long sleep in one
+    /// bucket. What is more than a bucket can hold goes where it was spent:
+    /// into those before that have room.
+    fn put_back(&mut self, capacity: f64) {
+        for bucket in (1..self.guest.len()).rev() {
+            let mut excess = self.sum(bucket) - capacity;
+            let mut earlier = bucket;
+            while excess > 0.0 && earlier > 0 {
+                earlier -= 1;
+                let mut room = (capacity - self.sum(earlier)).max(0.0).min(excess);
+                excess -= room;
+                for series in [&mut self.asleep, &mut self.userspace, &mut self.kernel] {
+                    let moved = room.min(series[bucket]);
+                    series[bucket] -= moved;
+                    series[earlier] += moved;
+                    room -= moved;
+                }
+                excess += room;
+            }
+        }
+    }
+
+    fn sum(&self, bucket: usize) -> f64 {
+        [&self.guest, &self.kernel, &self.asleep, &self.userspace]
+            .iter()
+            .map(|series| series[bucket])
+            .sum()
+    }
+}
+
 impl Timeline {
     /// The series of a recording. What happened before the first sample stands
     /// in the first bucket.
@@ -76,6 +107,14 @@ impl Timeline {
             let bucket = (sample.ms.saturating_sub(1) / bucket_ms) as usize;
             timeline.add(bucket.min(buckets - 1), &sample.delta);
         }
+        let vcpus = recording
+            .samples
+            .iter()
+            .map(|sample| sample.delta.vcpus.len())
+            .max();
+        timeline
+            .split
+            .put_back(timeline.bucket_seconds * vcpus.unwrap_or(0) as f64);
         timeline
             .reasons
             .sort_by_key(|series| std::cmp::Reverse(series.total_exits));
@@ -139,5 +178,37 @@ impl Timeline {
     /// Seconds from the start to the end of a bucket.
     pub fn end(&self, bucket: usize) -> f64 {
         self.bucket_seconds * (bucket + 1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_sleep_stands_where_it_was_slept() {
+        let mut split = TimeSplit {
+            guest: vec![0.9, 0.0, 0.0, 0.5, 0.0],
+            kernel: vec![0.1, 0.0, 0.0, 0.25, 0.0],
+            asleep: vec![0.0, 0.0, 0.0, 2.25, 0.0],
+            userspace: vec![0.0; 5],
+        };
+        split.put_back(1.0);
+        assert_eq!(split.asleep, [0.0, 1.0, 1.0, 0.25, 0.0]);
+        assert_eq!(split.guest, [0.9, 0.0, 0.0, 0.5, 0.0]);
+        assert_eq!(split.kernel, [0.1, 0.0, 0.0, 0.25, 0.0]);
+    }
+
+    #[test]
+    fn what_has_no_room_anywhere_stays() {
+        let mut split = TimeSplit {
+            guest: vec![1.0, 3.0],
+            kernel: vec![0.0, 1.0],
+            asleep: vec![0.0; 2],
+            userspace: vec![0.0; 2],
+        };
+        split.put_back(1.0);
+        assert_eq!(split.guest, [1.0, 3.0]);
+        assert_eq!(split.kernel, [0.0, 1.0]);
     }
 }

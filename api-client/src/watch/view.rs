@@ -1,7 +1,7 @@
 //! Draws the live view.
 
 use instrumentation::snapshot::{DeviceExits, ExitSnapshot};
-use instrumentation::table::Isa;
+use instrumentation::table::{ExitReason, Isa};
 use instrumentation::user_exit::UserExitKind;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
@@ -200,16 +200,10 @@ fn detail_lines(row: &Row, latest: &ExitSnapshot) -> Paragraph<'static> {
     Paragraph::new(lines)
 }
 
-/// Accesses that reach user space through a reason: ports through the I/O
-/// instruction exit, memory-mapped I/O through faults in the nested tables.
+/// Accesses that reach user space through a reason.
 fn devices_behind(number: Option<u32>, latest: &ExitSnapshot) -> Vec<(UserExitKind, &DeviceExits)> {
-    let kinds: &[UserExitKind] = match (latest.isa, number) {
-        (Some(Isa::Vmx), Some(30)) | (Some(Isa::Svm), Some(0x7b)) => {
-            &[UserExitKind::IoIn, UserExitKind::IoOut]
-        }
-        (Some(Isa::Vmx), Some(48 | 49)) | (Some(Isa::Svm), Some(0x400)) => {
-            &[UserExitKind::MmioRead, UserExitKind::MmioWrite]
-        }
+    let kinds = match (latest.isa, number) {
+        (Some(isa), Some(number)) => UserExitKind::behind(isa, ExitReason(number)),
         _ => &[],
     };
     latest

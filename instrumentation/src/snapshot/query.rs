@@ -36,12 +36,14 @@ pub enum QueryError {
 impl std::fmt::Display for QueryError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            QueryError::UndefinedReason { reason, isa } => write!(
-                f,
-                "Exit reason {} is undefined: the manual does not define it ({})",
-                reason.0,
-                isa.table().manual
-            ),
+            QueryError::UndefinedReason { reason, isa } => {
+                let number = isa.number(reason.0);
+                let manual = isa.table().manual;
+                write!(
+                    f,
+                    "Exit reason {number} is undefined: the manual does not define it ({manual})"
+                )
+            }
             QueryError::NoSuchVcpu { vcpu, vcpus } => {
                 write!(f, "There is no vCPU {vcpu}: the VM has {vcpus}")
             }
