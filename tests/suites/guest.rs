@@ -15,11 +15,12 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "guest",
-    // Two boots of Linux.
+    // Some boots of Linux.
     applies: |site| site.is_patched() && site.boots_quickly(),
     trials: trials![
         c_program_of_the_guide_reads_what_the_reader_reads,
         reader_goes_on_and_says_what_is_wrong_in_one_line,
+        guest_without_a_script_has_a_shell,
     ],
 };
 
@@ -114,5 +115,21 @@ fn reader_goes_on_and_says_what_is_wrong_in_one_line(site: &Site) -> Result<()> 
             "The status is not {status} after {lines:?}"
         );
     }
+    Ok(())
+}
+
+fn guest_without_a_script_has_a_shell(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let spec = MachineSpec::linux(&site.kernel(), &site.base_initramfs(), 1);
+    let mut machine = Machine::boot(&site.bin(), &dir, &spec)?;
+    machine.wait_for("exit powers it off", site.linux_deadline())?;
+    machine.type_line("exit-stats --reason CPUID; exit")?;
+    let finished = machine.wait_for_end()?;
+    let serial = machine.serial().text();
+    ensure!(
+        finished.status.success() && serial.contains("CPUID  "),
+        "{}:\n{serial}",
+        finished.status
+    );
     Ok(())
 }
