@@ -13,6 +13,9 @@ use instrumentation::table::Isa;
 use lab::command::{command, output};
 use lab::guest;
 use lab::vmm::Machine;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use serde_json::{Value, json};
 
 use crate::site::Site;
@@ -26,6 +29,7 @@ pub const SUITE: Suite = Suite {
         disk_gives_space_back_and_keeps_to_its_limit,
         image_in_use_is_refused_by_name,
         console_on_a_pseudo_terminal_and_power_button_reach_the_guest,
+        console_has_the_terminals_size_and_follows_it,
         memory_beyond_4_gib_is_the_guests_and_the_balloon_takes_some,
         free_pages_go_back_to_the_host,
         topology_is_what_was_asked_for,
@@ -54,6 +58,17 @@ impl Guest {
     ) -> Result<Guest> {
         let dir = site.fresh_dir()?;
         prepare(&dir)?;
+        let machine = Machine::idle(&site.bin(), &dir)?;
+        Guest::boot_in(site, machine, dir, more)
+    }
+
+    /// The same in a VMM that runs.
+    fn boot_in(
+        site: &Site,
+        machine: Machine,
+        dir: PathBuf,
+        more: impl FnOnce(&Path) -> Value,
+    ) -> Result<Guest> {
         let script = format!(
             "for m in /t/*.ko; do insmod $m || echo \"no $m\"; done\n\
              echo '{DONE}0'\n\
@@ -82,7 +97,6 @@ impl Guest {
         if let (Some(config), Value::Object(more)) = (config.as_object_mut(), more(&dir)) {
             config.extend(more);
         }
-        let machine = Machine::idle(&site.bin(), &dir)?;
         machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
         let shell = UnixStream::connect(&serial)?;
         machine.must("PUT", "/api/v1/vm.boot", None)?;
@@ -330,6 +344,33 @@ fn console_on_a_pseudo_terminal_and_power_button_reach_the_guest(site: &Site) ->
         "hexdump -v -s 16 -e '1/2 \"%d \" 1/2 \"%d \" 1/4 \"%d\"' /t/key 2>/dev/null || true",
         "1 116 1",
     )
+}
+
+fn console_has_the_terminals_size_and_follows_it(site: &Site) -> Result<()> {
+    let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&main)?;
+    unlockpt(&main)?;
+    let path = ptsname(&main, Vec::new())?.into_string()?;
+    let terminal = File::options().read(true).write(true).open(path)?;
+    let resize = |ws_row, ws_col| {
+        let size = Winsize {
+            ws_row,
+            ws_col,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(&main, size).context("Cannot change the terminal's size")
+    };
+    resize(24, 81)?;
+    let dir = site.fresh_dir()?;
+    let machine = Machine::idle_on(&site.bin(), &dir, &terminal)?;
+    let mut guest = Guest::boot_in(site, machine, dir, |_| json!({"console": {"mode": "Tty"}}))?;
+    guest.run_until("stty -F /dev/hvc0 size", "24 81")?;
+    resize(30, 100)?;
+    // Who has the terminal is sent the signal; here nobody does.
+    let pid = Pid::from_raw(i32::try_from(guest.machine.pid())?).context("No process")?;
+    kill_process(pid, Signal::WINCH)?;
+    guest.run_until("stty -F /dev/hvc0 size", "30 100")
 }
 
 fn memory_beyond_4_gib_is_the_guests_and_the_balloon_takes_some(site: &Site) -> Result<()> {

@@ -15,7 +15,7 @@ use instrumentation::table::Isa;
 use signal_hook::consts::SIGTERM;
 use vmm::api::{ApiContext, StatusBoard, VmmIdentity, api_channel, start_server};
 use vmm::stats::StatsHub;
-use vmm::vm::Vmm;
+use vmm::vm::{Signals, Vmm};
 
 struct Nothing;
 
@@ -53,8 +53,11 @@ fn main() -> Result<()> {
     if flag != "--api-socket" {
         bail!("There is no option {flag}");
     }
-    let (signals, end) = UnixStream::pair().context("Cannot watch signals")?;
-    signal_hook::low_level::pipe::register(SIGTERM, end).context("Cannot watch signals")?;
+    let (end, sender) = UnixStream::pair().context("Cannot watch signals")?;
+    // No terminal, so nobody ever tells of its size.
+    let (window, _quiet) = UnixStream::pair().context("Cannot watch signals")?;
+    signal_hook::low_level::pipe::register(SIGTERM, sender).context("Cannot watch signals")?;
+    let signals = Signals { end, window };
     let stats = Arc::new(StatsHub::new());
     let mut vmm = Vmm::new(Arc::new(Nothing), Arc::clone(&stats), false)?;
     let (sender, requests) = api_channel().context("Cannot set up the API")?;

@@ -137,6 +137,14 @@ impl Machine {
         Machine::idle_with(bin, dir, &[])
     }
 
+    /// The same on this terminal.
+    pub fn idle_on(bin: &Path, dir: &Path, terminal: &File) -> Result<Machine> {
+        let copy = || terminal.try_clone().context("Cannot copy the terminal");
+        let mut command = Command::new(bin.join("cloud-hypervisor"));
+        command.stdin(copy()?).stdout(copy()?);
+        Machine::launch(command, bin, dir, &[])
+    }
+
     /// The same with arguments that describe no machine.
     pub fn idle_with(bin: &Path, dir: &Path, args: &[String]) -> Result<Machine> {
         Machine::start(bin, dir, &[], args, "stdout.log")
@@ -152,13 +160,19 @@ impl Machine {
         fs::create_dir_all(dir).with_context(|| format!("Cannot make {}", dir.display()))?;
         let vmm = shown(&bin.join("cloud-hypervisor"));
         let mut words = under.iter().chain([&vmm]);
-        let child = Command::new(words.next().context("There is nothing to start")?)
+        let mut command = Command::new(words.next().context("There is nothing to start")?);
+        command
             .args(words)
+            .stdin(Stdio::piped())
+            .stdout(File::create(dir.join(output))?);
+        Machine::launch(command, bin, dir, args)
+    }
+
+    fn launch(mut command: Command, bin: &Path, dir: &Path, args: &[String]) -> Result<Machine> {
+        let child = command
             .arg("--api-socket")
             .arg(dir.join("api.sock"))
             .args(args)
-            .stdin(Stdio::piped())
-            .stdout(File::create(dir.join(output))?)
             .stderr(File::create(dir.join("stderr.log"))?)
             .spawn()
             .context("Cannot start cloud-hypervisor")?;

@@ -127,6 +127,8 @@ impl Activation {
 pub trait VirtioInterrupt: Send + Sync {
     /// There are used buffers in a queue.
     fn queue_used(&self, queue: u16);
+    /// The driver is to look at the device's configuration.
+    fn config_changed(&self);
     /// The device cannot go on until the driver resets it.
     fn needs_reset(&self);
 }

@@ -63,6 +63,7 @@ impl VirtioInterrupt for Interrupts {
     fn queue_used(&self, _: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
     }
+    fn config_changed(&self) {}
     fn needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
     }

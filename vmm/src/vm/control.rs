@@ -11,8 +11,9 @@ mod resize;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -111,9 +112,18 @@ pub enum Ended {
     Signal,
 }
 
+/// What becomes readable when a signal came.
+pub struct Signals {
+    /// The process is to end.
+    pub end: UnixStream,
+    /// The terminal has another size. Reading it does not block.
+    pub window: UnixStream,
+}
+
 const API: u64 = 0;
 const EVENTS: u64 = 1;
-const SIGNALS: u64 = 2;
+const END: u64 = 2;
+const WINDOW: u64 = 3;
 
 /// Instead of a machine's number: an event that matters whichever machine
 /// there is.
@@ -348,19 +358,19 @@ impl Vmm {
         Ok(())
     }
 
-    /// Works until the guest, a client or a signal ends it. `signals` becomes
-    /// readable when a signal asks for the end.
+    /// Works until the guest, a client or a signal ends it.
     pub fn run(
         &mut self,
         requests: &ApiQueue,
         board: &StatusBoard,
-        signals: &impl AsRawFd,
+        signals: &Signals,
     ) -> Result<Ended, ControlError> {
         let epoll = Epoll::new().map_err(ControlError::SetUp)?;
         for (fd, token) in [
             (requests.as_raw_fd(), API),
             (self.queue.wake.as_raw_fd(), EVENTS),
-            (signals.as_raw_fd(), SIGNALS),
+            (signals.end.as_raw_fd(), END),
+            (signals.window.as_raw_fd(), WINDOW),
         ] {
             epoll
                 .ctl(
@@ -372,7 +382,7 @@ impl Vmm {
         }
         board.publish(self.status());
         loop {
-            let mut ready = [EpollEvent::default(); 3];
+            let mut ready = [EpollEvent::default(); 4];
             let count = match epoll.wait(-1, &mut ready) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -384,6 +394,13 @@ impl Vmm {
                     EVENTS => {
                         self.hear_machine()?;
                         board.publish(self.status());
+                    }
+                    WINDOW => {
+                        // How often it came does not matter.
+                        let _ = (&signals.window).read(&mut [0; 64]);
+                        if let Some(machine) = &self.machine {
+                            machine.devices().resize_console();
+                        }
                     }
                     _ => self.ended = Some(Ended::Signal),
                 }

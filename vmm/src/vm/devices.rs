@@ -23,6 +23,7 @@ use crate::pci::{PciAddress, PciSegment, SegmentError};
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{Image, ImageError, ResizeError};
 use crate::virtio::block::{Block, BlockOptions, DiskSize};
+use crate::virtio::console::ConsoleSize;
 use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
@@ -121,6 +122,8 @@ pub struct DeviceSet {
     balloon: Option<(String, Arc<BalloonSize>)>,
     /// The hold of the watchdog.
     watchdog: Option<Arc<WatchdogHold>>,
+    /// Name and size of the console, and what it leads to.
+    console: Option<(String, Arc<ConsoleSize>, ConsoleEnd)>,
     /// The terminal, while the console has it.
     terminal: Option<RawTerminal>,
     /// The next number of a name that is made up.
@@ -154,6 +157,7 @@ impl DeviceSet {
             disk_sizes: BTreeMap::new(),
             balloon: None,
             watchdog: None,
+            console: None,
             terminal: None,
             next: 0,
         })

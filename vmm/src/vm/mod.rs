@@ -10,7 +10,7 @@ mod machine;
 mod state;
 
 pub use builder::{BuildError, build};
-pub use control::{ControlError, Ended, Vmm};
+pub use control::{ControlError, Ended, Signals, Vmm};
 pub use devices::{DeviceError, DeviceSet};
 pub use machine::Machine;
 pub use state::{TransitionError, VmState};

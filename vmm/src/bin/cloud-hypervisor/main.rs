@@ -9,7 +9,7 @@ mod reference;
 
 use std::error::Error;
 use std::fs::File;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use anyhow::Context;
 use api_client::options::{ApiSocketArg, EventMonitorArg};
 use clap::{CommandFactory, Parser};
 use hypervisor::kvm::KvmHypervisor;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGWINCH};
 use vmm::api::{
     ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on, start_server,
 };
 use vmm::sandbox::{self, Filter, ThreadKind};
 use vmm::stats::StatsHub;
-use vmm::vm::Vmm;
+use vmm::vm::{Signals, Vmm};
 
 use args::Args;
 
@@ -76,12 +76,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config()?;
     logger::start(args)?;
 
-    let (signals, signal_end) =
-        std::os::unix::net::UnixStream::pair().context("Cannot watch signals")?;
-    for signal in [SIGTERM, SIGINT] {
-        let end = signal_end.try_clone().context("Cannot watch signals")?;
-        signal_hook::low_level::pipe::register(signal, end).context("Cannot watch signals")?;
-    }
+    let signals = watch_signals().context("Cannot watch signals")?;
     vmm::vcpu::install_kick_handler()?;
 
     sandbox::keep_files_private();
@@ -119,6 +114,20 @@ fn run(args: &Args) -> anyhow::Result<()> {
         server.stop()?;
     }
     Ok(())
+}
+
+fn watch_signals() -> std::io::Result<Signals> {
+    let (end, end_sender) = UnixStream::pair()?;
+    let (window, window_sender) = UnixStream::pair()?;
+    window.set_nonblocking(true)?;
+    for (signal, sender) in [
+        (SIGTERM, end_sender.try_clone()?),
+        (SIGINT, end_sender),
+        (SIGWINCH, window_sender),
+    ] {
+        signal_hook::low_level::pipe::register(signal, sender)?;
+    }
+    Ok(Signals { end, window })
 }
 
 fn events_output(args: &Args) -> anyhow::Result<Option<File>> {

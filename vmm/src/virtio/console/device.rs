@@ -85,7 +85,14 @@ impl VirtioDevice for Console {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.worker.start(activation)
+        let sized = activation.features & SIZE != 0;
+        let interrupt = Arc::clone(&activation.interrupt);
+        self.worker.start(activation)?;
+        // Linux reads the size when it is told of a change, and only then.
+        if sized {
+            interrupt.config_changed();
+        }
+        Ok(())
     }
 
     fn reset(&mut self) {

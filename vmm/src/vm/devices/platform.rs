@@ -27,11 +27,25 @@ impl DeviceSet {
         if end.is_terminal() {
             self.terminal = RawTerminal::enter().map_err(DeviceError::Console)?;
         }
-        self.add(place, Name::Fixed(CONSOLE_ID), |id, events| {
-            let console = Console::new(id, end, events).map_err(DeviceError::Console)?;
+        let mut size = None;
+        let (id, _) = self.add(place, Name::Fixed(CONSOLE_ID), |id, events| {
+            let console = Console::new(id, end.clone(), events).map_err(DeviceError::Console)?;
+            size = Some(console.size());
             Ok(Box::new(console))
         })?;
+        self.console = size.map(|size| (id, size, end));
         Ok(())
+    }
+
+    /// Tells the guest the size that the console's terminal has now.
+    pub fn resize_console(&self) {
+        let Some((id, size, end)) = &self.console else {
+            return;
+        };
+        if let (Some((columns, rows)), Some(entry)) = (end.size(), self.entries.get(id)) {
+            size.set(columns, rows);
+            entry.function.config_changed();
+        }
     }
 
     /// Adds a socket device; says what it is called and where it is.

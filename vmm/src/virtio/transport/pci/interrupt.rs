@@ -69,11 +69,6 @@ impl PciInterrupt {
         self.isr.swap(0, Ordering::AcqRel)
     }
 
-    /// Tells the driver to look at the device's configuration.
-    pub(super) fn config_changed(&self) {
-        self.raise(self.config_vector.load(Ordering::Acquire), ISR_CONFIG);
-    }
-
     fn raise(&self, vector: u16, isr: u8) {
         if !self.vectors.raise(vector) {
             // For drivers that look instead of being told.
@@ -119,6 +114,10 @@ impl VirtioInterrupt for PciInterrupt {
         if let Some(vector) = self.queue_vectors.get(usize::from(queue)) {
             self.raise(vector.load(Ordering::Acquire), ISR_QUEUE);
         }
+    }
+
+    fn config_changed(&self) {
+        self.raise(self.config_vector.load(Ordering::Acquire), ISR_CONFIG);
     }
 
     fn needs_reset(&self) {
