@@ -124,7 +124,10 @@ enum Command {
         sections: Vec<String>,
     },
     /// Record boots for the boot-exit study.
-    Study,
+    Study {
+        /// Names of the cases.
+        cases: Vec<String>,
+    },
     /// Hold a VM that never runs until killed.
     KeepVm,
     /// Become a program for which there is no io_uring.
@@ -151,7 +154,7 @@ fn main() -> ExitCode {
         Command::Run { filter, list } => run(&site, filter, list),
         Command::Demo => report("The demonstration", demo::show(&site)),
         Command::Bench { sections } => report("The bench", bench::run(&site, &sections)),
-        Command::Study => report("The study", study::run(&site)),
+        Command::Study { cases } => report("The study", study::run(&site, &cases)),
         Command::KeepVm => report("The kept VM", keeper::keep()),
         Command::WithoutIoUring { command } => report("The program", denied::become_it(&command)),
     }

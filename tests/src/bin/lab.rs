@@ -111,7 +111,7 @@ enum Command {
     },
     /// Record boots on emulated hosts and write docs/boot-exit-study.md
     Study {
-        /// Only the host of this instruction set; its page is printed, not kept
+        /// Only the hosts of this instruction set; the rest as it was last recorded
         #[arg(long, value_parser = isa)]
         isa: Option<Isa>,
     },

@@ -53,12 +53,19 @@ impl Peer {
 
     /// Starts it with a guest. `dir` is the machine's own.
     pub fn boot(dir: &Path, spec: &PeerSpec<'_>) -> Result<Peer> {
+        let mut peer = Peer::ready(dir, spec)?;
+        peer.go_on()?;
+        Ok(peer)
+    }
+
+    /// Starts it with a guest that has not executed anything yet.
+    pub fn ready(dir: &Path, spec: &PeerSpec<'_>) -> Result<Peer> {
         let monitor = dir.join("qmp.sock");
         let serial = dir.join("serial.log");
         let mut qemu = Command::new(PROGRAM);
         qemu.args(["-machine", "microvm,accel=kvm,rtc=on", "-nodefaults"])
             .args(["-cpu", spec.cpu, "-m", "256"])
-            .args(["-smp", &spec.vcpus.to_string(), "-display", "none"])
+            .args(["-smp", &spec.vcpus.to_string(), "-display", "none", "-S"])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", monitor.display()))
             .arg("-serial")
@@ -134,6 +141,12 @@ impl Peer {
         let Peer { child, serial, .. } = self;
         let line = serial.wait_for(needle, within, || matches!(child.try_wait(), Ok(None)));
         line.with_context(|| format!("QEMU said: {}", self.stderr().trim()))
+    }
+
+    /// Lets the vCPUs run.
+    pub fn go_on(&mut self) -> Result<()> {
+        self.qmp.execute("cont", &json!({}))?;
+        Ok(())
     }
 
     /// Takes all vCPUs out of the guest, and leaves them there.

@@ -28,11 +28,18 @@ pub enum Case {
     FourVcpus,
     /// One vCPU, and KVM shadows the guest's page tables.
     ShadowPaging,
+    /// One vCPU of the distribution's QEMU.
+    Qemu,
 }
 
 impl Case {
     /// All of them, in the order of the page.
-    pub const ALL: [Case; 3] = [Case::OneVcpu, Case::FourVcpus, Case::ShadowPaging];
+    pub const ALL: [Case; 4] = [
+        Case::OneVcpu,
+        Case::FourVcpus,
+        Case::ShadowPaging,
+        Case::Qemu,
+    ];
 
     /// Its name in file names.
     pub fn name(self) -> &'static str {
@@ -40,6 +47,7 @@ impl Case {
             Case::OneVcpu => "1-vcpu",
             Case::FourVcpus => "4-vcpus",
             Case::ShadowPaging => "shadow-paging",
+            Case::Qemu => "1-vcpu-qemu",
         }
     }
 
@@ -52,7 +60,7 @@ impl Case {
     pub fn vcpus(self) -> u32 {
         match self {
             Case::FourVcpus => 4,
-            Case::OneVcpu | Case::ShadowPaging => 1,
+            Case::OneVcpu | Case::ShadowPaging | Case::Qemu => 1,
         }
     }
 

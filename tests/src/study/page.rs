@@ -6,6 +6,9 @@ use std::fmt::Write;
 use super::{Boot, Case};
 use crate::host::Isa;
 
+/// Reasons that are worth naming of two boots.
+const DIFFERENCES: usize = 5;
+
 /// All boots of the study.
 pub type Boots = BTreeMap<(&'static str, Case), Boot>;
 
@@ -14,8 +17,9 @@ pub fn render(host: &str, boots: &Boots) -> String {
     let mut page = format!(
         "# How many exits does a boot take, and which?\n\n\
          <!-- Written by `cargo lab study` from recorded boots; do not edit. -->\n\n\
-         Debian's cloud kernel boots in our VMM with 256 MiB, a busybox initramfs and the command line\n\
-         `{}`, from the first instruction to the first program and one second beyond.\n\
+         Debian's cloud kernel boots in our VMM, and once in the distribution's QEMU, with 256 MiB, a\n\
+         busybox initramfs and the command line `{}`,\n\
+         from the first instruction to the first program and one second beyond.\n\
          {host} The clocks are the emulators': times are comparable within a column, counts with\n\
          real machines. `cargo lab study` runs all of it again.\n",
         super::CMDLINE
@@ -27,6 +31,10 @@ pub fn render(host: &str, boots: &Boots) -> String {
         }
     }
     comparison(&mut page, boots);
+    let svm = |case| boots.get(&(Isa::Svm.as_str(), case));
+    if let (Some(ours), Some(other)) = (svm(Case::OneVcpu), svm(Case::Qemu)) {
+        qemu(&mut page, ours, other);
+    }
     page
 }
 
@@ -176,6 +184,39 @@ fn comparison(page: &mut String, boots: &Boots) {
     );
 }
 
+/// What another VMM has the same guest do.
+fn qemu(page: &mut String, ours: &Boot, qemu: &Boot) {
+    let _ = writeln!(
+        page,
+        "\n## The same guest in QEMU\n\n\
+         1-vcpu-qemu is QEMU's machine `microvm`, firmware included, with the host's CPU model: {} exits, \
+         {:.2} times those of 1-vcpu. Its counters are read from debugfs, QEMU knows nothing of them. \
+         Where the two differ most:\n\n\
+         | reason | 1-vcpu | 1-vcpu-qemu |\n| --- | --: | --: |",
+        qemu.exits,
+        qemu.exits as f64 / ours.exits as f64
+    );
+    let mut symbols: Vec<&str> = ours
+        .reasons
+        .iter()
+        .chain(&qemu.reasons)
+        .map(|reason| reason.symbol.as_str())
+        .collect();
+    symbols.sort_unstable();
+    symbols.dedup();
+    symbols.sort_by_key(|symbol| {
+        std::cmp::Reverse(ours.exits_of(symbol).abs_diff(qemu.exits_of(symbol)))
+    });
+    for symbol in symbols.into_iter().take(DIFFERENCES) {
+        let _ = writeln!(
+            page,
+            "| {symbol} | {} | {} |",
+            ours.exits_of(symbol),
+            qemu.exits_of(symbol)
+        );
+    }
+}
+
 /// Why Linux causes this exit as it boots.
 fn why(symbol: &str) -> &'static str {
     match symbol {
@@ -242,9 +283,15 @@ mod tests {
                 cycles: 8
             }]
         );
-        let boots = Boots::from([(("vmx", Case::OneVcpu), boot)]);
+        let boots = Boots::from([
+            (("vmx", Case::OneVcpu), boot.clone()),
+            (("svm", Case::OneVcpu), boot.clone()),
+            (("svm", Case::Qemu), boot),
+        ]);
         let page = render("A host.", &boots);
         assert!(page.contains("| 10 | CPUID | 1234 | 100.0 % |"), "{page}");
         assert!(page.contains("A host."));
+        assert!(page.contains("1234 exits, 1.00 times"), "{page}");
+        assert!(page.contains("| CPUID | 1234 | 1234 |\n"), "{page}");
     }
 }
