@@ -18,6 +18,13 @@ const MONITOR: &str =
 /// rounds: what its allocator keeps, and not more after more rounds.
 const GROWTH: u64 = 128 << 10;
 
+/// Names that the devices take in turn. Figures of a device outlive it, by its
+/// name, so new names without end would be memory that the VMM keeps on purpose.
+const NAMES: u32 = 4;
+
+/// How long the guest's last word about a device may take.
+const SETTLING: Duration = Duration::from_secs(60);
+
 /// What a process holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Holdings {
@@ -68,7 +75,9 @@ fn announced(guest: &mut Guest, from: usize, wanted: &[(&str, &str)]) -> Result<
 /// Adds a disk and a network device, and takes both away when the guest has
 /// seen them.
 fn come_and_go(guest: &mut Guest, round: u32, image: &str) -> Result<()> {
-    let (disk, net) = (format!("disk{round}"), format!("net{round}"));
+    let name = round % NAMES;
+    let (disk, net) = (format!("disk{name}"), format!("net{name}"));
+    let before = Holdings::of(guest.pid())?;
     let from = guest.serial().text().len();
     guest.ch_remote_text(&[
         "add-disk",
@@ -81,7 +90,8 @@ fn come_and_go(guest: &mut Guest, round: u32, image: &str) -> Result<()> {
     guest.ch_remote_text(&["remove-device", &disk])?;
     guest.ch_remote_text(&["remove-device", &net])?;
     announced(guest, from, &[("remove", "block"), ("remove", "net")])
-        .with_context(|| format!("Round {round}"))
+        .with_context(|| format!("Round {round}"))?;
+    settled(guest, before)
 }
 
 fn image() -> Result<String> {
@@ -102,7 +112,7 @@ pub fn once(guest: &mut Guest) -> Result<()> {
 /// Waits until the process holds what it held before; the guest's last word
 /// about a device comes a little after its announcement.
 fn settled(guest: &Guest, before: Holdings) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + SETTLING;
     loop {
         let now = Holdings::of(guest.pid())?;
         if now == before {
@@ -112,7 +122,7 @@ fn settled(guest: &Guest, before: Holdings) -> Result<()> {
             Instant::now() < deadline,
             "Before: {before:?}; now: {now:?}"
         );
-        sleep(Duration::from_millis(200));
+        sleep(Duration::from_millis(50));
     }
 }
 
