@@ -84,6 +84,8 @@ enum Command {
         /// Also install, use and remove them on a clean Debian: ten minutes, root
         #[arg(long)]
         test: bool,
+        /// Only this package
+        name: Option<String>,
     },
     /// The kernel's own tests of KVM, on stock modules and on ours: an hour or two
     Selftests {
@@ -198,7 +200,7 @@ fn run(command: Command) -> Result<()> {
                 as_built,
             },
         ),
-        Command::Package { test } => task::package(&tree, test),
+        Command::Package { test, name } => task::package(&tree, name.as_deref(), test),
         Command::Gates => check::kernel_gates(&tree),
         Command::Load { seconds } => {
             let lasting = Duration::from_secs(seconds);
