@@ -12,7 +12,7 @@ mod tests;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -131,10 +131,19 @@ impl ConsoleEnd {
     }
 
     /// A file, made anew. Every write goes to its end, wherever other programs
-    /// have put that. No input.
+    /// have put that. No input. A named pipe that nobody reads is an error:
+    /// to wait for its reader would hold up every other request.
     fn file(path: &Path) -> io::Result<Self> {
-        File::create(path)?;
-        let output = File::options().append(true).open(path)?;
+        let mut options = File::options();
+        options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+        // Stays open until the second is, lest a pipe's reader sees an end.
+        let _made = options
+            .clone()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
+        let output = options.append(true).open(path)?;
         Ok(Self::new(None, Some(output), Shared::default()))
     }
 

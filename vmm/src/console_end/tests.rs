@@ -25,6 +25,25 @@ fn a_file_that_cannot_be_made_is_an_error() {
 }
 
 #[test]
+fn a_named_pipe_takes_a_reader_to_be_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, kind, Mode::RWXU, 0).unwrap();
+    let target = ConsoleTarget::File(path.clone());
+    assert!(ConsoleEnd::open(&target).is_err());
+    let mut reader = File::options()
+        .read(true)
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(&path)
+        .unwrap();
+    opened(&target).write_all(b"word").unwrap();
+    let mut bytes = [0; 4];
+    reader.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"word");
+}
+
+#[test]
 fn a_pseudo_terminal_carries_both_directions_and_never_holds_the_guest_up() {
     let mut end = opened(&ConsoleTarget::PseudoTerminal);
     let path = end.pseudo_terminal_path().unwrap().to_owned();
