@@ -19,7 +19,8 @@ pub struct KernelMemory {
     pub unreclaimable: i64,
     /// KiB mapped by vmalloc.
     pub vmalloc: i64,
-    /// KiB that are free.
+    /// KiB that are free, those included that a CPU holds in reserve: since
+    /// Linux 6.7 that may be an eighth of all, and changes as it likes.
     pub free: i64,
 }
 
@@ -39,7 +40,7 @@ impl KernelMemory {
             objects: objects(&text("/proc/slabinfo")?)?,
             unreclaimable: kib("SUnreclaim:")?,
             vmalloc: kib("VmallocUsed:")?,
-            free: kib("MemFree:")?,
+            free: kib("MemFree:")? + reserved_kib(&text("/proc/zoneinfo")?)?,
         })
     }
 
@@ -81,6 +82,22 @@ fn meminfo_kib(meminfo: &str, name: &str) -> Result<i64> {
         .with_context(|| format!("/proc/meminfo has no {name}"))
 }
 
+/// Pages in the lists of all CPUs and zones.
+fn reserved_kib(zoneinfo: &str) -> Result<i64> {
+    let page = rustix::param::page_size() as i64 / 1024;
+    zoneinfo
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("count:"))
+        .map(|count| {
+            let pages: i64 = count
+                .trim()
+                .parse()
+                .with_context(|| format!("{count:?} is no number of pages"))?;
+            Ok(pages * page)
+        })
+        .sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +109,15 @@ mod tests {
             kvm_vcpu              3      4  12840    2    8 : tunables    0    0    0\n";
         let read = objects(text).unwrap();
         assert_eq!(read, BTreeMap::from([("kvm_vcpu".to_owned(), 3)]));
+    }
+
+    #[test]
+    fn reserves_of_all_zones_are_summed() {
+        let text = "Node 0, zone      DMA\n  pages free     3840\n  pagesets\n    cpu: 0\n\
+            \x20             count:    2\n              high:     0\n\
+            Node 0, zone    DMA32\n  pagesets\n    cpu: 0\n              count:    500\n";
+        let page = rustix::param::page_size() as i64 / 1024;
+        assert_eq!(reserved_kib(text).unwrap(), 502 * page);
     }
 
     #[test]
