@@ -19,6 +19,10 @@ const SCRIPT: &str = include_str!("debian-host.sh");
 /// What the names of the trials begin with.
 pub const SUITE: &str = "debian::";
 
+/// Those that are part of everything that must hold: the boots. The others take
+/// a quarter of an hour of emulation, and are there by this command.
+pub const BOOTS: &str = "debian::debian_on";
+
 /// What the host loads besides: its disks' drivers and the tap.
 const TUN: &str = "drivers/net/tun";
 

@@ -311,7 +311,7 @@ fn debian_round(tree: &Tree, builds: &BTreeMap<Series, Built>, options: &Options
             &made
         }
     };
-    let filter = options.filter.as_deref().unwrap_or(debian::SUITE);
+    let filter = options.filter.as_deref().unwrap_or(debian::BOOTS);
     let outcome = debian::run(tree, built, filter, false, &mut |line| println!("{line}"));
     println!("(the whole round took {})", seconds(started.elapsed()));
     outcome
