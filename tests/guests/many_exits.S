@@ -87,19 +87,6 @@ halted:	.long	0
 	wrmsr
 	.endm
 
-	# What is between these two is done as often as the count says.
-	.macro	repeat count
-	movl	\count, %ebp
-	testl	%ebp, %ebp
-	jz	95f
-94:
-	.endm
-	.macro	until_done
-	decl	%ebp
-	jnz	94b
-95:
-	.endm
-
 	# EAX: the page of this vCPU, from its stack.
 	.macro	own_page
 	leal	-4(%esp), %eax

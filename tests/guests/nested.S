@@ -98,19 +98,6 @@ report_end:
 	movl	%edx, \to + 12
 	.endm
 
-	# What is between these two is done as often as the count says.
-	.macro	repeat count
-	movl	\count, %ebp
-	testl	%ebp, %ebp
-	jz	95f
-94:
-	.endm
-	.macro	until_done
-	decl	%ebp
-	jnz	94b
-95:
-	.endm
-
 begin:	movl	$RESULTS, %esp
 	movl	$EFER, %ecx
 	rdmsr

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use instrumentation::table::Isa;
 use lab::guest::{CpuidQuery, Instruction, Program};
-use lab::oracle::{self, ExitHistogram};
+use lab::oracle::{self, ExitHistogram, same_exits};
 use lab::vmm::Machine;
 
 use crate::evidence::mark;
@@ -62,11 +62,7 @@ fn cycles_of_all_reasons_sum_to_their_total(site: &Site) -> Result<()> {
 fn each_reason_equals_the_tracepoint_to_the_exit(site: &Site) -> Result<()> {
     let run = site.linux()?;
     let counted = run.paused[0].occurred();
-    ensure!(
-        counted == run.traced,
-        "{}",
-        difference(&counted, &run.traced)
-    );
+    same_exits(&counted, &run.traced)?;
     ensure!(
         run.paused[0].other.exits == 0,
         "Exits without a number: {:?}",
@@ -196,11 +192,7 @@ fn each_instruction_moves_its_own_reason_and_no_other(site: &Site) -> Result<()>
         );
     }
     let traced = histogram.of_process(machine.pid())?;
-    ensure!(
-        stats.occurred() == traced,
-        "{}",
-        difference(&stats.occurred(), &traced)
-    );
+    same_exits(&stats.occurred(), &traced)?;
     ensure!(
         stats.totals.exits == machine.debugfs_exits()?,
         "Not KVM's own total"
@@ -347,19 +339,4 @@ fn table_agrees_with_the_running_kernels_handlers(site: &Site) -> Result<()> {
         only(&ours, &running)
     );
     Ok(())
-}
-
-/// The reasons that two counts disagree on.
-pub fn difference(counted: &BTreeMap<u32, u64>, traced: &BTreeMap<u32, u64>) -> String {
-    let mut text = String::from("Counted is not what was traced:");
-    let mut numbers: Vec<_> = counted.keys().chain(traced.keys()).collect();
-    numbers.sort();
-    numbers.dedup();
-    for number in numbers {
-        let (a, b) = (counted.get(number), traced.get(number));
-        if a != b {
-            text.push_str(&format!(" reason {number}: {a:?} counted, {b:?} traced;"));
-        }
-    }
-    text
 }

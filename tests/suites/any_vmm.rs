@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use instrumentation::table::{ExitSlot, STATS_SLOTS};
 use lab::guest::{self, CpuidQuery, CpuidReading, Instruction, Program, readings};
-use lab::oracle::{DebugfsRow, DebugfsTable, ExitHistogram, debugfs_vms, wait_until_silent};
+use lab::oracle::{
+    DebugfsRow, DebugfsTable, ExitHistogram, debugfs_vms, same_exits, wait_until_silent,
+};
 use lab::peer::{Figures, Peer, PeerSpec, in_kvms_order};
 
-use crate::accounting::difference;
 use crate::evidence::reached_user_space;
 use crate::site::{Site, skip};
 use crate::{Suite, trials};
@@ -201,7 +202,7 @@ fn query_stats_and_debugfs_show_what_the_tracepoint_counts(site: &Site) -> Resul
 
     let traced = histogram.of_process(peer.pid())?;
     let counted = occurred(&table);
-    ensure!(counted == traced, "{}", difference(&counted, &traced));
+    same_exits(&counted, &traced)?;
     let numbers = site.numbers();
     ensure!(
         table.exits_of(numbers.hlt) >= 1
@@ -405,7 +406,7 @@ fn linux_on_two_vcpus_of_qemu_reads_what_its_host_counts(site: &Site) -> Result<
     );
     equal(site, &vcpus, &table)?;
     let (counted, traced) = (occurred(&table), histogram.of_process(peer.pid())?);
-    ensure!(counted == traced, "{}", difference(&counted, &traced));
+    same_exits(&counted, &traced)?;
 
     let (_, rest) = serial.split_once("@reading begins").context("No reading")?;
     let (json, rest) = rest.split_once("@reading ends").context("No end")?;

@@ -5,10 +5,9 @@
 use anyhow::{Context, Result, ensure};
 use instrumentation::table::Isa;
 use lab::guest::{CpuidQuery, CpuidReading, Program, emulated, readings};
-use lab::oracle::{DebugfsTable, ExitHistogram};
+use lab::oracle::{DebugfsTable, ExitHistogram, same_exits};
 use lab::vmm::Stats;
 
-use crate::accounting::difference;
 use crate::modules::{Swapped, can_be_swapped};
 use crate::site::Site;
 use crate::time::life;
@@ -61,11 +60,7 @@ fn made_up_exits_are_counted_apart_from_reason_33(site: &Site) -> Result<()> {
 
     // The host: what hardware reported, the tracepoint saw; the rest KVM made up.
     let traced = histogram.of_process(machine.pid())?;
-    ensure!(
-        stats.occurred() == traced,
-        "{}",
-        difference(&stats.occurred(), &traced)
-    );
+    same_exits(&stats.occurred(), &traced)?;
     let own = machine.debugfs_exits()?;
     let made_up = own - traced.values().sum::<u64>();
     ensure!(

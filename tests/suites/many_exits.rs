@@ -4,10 +4,10 @@
 use anyhow::{Result, ensure};
 use instrumentation::table::Isa;
 use lab::guest::{ManyExits, Program, readings};
-use lab::oracle::ExitHistogram;
+use lab::oracle::{ExitHistogram, same_exits};
 use lab::vmm::Stats;
 
-use crate::accounting::{difference, host_may_add};
+use crate::accounting::host_may_add;
 use crate::site::Site;
 use crate::{Suite, trials};
 
@@ -45,11 +45,7 @@ fn every_kind_is_counted(site: &Site, work: ManyExits) -> Result<()> {
 
     // The views of the host.
     let traced = histogram.of_process(machine.pid())?;
-    ensure!(
-        stats.occurred() == traced,
-        "{}",
-        difference(&stats.occurred(), &traced)
-    );
+    same_exits(&stats.occurred(), &traced)?;
     let own = machine.debugfs_exits()?;
     ensure!(
         stats.sum() == stats.totals && stats.totals.exits == own && stats.other.exits == 0,

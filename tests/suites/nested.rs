@@ -12,10 +12,10 @@ use instrumentation::table::Isa;
 use lab::guest::{
     self, CpuidQuery, CpuidReading, Instruction, Nested, NestedReport, Program, readings,
 };
-use lab::oracle::{DebugfsTable, ExitHistogram};
+use lab::oracle::{DebugfsTable, ExitHistogram, same_exits};
 use lab::vmm::{Machine, MachineSpec};
 
-use crate::accounting::{difference, host_may_add};
+use crate::accounting::host_may_add;
 use crate::evidence::between;
 use crate::site::{Site, skip};
 use crate::{Suite, trials};
@@ -105,7 +105,7 @@ fn each_exit_of_an_inner_guest_is_counted_once_whoever_handles_it(site: &Site) -
         "{by_guests:?} counted, {expected:?} executed"
     );
     let traced = histogram.of_process(machine.pid())?;
-    ensure!(counted == traced, "{}", difference(&counted, &traced));
+    same_exits(&counted, &traced)?;
     let own = machine.debugfs_exits()?;
     ensure!(
         stats.sum() == stats.totals && stats.totals.exits == own && stats.other.exits == 0,
@@ -237,11 +237,7 @@ fn inner_guest_of_linux_reads_the_kvm_that_runs_it(site: &Site) -> Result<()> {
     let stats = machine.stats()?;
     let traced = histogram.of_process(machine.pid())?;
     let own = machine.debugfs_exits()?;
-    ensure!(
-        stats.occurred() == traced,
-        "{}",
-        difference(&stats.occurred(), &traced)
-    );
+    same_exits(&stats.occurred(), &traced)?;
     ensure!(
         stats.sum() == stats.totals && stats.totals.exits == own,
         "Sum {:?}, total {:?}, KVM's own {own}",

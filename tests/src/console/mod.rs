@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::command;
 
@@ -103,6 +103,30 @@ impl Console {
                     self.tail()
                 );
             }
+            sleep(POLL);
+        }
+    }
+
+    /// Waits until so many bytes were written, and returns all there are.
+    pub fn wait_for_bytes(
+        &self,
+        count: u64,
+        within: Duration,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<Vec<u8>> {
+        let deadline = Instant::now() + within;
+        loop {
+            let may_write = alive();
+            let bytes = self.bytes();
+            if bytes.len() as u64 >= count {
+                return Ok(bytes);
+            }
+            ensure!(
+                may_write && Instant::now() < deadline,
+                "Only {} of {count} bytes are in {}",
+                bytes.len(),
+                self.path.display()
+            );
             sleep(POLL);
         }
     }

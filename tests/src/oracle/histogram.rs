@@ -1,6 +1,6 @@
 //! The `kvm_exit` tracepoint, counted by the kernel's histogram trigger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -11,6 +11,26 @@ const TRIGGER: &str = "hist:keys=common_pid,exit_reason:size=8192";
 
 /// Exits by reason of one process.
 pub type Histogram = BTreeMap<u32, u64>;
+
+/// Fails, with the reasons that they disagree on, unless what we counted is what
+/// was traced.
+pub fn same_exits(counted: &Histogram, traced: &Histogram) -> Result<()> {
+    let reasons: BTreeSet<_> = counted.keys().chain(traced.keys()).collect();
+    let differences: Vec<String> = reasons
+        .into_iter()
+        .map(|reason| (reason, counted.get(reason), traced.get(reason)))
+        .filter(|(_, counted, traced)| counted != traced)
+        .map(|(reason, counted, traced)| {
+            format!("reason {reason}: {counted:?} counted, {traced:?} traced")
+        })
+        .collect();
+    ensure!(
+        differences.is_empty(),
+        "Counted is not what was traced: {}",
+        differences.join("; ")
+    );
+    Ok(())
+}
 
 /// A running count of the tracepoint's hits; ends when dropped.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ mod threads;
 
 pub use dispatch::{handled_reasons, serves_encrypted_guests};
 pub use exits::{debugfs_exits, debugfs_vms, wait_until_silent};
-pub use histogram::{ExitHistogram, Histogram};
+pub use histogram::{ExitHistogram, Histogram, same_exits};
 pub use life::{Lives, thread_named};
 pub use log::warnings;
 pub use memory::KernelMemory;

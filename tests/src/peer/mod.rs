@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::console::Console;
@@ -109,10 +109,6 @@ impl Peer {
         &self.serial
     }
 
-    fn is_running(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
     /// What it wrote to standard error.
     pub fn stderr(&self) -> String {
         fs::read_to_string(self.dir.join("stderr.log")).unwrap_or_default()
@@ -120,20 +116,9 @@ impl Peer {
 
     /// Waits until the serial console carried this many bytes.
     pub fn wait_for_bytes(&mut self, count: u64, within: Duration) -> Result<Vec<u8>> {
-        let deadline = Instant::now() + within;
-        loop {
-            let bytes = self.serial.bytes();
-            if bytes.len() as u64 >= count {
-                return Ok(bytes);
-            }
-            ensure!(
-                self.is_running() && Instant::now() < deadline,
-                "The guest sent {} of {count} bytes; QEMU said: {}",
-                bytes.len(),
-                self.stderr().trim()
-            );
-            sleep(Duration::from_millis(20));
-        }
+        let Peer { child, serial, .. } = self;
+        let bytes = serial.wait_for_bytes(count, within, || matches!(child.try_wait(), Ok(None)));
+        bytes.with_context(|| format!("QEMU said: {}", self.stderr().trim()))
     }
 
     /// Waits for a line on the serial console.

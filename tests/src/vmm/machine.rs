@@ -241,20 +241,9 @@ impl Machine {
 
     /// Waits until the serial console carried this many bytes.
     pub fn wait_for_bytes(&mut self, count: u64, within: Duration) -> Result<Vec<u8>> {
-        let deadline = Instant::now() + within;
-        loop {
-            let bytes = self.serial.bytes();
-            if bytes.len() as u64 >= count {
-                return Ok(bytes);
-            }
-            ensure!(
-                self.is_running() && Instant::now() < deadline,
-                "The guest sent {} of {count} bytes; the VMM said: {}",
-                bytes.len(),
-                self.stderr().trim()
-            );
-            sleep(Duration::from_millis(20));
-        }
+        let Machine { child, serial, .. } = self;
+        let bytes = serial.wait_for_bytes(count, within, || matches!(child.try_wait(), Ok(None)));
+        bytes.with_context(|| format!("The VMM said: {}", self.stderr().trim()))
     }
 
     /// Types a line on the guest's serial console.

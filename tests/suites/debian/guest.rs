@@ -7,10 +7,9 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lab::oracle::ExitHistogram;
+use lab::oracle::{ExitHistogram, same_exits};
 use lab::vmm::{Machine, MachineSpec};
 
-use crate::accounting::difference;
 use crate::site::{DEBIAN, Site};
 
 /// The root file system as a disk of the host.
@@ -247,7 +246,7 @@ impl Guest {
         let stats = self.stats()?;
         let traced = self.histogram.of_process(self.pid())?;
         let counted = stats.occurred();
-        ensure!(counted == traced, "{}", difference(&counted, &traced));
+        same_exits(&counted, &traced)?;
         let kvms = self.debugfs_exits()?;
         ensure!(
             stats.totals.exits == kvms && stats.sum() == stats.totals,
