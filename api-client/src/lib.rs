@@ -21,5 +21,8 @@ pub mod remote;
 #[cfg(feature = "client")]
 pub mod report;
 pub mod types;
+mod unsupported;
 #[cfg(feature = "client")]
 pub mod watch;
+
+pub use unsupported::UNSUPPORTED;

@@ -11,9 +11,10 @@ mod watch;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::UNSUPPORTED;
 use crate::client::Client;
 pub use exit_stats::ExitStatsArgs;
 pub use exporter::ExporterArgs;
@@ -133,8 +134,11 @@ pub enum Command {
 
 /// Does what the process's arguments say.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(&cli) {
+    let outcome = match Cli::try_parse() {
+        Ok(cli) => run(&cli),
+        Err(error) => Err(unsupported(&error).unwrap_or_else(|| error.exit())),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprint!("{failure}");
@@ -146,6 +150,17 @@ pub fn main() -> ExitCode {
 /// The definition of the command line, for completions and manual pages.
 pub fn definition() -> clap::Command {
     Cli::command()
+}
+
+/// What is wrong with a command line that names a request of Cloud Hypervisor's
+/// which is not here; nothing for other errors.
+fn unsupported(error: &clap::Error) -> Option<Failure> {
+    let ContextValue::String(name) = error.get(ContextKind::InvalidSubcommand)? else {
+        return None;
+    };
+    UNSUPPORTED
+        .contains(&name.as_str())
+        .then(|| Failure::Line(format!("{name} is not supported by this VMM")))
 }
 
 fn run(cli: &Cli) -> Result<(), Failure> {

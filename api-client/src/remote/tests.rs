@@ -28,6 +28,19 @@ fn a_known_subcommand_is_required() {
 }
 
 #[test]
+fn a_request_of_cloud_hypervisors_that_is_not_here_is_refused_by_name() {
+    let refused = |name: &str| {
+        let args = ["ch-remote", "--api-socket", "/a", name, "file:///d"];
+        unsupported(&Cli::try_parse_from(args).unwrap_err())
+    };
+    for name in UNSUPPORTED {
+        let line = format!("{name} is not supported by this VMM");
+        assert_eq!(refused(name), Some(Failure::Line(line)));
+    }
+    assert_eq!(refused("pong"), None);
+}
+
+#[test]
 fn a_watch_has_an_interval_of_its_own_or_one_second() {
     let parse = |extra: &[&str]| {
         let args = [&["ch-remote", "--api-socket", "/a", "exit-stats"], extra].concat();

@@ -1,5 +1,6 @@
 //! Which request means what.
 
+use api_client::UNSUPPORTED;
 use api_client::config::{NetConfig, VmConfig, misfit};
 use api_client::types::RemoveDevice;
 use instrumentation::snapshot::Query;
@@ -133,13 +134,7 @@ pub enum Call {
 pub fn route(request: &Request) -> Result<Call, Response> {
     let Some((method, _, endpoint)) = ROUTES.iter().find(|(_, path, _)| *path == request.path)
     else {
-        return Err(Response::error(
-            404,
-            [
-                "Not Found".to_owned(),
-                format!("There is no resource \"{}\"", request.path),
-            ],
-        ));
+        return Err(not_found(&request.path));
     };
     if *method != request.method {
         let verb = match method {
@@ -248,6 +243,17 @@ fn parse<T: DeserializeOwned>(name: &str, body: &[u8]) -> Result<T, Response> {
     }
 }
 
+fn not_found(path: &str) -> Response {
+    let action = path.strip_prefix("/api/v1/vm.");
+    let why = match action {
+        Some(action) if UNSUPPORTED.contains(&action) => {
+            format!("vm.{action} is not supported by this VMM")
+        }
+        _ => format!("There is no resource \"{path}\""),
+    };
+    Response::error(404, ["Not Found".to_owned(), why])
+}
+
 fn bad_request(why: String) -> Response {
     Response::error(400, ["Bad Request".to_owned(), why])
 }
@@ -305,6 +311,21 @@ mod tests {
             "/api/v1/metrics",
         ] {
             assert_eq!(status(Method::Get, path, None, ""), 404, "{path}");
+        }
+    }
+
+    #[test]
+    fn what_this_vmm_does_not_have_is_refused_by_name() {
+        for action in UNSUPPORTED {
+            let path = format!("/api/v1/vm.{action}");
+            let response = route(&request(Method::Put, &path, None, "{}")).unwrap_err();
+            let (_, text) = response.body.unwrap();
+            let chain: Vec<String> = serde_json::from_slice(&text).unwrap();
+            assert_eq!(response.status, 404);
+            assert_eq!(
+                chain[1],
+                format!("vm.{action} is not supported by this VMM")
+            );
         }
     }
 

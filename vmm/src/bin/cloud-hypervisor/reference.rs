@@ -1,6 +1,9 @@
 //! Every flag of Cloud Hypervisor's command line, with every key, is accepted
 //! or refused by name; and the same machine comes out of flags and of JSON.
 
+use std::collections::BTreeSet;
+
+use api_client::UNSUPPORTED;
 use api_client::config::{VmConfig, misfit};
 use clap::Parser;
 use serde_json::{Value, json};
@@ -353,4 +356,40 @@ fn the_same_machine_comes_out_of_flags_and_of_json() {
             "{line:?}"
         );
     }
+}
+
+/// The page for those who come from Cloud Hypervisor.
+const PAGE: &str = include_str!("../../../../docs/compatibility.md");
+
+/// What stands in the first column of a table's rows, from one heading or
+/// sentence of the page to the next.
+fn named_between<'a>(from: &str, to: &str) -> BTreeSet<&'a str> {
+    let (_, rest) = PAGE.split_once(from).unwrap();
+    let (part, _) = rest.split_once(to).unwrap();
+    let rows = part.lines().filter(|line| line.starts_with("| `"));
+    rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .collect()
+}
+
+#[test]
+fn the_page_on_compatibility_lists_every_flag_where_it_belongs() {
+    let flags =
+        |line: &&'static [&'static str]| line.iter().copied().filter(|word| word.starts_with("--"));
+    let (refused, taken): (Vec<_>, Vec<_>) = FLAGS
+        .iter()
+        .partition(|(_, outcome)| matches!(outcome, Refused(_)));
+    let mut taken: BTreeSet<&str> = taken.iter().flat_map(|(line, _)| flags(line)).collect();
+    // Every line of the table has it.
+    taken.insert("--kernel");
+    let refused: BTreeSet<&str> = refused
+        .iter()
+        .flat_map(|(line, _)| flags(line))
+        .filter(|flag| !taken.contains(flag))
+        .collect();
+    assert_eq!(named_between("## Flags", "Refused whatever"), taken);
+    assert_eq!(named_between("Refused whatever", "## Requests"), refused);
+    assert_eq!(
+        named_between("## Requests", "## Differences"),
+        UNSUPPORTED.into()
+    );
 }
