@@ -14,9 +14,14 @@ use crate::site::Site;
 const MONITOR: &str =
     "udevadm monitor --kernel --subsystem-match=block --subsystem-match=net & sleep 1";
 
+/// glibc's allocator keeps freed pieces for each thread, by size: for a hundred
+/// rounds and more it finds sizes that it has not kept seven of yet, 600 bytes a
+/// round, which would hide a small leak. Without that, a round leaves nothing.
+const NOTHING_KEPT: [&str; 2] = ["env", "GLIBC_TUNABLES=glibc.malloc.tcache_count=0"];
+
 /// Bytes that the process may have in memory beyond what it had after the first
-/// rounds: what its allocator keeps, and not more after more rounds.
-const GROWTH: u64 = 128 << 10;
+/// rounds, however many follow: a page or two that happen to be touched.
+const GROWTH: u64 = 16 << 10;
 
 /// Names that the devices take in turn. Figures of a device outlive it, by its
 /// name, so new names without end would be memory that the VMM keeps on purpose.
@@ -129,7 +134,10 @@ fn settled(guest: &Guest, before: Holdings) -> Result<()> {
 pub fn disks_and_nets_that_come_and_go_leave_nothing_behind(site: &Site) -> Result<()> {
     let rounds = if site.is_long() { 200 } else { 20 };
     let image = image()?;
-    let spec = Spec::shell();
+    let spec = Spec {
+        under: NOTHING_KEPT.map(str::to_owned).to_vec(),
+        ..Spec::shell()
+    };
     let mut guest = Guest::boot(site, &spec)?;
     let empty = Holdings::of(guest.pid())?;
     guest.run(MONITOR)?;
@@ -146,7 +154,7 @@ pub fn disks_and_nets_that_come_and_go_leave_nothing_behind(site: &Site) -> Resu
     settled(&guest, empty)?;
     let grown = own_memory(guest.pid(), u64::from(spec.memory_mib))?.saturating_sub(memory);
     ensure!(
-        grown < GROWTH,
+        grown <= GROWTH,
         "{grown} bytes more after {rounds} disks and nets"
     );
     let left = guest.run("ls /sys/bus/pci/devices /sys/block /sys/class/net")?;
