@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use lab::guest::{Instruction, Program};
 use lab::oracle;
 use lab::vmm::Machine;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::site::Site;
@@ -34,6 +35,7 @@ pub const REBOOTS: Suite = Suite {
         hundred_resets_by_the_keyboard_controller_leave_nothing_behind,
         hundred_resets_by_triple_fault_leave_nothing_behind,
         paused_guest_stays_paused_though_it_was_about_to_reset,
+        machine_in_use_ends_in_every_way_and_takes_nothing_with_it,
     ],
 };
 
@@ -331,5 +333,39 @@ fn paused_guest_stays_paused_though_it_was_about_to_reset(site: &Site) -> Result
         ensure!(state == "Paused", "After pause: {state}");
         put(&machine, "vm.resume")?;
     }
+    Ok(())
+}
+
+/// Waits until the guest's shell has read a line: its serial port's interrupt is
+/// in use from then on.
+fn typed(machine: &mut Machine, site: &Site) -> Result<()> {
+    machine.wait_for("@ready", site.linux_deadline())?;
+    machine.type_line("word")?;
+    machine
+        .wait_for("@read word", site.linux_deadline())
+        .map(drop)
+}
+
+fn machine_in_use_ends_in_every_way_and_takes_nothing_with_it(site: &Site) -> Result<()> {
+    let script = "echo @ready; read -r word; echo @read $word; read -r word\n";
+    let mut machine = site.boot_linux(script, 2)?;
+    typed(&mut machine, site)?;
+    for action in ["vm.reboot", "vm.shutdown"] {
+        put(&machine, action)?;
+        if action == "vm.shutdown" {
+            ensure!(state(&machine)? == "Created", "{}", state(&machine)?);
+            put(&machine, "vm.boot")?;
+        }
+        typed(&mut machine, site).with_context(|| action.to_owned())?;
+    }
+    let pid = Pid::from_raw(machine.pid().cast_signed()).context("No process")?;
+    kill_process(pid, Signal::TERM)?;
+    let ended = machine.wait_for_end()?;
+    ensure!(
+        ended.status.success() && ended.stderr.is_empty(),
+        "{}: {}",
+        ended.status,
+        ended.stderr
+    );
     Ok(())
 }

@@ -19,7 +19,7 @@ const DELIVER_NMI: u32 = 0b100 << 8;
 /// that use the rest, last the memory that the guest used.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
-    _input: Option<SerialInput>,
+    input: Option<SerialInput>,
     devices: DeviceSet,
     buses: Buses,
     vm: Arc<dyn Vm>,
@@ -37,7 +37,7 @@ impl Machine {
     ) -> Self {
         Self {
             vcpus,
-            _input: input,
+            input,
             devices,
             buses,
             vm,
@@ -92,6 +92,9 @@ impl Drop for Machine {
             vcpu.request_stop();
         }
         self.vcpus.clear();
+        // Its thread holds the serial port and with it an interrupt, which it may
+        // not be the last to hold: only this thread may take interrupts apart.
+        self.input = None;
         self.buses.pio.clear();
         self.buses.mmio.clear();
     }
