@@ -93,6 +93,7 @@ const SUITES: &[Suite] = &[
     emulation::SUITE,
     leaks::SUITE,
     debian::SUITE,
+    debian::MANY_VCPUS,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,
 ];

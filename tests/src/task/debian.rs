@@ -17,11 +17,13 @@ use crate::tree::Tree;
 const SCRIPT: &str = include_str!("debian-host.sh");
 
 /// What the names of the trials begin with.
-pub const SUITE: &str = "debian::";
+pub const NAMES: &str = "debian";
 
-/// Those that are part of everything that must hold: the boots. The others take
-/// a quarter of an hour of emulation, and are there by this command.
-pub const BOOTS: &str = "debian::debian_on";
+/// The suites, each with the host that it runs on.
+const SUITES: [(&str, &Qemu); 2] = [
+    ("debian::", &Qemu::ONE_CPU),
+    ("debian_on_two_cpus::", &Qemu::TWO_CPUS),
+];
 
 /// What the host loads besides: its disks' drivers and the tap.
 const TUN: &str = "drivers/net/tun";
@@ -46,7 +48,7 @@ pub fn debian(tree: &Tree, options: &Options) -> Result<()> {
     let make = if options.as_built { as_built } else { build };
     let built = make(tree, Series::V6_1)?;
     let started = Instant::now();
-    let filter = options.filter.as_deref().unwrap_or(SUITE);
+    let filter = options.filter.as_deref().unwrap_or(NAMES);
     run(tree, &built, filter, options.long, &mut |line| {
         println!("{line}");
     })?;
@@ -54,7 +56,16 @@ pub fn debian(tree: &Tree, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// One round of them on an emulated SVM host.
+/// The part of a filter that is of a suite, if there is one.
+fn part<'a>(filter: &'a str, suite: &'a str) -> Option<&'a str> {
+    if suite.starts_with(filter) {
+        return Some(suite);
+    }
+    (filter.starts_with(suite) || !filter.contains("::")).then_some(filter)
+}
+
+/// Runs the trials whose name contains this, each suite on an emulated SVM host
+/// of its own.
 pub fn run(
     tree: &Tree,
     built: &Built,
@@ -64,29 +75,34 @@ pub fn run(
 ) -> Result<()> {
     let debian = Debian::build(tree, &built.kernel)?;
     let image = built.patched_host(tree)?;
-    let logs = tree.fresh_log_dir(if long { "debian-long" } else { "debian" })?;
-    let script = format!(
-        "{SCRIPT}exec lab-suites --isa {} --modules patched {} run '{}'\n",
-        Isa::Svm.as_str(),
-        if long { "--long" } else { "" },
-        filter.replace('\'', "")
-    );
-    let job = Job {
-        script: &script,
-        files: &files(built, &debian)?,
-        patience: Patience::Silence(if long { LONG_PATIENCE } else { PATIENCE }),
-        parameters: "",
-        disks: &[debian.root, debian.work],
-    };
-    let status = host::run_job(
-        &Qemu::ONE_CPU,
-        &built.kernel.bzimage(),
-        &image,
-        &job,
-        &logs,
-        relay,
-    )?;
-    ensure!(status == 0, "Trials failed; logs are in {}", logs.display());
+    let mut failed = Vec::new();
+    for (suite, host) in SUITES {
+        let Some(filter) = part(filter, suite) else {
+            continue;
+        };
+        let name = suite.trim_end_matches(':').replace('_', "-");
+        let logs = tree.fresh_log_dir(&if long { format!("{name}-long") } else { name })?;
+        let script = format!(
+            "{SCRIPT}exec lab-suites --isa {} --modules patched {} run '{}'\n",
+            Isa::Svm.as_str(),
+            if long { "--long" } else { "" },
+            filter.replace('\'', "")
+        );
+        let job = Job {
+            script: &script,
+            files: &files(built, &debian)?,
+            patience: Patience::Silence(if long { LONG_PATIENCE } else { PATIENCE }),
+            parameters: "",
+            disks: &[debian.root.clone(), debian.work.clone()],
+        };
+        let status = host::run_job(host, &built.kernel.bzimage(), &image, &job, &logs, relay);
+        match status {
+            Ok(0) => {}
+            Ok(_) => failed.push(format!("Trials failed; logs are in {}", logs.display())),
+            Err(error) => failed.push(format!("{error:#}")),
+        }
+    }
+    ensure!(failed.is_empty(), "{}", failed.join("; "));
     Ok(())
 }
 

@@ -271,7 +271,7 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
             );
         }
         if with_debian {
-            heading("Debian as a guest on an emulated SVM host");
+            heading("Debian as a guest on emulated SVM hosts");
             part("Debian", debian_round(tree, builds, options));
         }
         for line in slow_lines {
@@ -291,12 +291,12 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Whether Debian's round is wanted: one host, SVM, 6.1, not the quickest.
+/// Whether Debian's rounds are wanted: SVM, 6.1, not the quickest.
 fn wants_debian(options: &Options) -> bool {
     options.isa.is_none_or(|isa| isa == Isa::Svm)
         && options.series.is_none_or(|series| series == Series::V6_1)
         && match &options.filter {
-            Some(filter) => filter.starts_with(debian::SUITE),
+            Some(filter) => filter.starts_with(debian::NAMES),
             None => !options.quick,
         }
 }
@@ -311,7 +311,7 @@ fn debian_round(tree: &Tree, builds: &BTreeMap<Series, Built>, options: &Options
             &made
         }
     };
-    let filter = options.filter.as_deref().unwrap_or(debian::BOOTS);
+    let filter = options.filter.as_deref().unwrap_or(debian::NAMES);
     let outcome = debian::run(tree, built, filter, false, &mut |line| println!("{line}"));
     println!("(the whole round took {})", seconds(started.elapsed()));
     outcome

@@ -35,7 +35,7 @@ pub fn exits_are_counted_with_all_devices_at_work(site: &Site) -> Result<()> {
             ])
             .with(&[
                 "--net",
-                &net::device(),
+                &format!("{},num_queues=4", net::device()),
                 "--vsock",
                 &format!("cid=3,socket={}", socket.display()),
                 "--balloon",
@@ -69,5 +69,6 @@ pub fn exits_are_counted_with_all_devices_at_work(site: &Site) -> Result<()> {
     );
     let exits = guest.hold_accounts()?;
     ensure!(exits > 10_000, "All that work took {exits} exits");
-    guest.run("true").map(drop)
+    guest.run(&DISKS_AT_WORK.join(" "))?;
+    guest.reboot_from_outside()
 }

@@ -239,6 +239,20 @@ impl Guest {
         self.run_within(line, SOON)
     }
 
+    /// Ends the machine while all of it is in use, in each way that leaves the
+    /// VMM, and boots it again.
+    pub fn reboot_from_outside(&mut self) -> Result<()> {
+        for actions in [&["vm.reboot"][..], &["vm.shutdown", "vm.boot"]] {
+            let from = self.serial().text().len();
+            for action in actions {
+                self.must("PUT", &format!("/api/v1/{action}"), None)?;
+            }
+            self.wait_from(from, READY, SOON)
+                .with_context(|| actions.join(", "))?;
+        }
+        Ok(())
+    }
+
     /// Holds the exits that were counted since the guest's first one against
     /// the tracepoint and against KVM's own count.
     pub fn hold_accounts(&mut self) -> Result<u64> {
