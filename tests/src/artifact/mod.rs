@@ -10,6 +10,7 @@ pub mod guest_image;
 pub mod guide;
 pub mod host_image;
 pub mod kernel;
+pub mod measures;
 pub mod modules;
 pub mod packages;
 pub mod peer;

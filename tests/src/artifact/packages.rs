@@ -59,6 +59,9 @@ pub const CLEAN_ROOT: &[&str] = &["mmdebstrap", "e2fsprogs"];
 /// For Debian as a guest.
 pub const DEBIAN_GUEST: &[&str] = &["mmdebstrap", "e2fsprogs", "qemu-utils"];
 
+/// For measuring disks and networks.
+pub const MEASURES: &[&str] = &["fio", "iperf3", "e2fsprogs"];
+
 /// Installs what is missing when we may, else says which one command does.
 pub fn ensure_installed() -> Result<()> {
     ensure_installed_with(&[])

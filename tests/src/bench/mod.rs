@@ -13,6 +13,7 @@ use crate::tree::Tree;
 
 pub mod boot;
 pub mod exits;
+pub mod io;
 pub mod load;
 mod record;
 mod verdict;
@@ -71,10 +72,12 @@ pub struct Section {
 }
 
 /// All sections.
-pub const SECTIONS: [Section; 4] = [
+pub const SECTIONS: [Section; 6] = [
     exits::SECTION,
     boot::SECTION,
     load::SECTION,
+    io::DISK,
+    io::NET,
     record::SECTION,
 ];
 

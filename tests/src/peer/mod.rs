@@ -20,6 +20,9 @@ use qmp::Qmp;
 /// The distribution's build with one accelerator, KVM, and few devices.
 pub const PROGRAM: &str = "/usr/bin/qemu-system-x86_64-microvm";
 
+/// The distribution's build with all devices, on PCI too.
+pub const WHOLE_PROGRAM: &str = "/usr/bin/qemu-system-x86_64";
+
 /// How long its monitor may take to come up.
 const MONITOR_UP: Duration = Duration::from_secs(60);
 

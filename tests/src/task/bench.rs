@@ -1,12 +1,14 @@
 //! Figures against peers and goals.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Built, build};
 use crate::artifact::kernel::Series;
-use crate::bench::{Figures, Place, SECTIONS, Section, Verdict};
+use crate::artifact::measures;
+use crate::bench::{Figures, Place, SECTIONS, Section, Verdict, io};
 use crate::host::{self, EmulatedHost, Isa, Job, Patience, Qemu};
 use crate::progress::step;
 use crate::tree::Tree;
@@ -41,7 +43,17 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
                 Some(built) => built,
                 None => built.insert(build(tree, Series::V6_1)?),
             };
-            measure(tree, built, place, &wanted, &mut figures)?;
+            let (own, shared): (Vec<&str>, Vec<&str>) = wanted
+                .into_iter()
+                .partition(|name| io::SECTIONS.contains(name));
+            for (wanted, extra) in [
+                (shared, Extra::default()),
+                (own.clone(), extra(tree, built, &own)?),
+            ] {
+                if !wanted.is_empty() {
+                    measure(tree, built, place, &wanted, &extra, &mut figures)?;
+                }
+            }
         }
     }
     for section in &sections {
@@ -78,11 +90,31 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
     Ok(())
 }
 
+/// What a host has for some sections alone.
+#[derive(Default)]
+struct Extra {
+    name: &'static str,
+    files: Vec<(String, PathBuf)>,
+    parameters: &'static str,
+}
+
+fn extra(tree: &Tree, built: &Built, sections: &[&str]) -> Result<Extra> {
+    if sections.is_empty() {
+        return Ok(Extra::default());
+    }
+    Ok(Extra {
+        name: "-io",
+        files: measures::files(tree, &built.kernel)?,
+        parameters: io::PARAMETERS,
+    })
+}
+
 fn measure(
     tree: &Tree,
     built: &Built,
     place: Place,
     sections: &[&str],
+    extra: &Extra,
     figures: &mut Figures,
 ) -> Result<()> {
     let image = if place.patched {
@@ -94,7 +126,12 @@ fn measure(
         Isa::Svm => &Qemu::COUNTED,
         Isa::Vmx => host::emulated(Isa::Vmx),
     };
-    let name = format!("bench-{}-{}", place.isa.as_str(), place.modules());
+    let name = format!(
+        "bench-{}-{}{}",
+        place.isa.as_str(),
+        place.modules(),
+        extra.name
+    );
     let logs = tree.fresh_log_dir(&name)?;
     let script = format!(
         "exec lab-suites --isa {} --modules {} bench {}",
@@ -104,9 +141,9 @@ fn measure(
     );
     let job = Job {
         script: &script,
-        files: &[],
+        files: &extra.files,
         patience: Patience::Whole(host.deadline()),
-        parameters: "",
+        parameters: extra.parameters,
         disks: &[],
     };
     let mut outcome = Ok(());

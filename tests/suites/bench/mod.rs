@@ -7,6 +7,7 @@ use crate::site::Site;
 
 mod boot;
 mod exits;
+mod io;
 mod load;
 
 /// Runs sections by name.
@@ -15,6 +16,8 @@ pub fn run(site: &Site, sections: &[String]) -> Result<()> {
         let measure: fn(&Site) -> Result<()> = match name.as_str() {
             "exits" => exits::measure,
             "boot" => boot::measure,
+            "disk" => io::disk,
+            "net" => io::net,
             "load" => load::measure,
             _ => bail!("No section is called {name}"),
         };

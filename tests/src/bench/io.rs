@@ -1,0 +1,187 @@
+//! What a guest gets of a disk and a network, in our VMM and in QEMU, with the
+//! same back end on the same host.
+
+use anyhow::Result;
+
+use super::{Figures, Section, Verdict, nothing_here, number, words};
+use crate::host::Isa;
+
+pub(super) const DISK: Section = Section {
+    name: "disk",
+    wants: |place| place.patched && place.isa == Isa::Svm,
+    here: nothing_here,
+    judge: |figures, verdict| judge(&DISK_TABLE, figures, verdict),
+};
+
+pub(super) const NET: Section = Section {
+    name: "net",
+    wants: |place| place.patched && place.isa == Isa::Svm,
+    here: nothing_here,
+    judge: |figures, verdict| judge(&NET_TABLE, figures, verdict),
+};
+
+/// The sections that have a host of their own, with what it needs besides.
+pub const SECTIONS: [&str; 2] = ["disk", "net"];
+
+/// Its kernel parameters. TCG now and then loses a timer's interrupt; on a host
+/// that ticks the next tick makes up for it.
+pub const PARAMETERS: &str = "nohz=off highres=off";
+
+/// The file system with the programs, in the host.
+pub const PROGRAMS: &str = "/lab/measures.img";
+
+/// The folder of drivers that the host loads for this, in the host.
+pub const DRIVERS: &str = "/lab/measures";
+
+/// The disk in the host's memory.
+pub const BACK_END: &str = "/dev/ram0";
+
+/// Its size in MiB.
+pub const SIZE_MIB: u32 = 128;
+
+/// Whose guest a figure is of.
+pub const VMMS: [&str; 2] = ["ours", "qemu"];
+
+/// Work of a guest, by a name that is part of its figures' names.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// As it is shown.
+    pub name: &'static str,
+    /// The program's options.
+    pub options: &'static str,
+    /// How often what is counted occurs in it: requests, or megabytes.
+    pub amount: u32,
+}
+
+/// Work of fio.
+pub const DISK_WORK: [Work; 5] = [
+    Work {
+        name: "4 KiB random read, 16 at a time",
+        options: "--rw=randread --bs=4k --iodepth=16 --io_size=32m",
+        amount: 8192,
+    },
+    Work {
+        name: "4 KiB random write, 16 at a time",
+        options: "--rw=randwrite --bs=4k --iodepth=16 --io_size=32m",
+        amount: 8192,
+    },
+    Work {
+        name: "4 KiB random read, one at a time",
+        options: "--rw=randread --bs=4k --iodepth=1 --io_size=8m",
+        amount: 2048,
+    },
+    Work {
+        name: "1 MiB sequential read, 4 at a time",
+        options: "--rw=read --bs=1m --iodepth=4 --io_size=256m",
+        amount: 256,
+    },
+    Work {
+        name: "1 MiB sequential write, 4 at a time",
+        options: "--rw=write --bs=1m --iodepth=4 --io_size=256m",
+        amount: 256,
+    },
+];
+
+/// Work of iperf3.
+pub const NET_WORK: [Work; 2] = [
+    Work {
+        name: "to the host",
+        options: "-n 128M",
+        amount: 128,
+    },
+    Work {
+        name: "to the guest",
+        options: "-R -n 128M",
+        amount: 128,
+    },
+];
+
+/// The name of a rate's figure.
+pub fn rate(vmm: &str, work: &Work) -> String {
+    format!("rate {vmm} {}", work.name)
+}
+
+/// The name of the figure of exits that a piece of work took.
+pub fn exits(vmm: &str, work: &Work) -> String {
+    format!("exits {vmm} {}", work.name)
+}
+
+struct Table {
+    heading: &'static str,
+    rate: &'static str,
+    per: &'static str,
+    note: &'static str,
+    work: &'static [Work],
+}
+
+const DISK_TABLE: Table = Table {
+    heading: "A guest's disk, by fio",
+    rate: "requests a second",
+    per: "exits a request",
+    note: "SVM, counting instructions: a second is a thousand million of them. One host CPU, one vCPU, \
+           virtio-pci in both. The back end is a disk in the host's memory (brd), opened with O_DIRECT and \
+           driven through io_uring by both; QEMU is Debian's, its machine microvm with PCI, its disk on a \
+           thread of its own. Exits are all that the guest had meanwhile, those of fio's own start too.",
+    work: &DISK_WORK,
+};
+
+const NET_TABLE: Table = Table {
+    heading: "A guest's network, by iperf3",
+    rate: "Mbit/s",
+    per: "exits a MiB",
+    note: "The same hosts and guests. The back end is a tap with offloads, read and written by the VMM \
+           itself (QEMU without vhost); the server of iperf3 runs on the host's only CPU too.",
+    work: &NET_WORK,
+};
+
+fn judge(table: &Table, figures: &Figures, verdict: &mut Verdict) -> Result<()> {
+    if !figures.isas().contains(&Isa::Svm) {
+        return Ok(());
+    }
+    let get = |name: String| figures.get(Isa::Svm, true, &name);
+    verdict.heading(table.heading);
+    verdict.note(table.note);
+    let column = |what: &str, whose: &str| format!("{what}, {whose}");
+    let mut rows = vec![vec![
+        String::new(),
+        column(table.rate, "ours"),
+        "QEMU".to_owned(),
+        "ratio".to_owned(),
+        column(table.per, "ours"),
+        "QEMU".to_owned(),
+    ]];
+    let mut goals = Vec::new();
+    for work in table.work {
+        let [ours, qemu] = VMMS.map(|vmm| {
+            let each = f64::from(work.amount);
+            Ok::<_, anyhow::Error>((get(rate(vmm, work))?, get(exits(vmm, work))? / each))
+        });
+        let ((our_rate, our_exits), (its_rate, its_exits)) = (ours?, qemu?);
+        let mut row = words(&[work.name]);
+        row.extend([
+            number(our_rate.round()),
+            number(its_rate.round()),
+            format!("{:.2}", our_rate / its_rate),
+            format!("{our_exits:.2}"),
+            format!("{its_exits:.2}"),
+        ]);
+        rows.push(row);
+        // A goal has an upper limit: QEMU's rate as a part of ours.
+        goals.push((
+            format!("{}, QEMU's rate as part of ours", work.name),
+            its_rate / our_rate,
+            1.0,
+        ));
+        goals.push((
+            format!("{}, {}", work.name, table.per),
+            our_exits,
+            its_exits,
+        ));
+    }
+    verdict.table(&rows);
+    verdict.heading("Goals");
+    for (what, value, limit) in goals {
+        verdict.at_most(&what, value, limit);
+    }
+    Ok(())
+}
