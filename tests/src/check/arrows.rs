@@ -35,7 +35,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("api", &["stats", "sandbox", "event"]),
     (
         "config",
-        &["boot", "virtio", "devices", "memory", "console_end"],
+        &["boot", "vcpu", "virtio", "devices", "memory", "console_end"],
     ),
     ("stats", &[]),
     ("boot", &["devices", "memory"]),

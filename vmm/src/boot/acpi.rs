@@ -36,10 +36,10 @@ const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 
 /// What the tables describe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
-    /// vCPUs, numbered from 0; the number is the local APIC's too.
-    pub vcpus: u32,
+    /// The local APIC of each vCPU.
+    pub apic_ids: Vec<u32>,
     /// There is a serial port.
     pub serial: bool,
 }
@@ -52,7 +52,7 @@ pub fn write_tables(ram: &GuestRam, platform: &Platform) -> Result<u64, BootErro
     };
     let dsdt = area.push(dsdt(platform).as_slice());
     let fadt = area.push(&bytes_of(&fadt(dsdt)));
-    let madt = area.push(&bytes_of(&madt(platform.vcpus)));
+    let madt = area.push(&bytes_of(&madt(&platform.apic_ids)));
     let mcfg = area.push(&bytes_of(&pci::mcfg()));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, OEM_REVISION);
     for table in [fadt, madt, mcfg] {
@@ -117,17 +117,21 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(vcpus: u32) -> MADT {
+fn madt(apic_ids: &[u32]) -> MADT {
     let mut madt = MADT::new(
         OEM_ID,
         OEM_TABLE,
         OEM_REVISION,
         LocalInterruptController::Address(LAPIC_START),
     );
-    // `config` allows no more vCPUs than fit a byte.
-    for id in 0..vcpus {
-        let id = id as u8;
-        madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
+    // `config` allows no more vCPUs than seven bits can number.
+    for (vcpu, &apic_id) in apic_ids.iter().enumerate() {
+        let (vcpu, apic_id) = (vcpu as u8, apic_id as u8);
+        madt.add_structure(ProcessorLocalApic::new(
+            vcpu,
+            apic_id,
+            EnabledStatus::Enabled,
+        ));
     }
     madt.add_structure(IoApic::new(0, IOAPIC_START, IOAPIC_FIRST_GSI));
     madt
@@ -186,7 +190,7 @@ mod tests {
     fn every_table_is_reached_from_the_root_and_sums_to_zero() {
         let ram = plain(16 << 20);
         let platform = Platform {
-            vcpus: 64,
+            apic_ids: (0..64).collect(),
             serial: true,
         };
         let rsdp = write_tables(&ram, &platform).unwrap();

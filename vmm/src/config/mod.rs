@@ -26,6 +26,7 @@ pub use vsock::VsockParams;
 
 use crate::boot::{Identity, Payload};
 use crate::memory::Zone;
+use crate::vcpu::cpuid::Topology;
 
 /// More vCPUs than this are not offered.
 pub const MAX_VCPUS: u32 = 64;
@@ -77,6 +78,14 @@ pub enum ConfigError {
     /// Physical address width.
     #[error("{0} physical address bits are too few")]
     PhysBits(u8),
+    /// Memory without an address.
+    #[error("{size} bytes of memory do not fit into {bits} physical address bits")]
+    MemoryBeyondAddresses {
+        /// The memory.
+        size: u64,
+        /// Address bits that the guest has on this host.
+        bits: u8,
+    },
     /// CPUs for a vCPU that does not exist.
     #[error("CPUs are given for vCPU {0}, which does not exist")]
     NoSuchVcpu(u32),
@@ -182,10 +191,8 @@ pub struct VmParams {
 pub struct CpuParams {
     /// How many there are.
     pub count: u32,
-    /// Threads that share a core.
-    pub threads_per_core: u32,
-    /// Logical processors of one package.
-    pub threads_per_package: u32,
+    /// How they make up cores and packages.
+    pub topology: Topology,
     /// Upper bound of the physical address width.
     pub max_phys_bits: u8,
     /// The guest may run guests of its own.
@@ -254,32 +261,29 @@ fn cpus(cpus: &CpusConfig) -> Result<CpuParams, ConfigError> {
     if cpus.max_phys_bits < MIN_PHYS_BITS {
         return Err(ConfigError::PhysBits(cpus.max_phys_bits));
     }
-    let (threads_per_core, threads_per_package) = match &cpus.topology {
-        None => (1, boot),
-        Some(topology) => {
+    let topology = match &cpus.topology {
+        None => Topology::flat(boot),
+        Some(given) => {
             let levels = [
-                topology.threads_per_core,
-                topology.cores_per_die,
-                topology.dies_per_package,
-                topology.packages,
+                given.threads_per_core,
+                given.cores_per_die,
+                given.dies_per_package,
+                given.packages,
             ];
             let product: u64 = levels.into_iter().map(u64::from).product();
             if product != u64::from(max) {
                 return Err(ConfigError::Topology { product, max });
             }
-            if levels[..3].iter().any(|level| !level.is_power_of_two()) {
-                return Err(ConfigError::Unsupported(
-                    "A topology whose threads, cores or dies are no power of two".into(),
-                ));
+            Topology {
+                threads_per_core: given.threads_per_core.into(),
+                cores_per_die: given.cores_per_die.into(),
+                dies_per_package: given.dies_per_package.into(),
             }
-            let threads = u32::from(levels[0]);
-            (threads, max / u32::from(levels[3]))
         }
     };
     Ok(CpuParams {
         count: boot,
-        threads_per_core,
-        threads_per_package,
+        topology,
         max_phys_bits: cpus.max_phys_bits,
         nested: cpus.nested,
         affinity: affinity(cpus)?,

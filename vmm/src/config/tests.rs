@@ -74,7 +74,7 @@ fn vcpus_are_counted_from_1_to_64() {
         Err(ConfigError::BootOverMax { boot: 4, max: 2 })
     ));
     let params = check(|c| (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (64, 64)).unwrap();
-    assert_eq!(params.cpus.threads_per_package, 64);
+    assert_eq!(params.cpus.topology.threads_per_package(), 64);
 }
 
 #[test]
@@ -90,8 +90,11 @@ fn a_topology_has_to_add_up() {
             });
         })
     };
-    let cpus = with(2, 2, 2).unwrap().cpus;
-    assert_eq!((cpus.threads_per_core, cpus.threads_per_package), (2, 4));
+    let topology = with(2, 2, 2).unwrap().cpus.topology;
+    assert_eq!(
+        (topology.threads_per_core, topology.threads_per_package()),
+        (2, 4)
+    );
     assert_eq!(
         with(2, 2, 1),
         Err(ConfigError::Topology { product: 4, max: 8 })

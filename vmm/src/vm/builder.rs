@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use api_client::config::ExitStatsConfig;
+use hypervisor::x86::CpuidEntry;
 use hypervisor::{ExitStatsFeatures, Hypervisor, VcpuSetup, Vm};
 use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -20,7 +21,9 @@ use crate::devices::serial::{InputError, Serial, SerialInput};
 use crate::devices::{DebugConsole, I8042, IoApic, Pin, PowerRegisters};
 use crate::event::EventSink;
 use crate::interrupt::{InterruptError, MsiRouter};
-use crate::memory::layout::{I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, POWER_PORTS, SERIAL_PORTS};
+use crate::memory::layout::{
+    self, I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, POWER_PORTS, SERIAL_PORTS,
+};
 use crate::memory::{self, IOAPIC_SLOT, MemoryError, ReadOnlyWindow};
 use crate::stats::VmStats;
 use crate::vcpu::cpuid::{self, CpuProfile};
@@ -78,6 +81,8 @@ pub fn build(
         }
         .into());
     }
+    let supported = hypervisor.supported_cpuid()?;
+    check_address_width(params, cpuid::physical_address_bits(&supported))?;
     let vm = hypervisor.create_vm()?;
     if let Some(wanted) = params.exit_stats {
         limit_exit_stats(vm.as_ref(), wanted)?;
@@ -89,7 +94,9 @@ pub fn build(
     let rsdp = acpi::write_tables(
         &ram,
         &acpi::Platform {
-            vcpus: params.cpus.count,
+            apic_ids: (0..params.cpus.count)
+                .map(|id| params.cpus.topology.apic_id(id))
+                .collect(),
             serial: consoles.serial.is_some(),
         },
     )?;
@@ -128,7 +135,15 @@ pub fn build(
     )?;
     devices.add_all(&params.devices, consoles.console.as_ref())?;
 
-    let (vcpus, stats) = create_vcpus(hypervisor, vm.as_ref(), params, entry, &buses, events)?;
+    let (vcpus, stats) = create_vcpus(
+        hypervisor,
+        vm.as_ref(),
+        &supported,
+        params,
+        entry,
+        &buses,
+        events,
+    )?;
     let stats = VmStats {
         vcpus: stats.vcpus,
         ranges,
@@ -137,6 +152,18 @@ pub fn build(
         kvm: vm.exit_stats_support(),
     };
     Ok((Machine::new(vcpus, input, devices, buses, vm, ram), stats))
+}
+
+/// The guest can name every byte of its memory.
+fn check_address_width(params: &VmParams, host: u8) -> Result<(), ConfigError> {
+    let bits = params.cpus.max_phys_bits.min(host);
+    let size = params.memory.iter().map(|zone| zone.size).sum();
+    let last = layout::ram_part(0, size).last().copied();
+    let end = last.map_or(0, |(start, length)| start.saturating_add(length));
+    if end.checked_shr(bits.into()).unwrap_or(0) != 0 && end != 1 << bits {
+        return Err(ConfigError::MemoryBeyondAddresses { size, bits });
+    }
+    Ok(())
 }
 
 /// Gives the machine these features of the exit accounting and no others.
@@ -235,15 +262,15 @@ struct VcpuStats {
 fn create_vcpus(
     hypervisor: &dyn Hypervisor,
     vm: &dyn Vm,
+    supported: &[CpuidEntry],
     params: &VmParams,
     entry: Entry,
     buses: &Buses,
     events: &EventSink,
 ) -> Result<(Vec<VcpuHandle>, VcpuStats), BuildError> {
-    let supported = hypervisor.supported_cpuid()?;
+    let topology = params.cpus.topology;
     let profile = CpuProfile {
-        threads_per_core: params.cpus.threads_per_core,
-        threads_per_package: params.cpus.threads_per_package,
+        topology,
         max_phys_bits: params.cpus.max_phys_bits,
         nested: params.cpus.nested,
         tsc_deadline: hypervisor.has_tsc_deadline_timer(),
@@ -255,9 +282,9 @@ fn create_vcpus(
         tsc_khz: 0,
     };
     for id in 0..params.cpus.count {
-        let mut vcpu = vm.create_vcpu(id)?;
+        let mut vcpu = vm.create_vcpu(topology.apic_id(id))?;
         vcpu.set_up(&VcpuSetup {
-            cpuid: cpuid::for_vcpu(&supported, &profile, id),
+            cpuid: cpuid::for_vcpu(supported, &profile, id),
             msrs: msr::boot_msrs(),
             registers: (id == 0).then(|| entry.registers()),
             x2apic: true,

@@ -2,14 +2,19 @@
 //! host, made consistent for each vCPU.
 
 mod descriptors;
+mod topology;
 
 use hypervisor::x86::CpuidEntry;
 
+pub use topology::Topology;
+
+const LEAF_HIGHEST: u32 = 0x0;
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CACHES: u32 = 0x4;
 const LEAF_EXTENDED_FEATURES: u32 = 0x7;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+const LEAF_EXT_HIGHEST: u32 = 0x8000_0000;
 const LEAF_EXT_FEATURES: u32 = 0x8000_0001;
 const LEAF_ADDRESS_SIZES: u32 = 0x8000_0008;
 const LEAF_AMD_CACHES: u32 = 0x8000_001d;
@@ -28,18 +33,13 @@ const ARCH_CAPABILITIES: u32 = 1 << 29;
 // CPUID.80000001:ECX.
 const SVM: u32 = 1 << 2;
 const CMP_LEGACY: u32 = 1 << 1;
-
-// Level types of the topology leaves.
-const LEVEL_THREAD: u32 = 1;
-const LEVEL_CORE: u32 = 2;
+const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 
 /// What the guest is to see beyond what the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuProfile {
-    /// Threads that share a core; divides the cores of a package.
-    pub threads_per_core: u32,
-    /// Logical processors of one package.
-    pub threads_per_package: u32,
+    /// How vCPUs make up cores and packages.
+    pub topology: Topology,
     /// Upper bound of the physical address width.
     pub max_phys_bits: u8,
     /// The guest may run guests of its own.
@@ -52,42 +52,40 @@ pub struct CpuProfile {
     pub memory_type_ranges: bool,
 }
 
-impl CpuProfile {
-    fn thread_shift(&self) -> u32 {
-        bits_for(self.threads_per_core)
-    }
-
-    fn package_shift(&self) -> u32 {
-        bits_for(self.threads_per_package)
-    }
-
-    /// Local APIC number of a vCPU. Numbers are dense, which a topology of
-    /// powers of two keeps consistent with the shifts above.
-    fn apic_id(&self, vcpu: u32) -> u32 {
-        vcpu
-    }
-}
-
-/// Bits that number `count` things from zero.
-fn bits_for(count: u32) -> u32 {
-    count.max(1).next_power_of_two().trailing_zeros()
+/// Width of physical addresses on the host; without the leaf, 36 bits.
+#[must_use]
+pub fn physical_address_bits(supported: &[CpuidEntry]) -> u8 {
+    let leaf = supported
+        .iter()
+        .find(|leaf| leaf.function == LEAF_ADDRESS_SIZES);
+    leaf.map_or(36, |leaf| leaf.eax as u8)
 }
 
 /// The leaves of vCPU `id`, from what the host supports.
 #[must_use]
 pub fn for_vcpu(supported: &[CpuidEntry], profile: &CpuProfile, id: u32) -> Vec<CpuidEntry> {
-    let apic_id = profile.apic_id(id);
+    let apic_id = profile.topology.apic_id(id);
     let mut leaves: Vec<CpuidEntry> = supported
         .iter()
         .filter(|leaf| !matches!(leaf.function, LEAF_TOPOLOGY | LEAF_TOPOLOGY_V2))
         .copied()
         .collect();
+    let vendor = supported.iter().find(|leaf| leaf.function == LEAF_HIGHEST);
+    let is_intel = vendor.is_some_and(is_intel);
+    // What cores and dies are, each maker's processors tell in a leaf of their
+    // own. A guest that sees neither is not asked to read them.
+    if profile.topology.has_levels() {
+        if is_intel {
+            raise(&mut leaves, LEAF_HIGHEST, LEAF_TOPOLOGY_V2);
+        } else {
+            add_amd_topology(&mut leaves);
+        }
+    }
     for leaf in &mut leaves {
         adjust(leaf, profile, apic_id);
     }
     descriptors::describe_caches(&mut leaves);
-    let vendor = supported.iter().find(|leaf| leaf.function == 0);
-    if !vendor.is_some_and(is_intel) {
+    if !is_intel {
         // KVM offers it everywhere, but the register is Intel's.
         for leaf in leaves
             .iter_mut()
@@ -96,13 +94,39 @@ pub fn for_vcpu(supported: &[CpuidEntry], profile: &CpuProfile, id: u32) -> Vec<
             leaf.edx &= !ARCH_CAPABILITIES;
         }
     }
-    let highest = vendor.map_or(0, |leaf| leaf.eax);
+    let highest = leaves.iter().find(|leaf| leaf.function == LEAF_HIGHEST);
+    let highest = highest.map_or(0, |leaf| leaf.eax);
     for function in [LEAF_TOPOLOGY, LEAF_TOPOLOGY_V2] {
-        if supported.iter().any(|leaf| leaf.function == function) && highest >= function {
-            leaves.extend(topology(function, profile, apic_id));
+        if highest >= function {
+            leaves.extend(profile.topology.leaves(function, apic_id));
         }
     }
     leaves
+}
+
+/// Makes `function` one of the leaves that `list` says there are.
+fn raise(leaves: &mut [CpuidEntry], list: u32, function: u32) {
+    for leaf in leaves.iter_mut().filter(|leaf| leaf.function == list) {
+        leaf.eax = leaf.eax.max(function);
+    }
+}
+
+/// Gives AMD's processors the leaf about their threads and dies, where the host
+/// does not have it. It is nothing but numbers.
+fn add_amd_topology(leaves: &mut Vec<CpuidEntry>) {
+    raise(leaves, LEAF_EXT_HIGHEST, LEAF_AMD_TOPOLOGY);
+    for leaf in leaves
+        .iter_mut()
+        .filter(|leaf| leaf.function == LEAF_EXT_FEATURES)
+    {
+        leaf.ecx |= TOPOLOGY_EXTENSIONS;
+    }
+    if !leaves.iter().any(|leaf| leaf.function == LEAF_AMD_TOPOLOGY) {
+        leaves.push(CpuidEntry {
+            function: LEAF_AMD_TOPOLOGY,
+            ..Default::default()
+        });
+    }
 }
 
 fn is_intel(leaf: &CpuidEntry) -> bool {
@@ -111,7 +135,9 @@ fn is_intel(leaf: &CpuidEntry) -> bool {
 }
 
 fn adjust(leaf: &mut CpuidEntry, profile: &CpuProfile, apic_id: u32) {
-    let siblings = 1u32 << profile.package_shift();
+    let topology = &profile.topology;
+    let threads = topology.threads_per_package();
+    let siblings = 1u32 << topology.package_shift();
     match leaf.function {
         LEAF_FEATURES => {
             // CLFLUSH size is the host's; the rest of EBX is the vCPU's own.
@@ -121,22 +147,21 @@ fn adjust(leaf: &mut CpuidEntry, profile: &CpuProfile, apic_id: u32) {
             if !profile.nested {
                 leaf.ecx &= !VMX;
             }
-            set(&mut leaf.edx, HTT, profile.threads_per_package > 1);
+            set(&mut leaf.edx, HTT, threads > 1);
             if !profile.memory_type_ranges {
                 leaf.edx &= !MTRR;
             }
         }
         LEAF_CACHES | LEAF_AMD_CACHES if leaf.eax & 0x1f != 0 => {
             let level = (leaf.eax >> 5) & 7;
-            // First and second level belong to a core, the rest to a package.
-            let sharing = if level <= 2 {
-                1 << profile.thread_shift()
-            } else {
-                siblings
+            // First and second level belong to a core, the rest to a die.
+            let sharing = match level {
+                0..=2 => 1 << topology.core_shift(),
+                _ => 1 << topology.die_shift(),
             };
             leaf.eax = (leaf.eax & 0x3fff) | ((sharing - 1) << 14);
             if leaf.function == LEAF_CACHES {
-                let cores = siblings >> profile.thread_shift();
+                let cores = siblings >> topology.core_shift();
                 leaf.eax |= (cores.min(64) - 1) << 26;
             }
         }
@@ -144,23 +169,22 @@ fn adjust(leaf: &mut CpuidEntry, profile: &CpuProfile, apic_id: u32) {
             if !profile.nested {
                 leaf.ecx &= !SVM;
             }
-            if profile.threads_per_package == 1 {
+            if threads == 1 {
                 leaf.ecx &= !CMP_LEGACY;
             }
         }
         LEAF_ADDRESS_SIZES => {
             let bits = (leaf.eax & 0xff).min(u32::from(profile.max_phys_bits));
             leaf.eax = (leaf.eax & !0xff) | bits;
-            let threads = profile.threads_per_package;
-            leaf.ecx = (leaf.ecx & !0xf0ff)
-                | (profile.package_shift() << 12)
-                | (threads.max(1) - 1).min(255);
+            leaf.ecx =
+                (leaf.ecx & !0xf0ff) | (topology.package_shift() << 12) | (threads - 1).min(255);
         }
         LEAF_AMD_TOPOLOGY => {
             leaf.eax = apic_id;
-            let core = apic_id >> profile.thread_shift();
-            leaf.ebx = (core & 0xff) | ((profile.threads_per_core.max(1) - 1) << 8);
-            leaf.ecx = 0;
+            let core = topology.core_of(apic_id);
+            leaf.ebx = (core & 0xff) | ((topology.threads_per_core - 1) << 8);
+            leaf.ecx =
+                (topology.die_of(apic_id) & 0xff) | ((topology.dies_per_package - 1).min(7) << 8);
         }
         _ => {}
     }
@@ -174,35 +198,6 @@ fn set(register: &mut u32, bit: u32, on: bool) {
     }
 }
 
-/// Threads, cores, and the level that ends the list.
-fn topology(function: u32, profile: &CpuProfile, apic_id: u32) -> [CpuidEntry; 3] {
-    let level = |index: u32, kind: u32, shift: u32, count: u32| CpuidEntry {
-        function,
-        index,
-        flags: SIGNIFICANT_INDEX,
-        eax: shift,
-        ebx: count,
-        ecx: (kind << 8) | index,
-        edx: apic_id,
-        ..Default::default()
-    };
-    [
-        level(
-            0,
-            LEVEL_THREAD,
-            profile.thread_shift(),
-            profile.threads_per_core,
-        ),
-        level(
-            1,
-            LEVEL_CORE,
-            profile.package_shift(),
-            profile.threads_per_package,
-        ),
-        level(2, 0, 0, 0),
-    ]
-}
-
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: ECX is part of the question.
 const SIGNIFICANT_INDEX: u32 = 1;
 
@@ -212,8 +207,7 @@ mod tests {
 
     fn profile(vcpus: u32) -> CpuProfile {
         CpuProfile {
-            threads_per_core: 1,
-            threads_per_package: vcpus,
+            topology: Topology::flat(vcpus),
             max_phys_bits: 46,
             nested: true,
             tsc_deadline: true,
@@ -236,6 +230,7 @@ mod tests {
             leaf(4, 0x1c00_4121, 0, 0, 0),
             leaf(7, 0, 0, 0, ARCH_CAPABILITIES),
             leaf(0xb, 1, 2, 0x100, 3),
+            leaf(0x8000_0000, 0x8000_0008, 0, 0, 0),
             leaf(0x8000_0001, 0, 0, SVM, 0),
             leaf(0x8000_0008, 0x3030, 0, 7, 0),
         ]
@@ -270,15 +265,54 @@ mod tests {
         assert_eq!(find(&leaves, 0x8000_0008, 0).ecx, 0);
     }
 
-    #[test]
-    fn arch_capabilities_are_for_intel_alone() {
+    fn intel() -> Vec<CpuidEntry> {
         let mut host = host();
-        assert_eq!(find(&for_vcpu(&host, &profile(1), 0), 7, 0).edx, 0);
         let name = b"GenuineIntel";
         let part = |at: usize| u32::from_le_bytes(name[at..at + 4].try_into().unwrap());
         (host[0].ebx, host[0].edx, host[0].ecx) = (part(0), part(4), part(8));
-        let leaf = find(&for_vcpu(&host, &profile(1), 0), 7, 0);
+        host
+    }
+
+    #[test]
+    fn arch_capabilities_are_for_intel_alone() {
+        assert_eq!(find(&for_vcpu(&host(), &profile(1), 0), 7, 0).edx, 0);
+        let leaf = find(&for_vcpu(&intel(), &profile(1), 0), 7, 0);
         assert_eq!(leaf.edx, ARCH_CAPABILITIES);
+    }
+
+    #[test]
+    fn threads_and_dies_are_told_in_the_makers_own_leaf() {
+        let mut profile = profile(1);
+        profile.topology = Topology {
+            threads_per_core: 2,
+            cores_per_die: 3,
+            dies_per_package: 2,
+        };
+        // The sixth core of the second package, its second thread.
+        let amd = for_vcpu(&host(), &profile, 23);
+        let topology = find(&amd, 0x8000_001e, 0);
+        assert_eq!(
+            (topology.eax, topology.ebx, topology.ecx),
+            (0x1d, 0x106, 0x103)
+        );
+        assert_eq!(find(&amd, 0x8000_0000, 0).eax, 0x8000_001e);
+        let features = find(&amd, 0x8000_0001, 0).ecx;
+        assert_eq!(features & TOPOLOGY_EXTENSIONS, TOPOLOGY_EXTENSIONS);
+        assert!(amd.iter().all(|leaf| leaf.function != 0x1f));
+        let intel = for_vcpu(&intel(), &profile, 23);
+        assert_eq!(find(&intel, 0, 0).eax, 0x1f);
+        let die = find(&intel, 0x1f, 2);
+        assert_eq!((die.eax, die.ebx, die.edx), (4, 12, 0x1d));
+        assert!(intel.iter().all(|leaf| leaf.function != 0x8000_001e));
+    }
+
+    #[test]
+    fn cores_alone_need_no_leaf_that_the_host_does_not_have() {
+        for host in [host(), intel()] {
+            let leaves = for_vcpu(&host, &profile(4), 0);
+            assert_eq!(find(&leaves, 0, 0).eax, 0xd);
+            assert_eq!(find(&leaves, 0x8000_0001, 0).ecx, SVM);
+        }
     }
 
     #[test]
