@@ -161,7 +161,9 @@ impl RamRegion {
         if backing.hugepages && file.is_none() {
             flags |= libc::MAP_HUGETLB | backing.page_size_flag();
         }
-        if !backing.reserve {
+        // Without a page of the pool the guest's first touch would be the end of
+        // the process, so huge pages are always set aside.
+        if !backing.reserve && !backing.hugepages {
             flags |= libc::MAP_NORESERVE;
         }
         let (fd, offset) = match file {

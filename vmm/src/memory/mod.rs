@@ -11,6 +11,7 @@ mod transfer;
 mod window;
 
 use std::io;
+use std::path::PathBuf;
 
 use hypervisor::Vm;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
@@ -38,6 +39,17 @@ pub enum MemoryError {
     /// The host does not give the memory.
     #[error("Cannot map {0} MiB of guest memory")]
     Map(u64, #[source] std::io::Error),
+    /// The pool of huge pages has too few left.
+    #[error(
+        "The host has no {0} MiB of guest memory left as huge pages of that size: /proc/meminfo tells what there is, vm.nr_hugepages reserves some"
+    )]
+    HugePages(u64, #[source] std::io::Error),
+    /// No such node, or it gives nothing.
+    #[error("Cannot take {0} MiB of guest memory from the host's NUMA node {1}")]
+    Node(u64, u32, #[source] std::io::Error),
+    /// The file of a zone.
+    #[error("Cannot keep {0} MiB of guest memory in {1}")]
+    File(u64, PathBuf, #[source] std::io::Error),
     /// The ranges overlap or are empty.
     #[error("Cannot arrange guest memory")]
     Arrange(#[source] vm_memory::GuestRegionCollectionError),
@@ -63,7 +75,7 @@ pub fn allocate(zones: &[Zone]) -> Result<GuestRam, MemoryError> {
     let mut regions = Vec::new();
     let mut start = 0;
     for Zone { size, backing } in zones {
-        let failed = |source| MemoryError::Map(size >> 20, source);
+        let failed = |source| failure(*size, backing, source);
         let file = mapping::open_file(*size, backing).map_err(failed)?;
         let mut offset = 0;
         for (guest, length) in layout::ram_part(start, *size) {
@@ -76,6 +88,17 @@ pub fn allocate(zones: &[Zone]) -> Result<GuestRam, MemoryError> {
         start += size;
     }
     GuestRam::from_regions(regions).map_err(MemoryError::Arrange)
+}
+
+/// What is to blame when memory with this backing is not there.
+fn failure(size: u64, backing: &Backing, source: io::Error) -> MemoryError {
+    let size = size >> 20;
+    match (&backing.file, backing.host_numa_node) {
+        (Some(file), _) => MemoryError::File(size, file.clone(), source),
+        (None, Some(node)) => MemoryError::Node(size, node, source),
+        (None, None) if backing.hugepages => MemoryError::HugePages(size, source),
+        (None, None) => MemoryError::Map(size, source),
+    }
 }
 
 /// Shows all of `ram` to the guest of `vm`. The machine that owns both stops
