@@ -2,22 +2,20 @@
 //! sides see of them.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use instrumentation::table::Isa;
+use anyhow::{Context, Result, ensure};
 use lab::command::{command, output};
-use lab::guest;
 use lab::vmm::Machine;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use crate::shell::{Guest, sparse};
 use crate::site::Site;
 use crate::{Suite, trials};
 
@@ -27,168 +25,14 @@ pub const SUITE: Suite = Suite {
     trials: trials![
         disk_grows_and_shrinks_under_the_guests_eyes,
         disk_gives_space_back_and_keeps_to_its_limit,
+        limits_of_bytes_and_of_a_group_hold,
         image_in_use_is_refused_by_name,
+        entropy_comes_from_its_source,
         console_on_a_pseudo_terminal_and_power_button_reach_the_guest,
         console_has_the_terminals_size_and_follows_it,
-        memory_beyond_4_gib_is_the_guests_and_the_balloon_takes_some,
-        free_pages_go_back_to_the_host,
-        topology_is_what_was_asked_for,
         network_device_has_the_address_and_packet_size_that_were_given,
     ],
 };
-
-const DONE: &str = "@done ";
-/// How long a command in the guest may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A Linux guest whose shell listens on the serial port.
-struct Guest {
-    machine: Machine,
-    dir: PathBuf,
-    shell: UnixStream,
-}
-
-impl Guest {
-    /// Boots with this configuration besides. `prepare` makes files in the
-    /// machine's folder.
-    fn boot(
-        site: &Site,
-        prepare: impl FnOnce(&Path) -> Result<()>,
-        more: impl FnOnce(&Path) -> Value,
-    ) -> Result<Guest> {
-        let dir = site.fresh_dir()?;
-        prepare(&dir)?;
-        let machine = Machine::idle(&site.bin(), &dir)?;
-        Guest::boot_in(site, machine, dir, more)
-    }
-
-    /// The same in a VMM that runs.
-    fn boot_in(
-        site: &Site,
-        machine: Machine,
-        dir: PathBuf,
-        more: impl FnOnce(&Path) -> Value,
-    ) -> Result<Guest> {
-        let script = format!(
-            "for m in /t/*.ko; do insmod $m || echo \"no $m\"; done\n\
-             echo '{DONE}0'\n\
-             while read -r line; do eval \"$line\"; echo \"{DONE}$?\"; done\n"
-        );
-        let initramfs = dir.join("initramfs");
-        let modules: Vec<_> = site
-            .guest_modules()?
-            .into_iter()
-            .map(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                (format!("/t/{name}"), path.clone())
-            })
-            .collect();
-        guest::initramfs_with(&site.base_initramfs(), &script, &modules, &initramfs)?;
-        let serial = dir.join("serial.sock");
-        let mut config = json!({
-            "payload": {
-                "kernel": site.kernel(), "initramfs": initramfs,
-                "cmdline": "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable lpj=1000000",
-            },
-            "memory": {"size": 256 << 20},
-            "serial": {"mode": "Socket", "socket": serial},
-            "console": {"mode": "Off"},
-        });
-        if let (Some(config), Value::Object(more)) = (config.as_object_mut(), more(&dir)) {
-            config.extend(more);
-        }
-        machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
-        let shell = UnixStream::connect(&serial)?;
-        machine.must("PUT", "/api/v1/vm.boot", None)?;
-        let mut guest = Guest {
-            machine,
-            dir,
-            shell,
-        };
-        let said = guest.answer(site.linux_deadline())?;
-        ensure!(!said.contains("no /t/"), "A driver is missing:\n{said}");
-        Ok(guest)
-    }
-
-    /// What the guest says to a command that has to succeed.
-    fn run(&mut self, command: &str) -> Result<String> {
-        self.shell.write_all(format!("{command}\n").as_bytes())?;
-        self.answer(PATIENCE)
-            .with_context(|| format!("The guest was told: {command}"))
-    }
-
-    fn answer(&mut self, within: Duration) -> Result<String> {
-        let deadline = Instant::now() + within;
-        self.shell.set_read_timeout(Some(Duration::from_secs(1)))?;
-        let mut said = Vec::new();
-        loop {
-            let text = String::from_utf8_lossy(&said);
-            if let Some((before, status)) = text.split_once(DONE)
-                && let Some((status, _)) = status.split_once('\n')
-            {
-                ensure!(status.trim() == "0", "It failed ({status}):\n{before}");
-                return Ok(before.trim().to_owned());
-            }
-            ensure!(
-                Instant::now() < deadline && self.machine.is_running(),
-                "No answer:\n{text}\nThe VMM said: {}",
-                self.machine.stderr()
-            );
-            let mut buffer = [0; 4096];
-            match self.shell.read(&mut buffer) {
-                Ok(0) => bail!("The serial port is closed:\n{text}"),
-                Ok(count) => said.extend_from_slice(&buffer[..count]),
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Runs a command until it prints this.
-    fn run_until(&mut self, command: &str, wanted: &str) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let said = self.run(command)?;
-            if said == wanted {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{command} gives {said:?}, not {wanted:?}"
-            );
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    fn counter(&self, device: &str, name: &str) -> Result<u64> {
-        let counters = self
-            .machine
-            .must("GET", "/api/v1/vm.counters", None)?
-            .json()?;
-        counters[device][name]
-            .as_u64()
-            .with_context(|| format!("No {name} of {device} in {counters}"))
-    }
-
-    /// Memory that the process has, in KiB.
-    fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.machine.pid()))?;
-        status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:")?.strip_suffix("kB"))
-            .context("No VmRSS")?
-            .trim()
-            .parse()
-            .context("VmRSS is no number")
-    }
-}
-
-/// A sparse file.
-fn sparse(path: &Path, size: u64) -> Result<()> {
-    File::create(path)?.set_len(size)?;
-    Ok(())
-}
 
 fn disk_grows_and_shrinks_under_the_guests_eyes(site: &Site) -> Result<()> {
     let mut guest = Guest::boot(
@@ -296,6 +140,89 @@ fn disk_gives_space_back_and_keeps_to_its_limit(site: &Site) -> Result<()> {
     Ok(())
 }
 
+fn limits_of_bytes_and_of_a_group_hold(site: &Site) -> Result<()> {
+    let names = ["bytes", "one", "two"];
+    let mut guest = Guest::boot(
+        site,
+        |dir| {
+            names
+                .iter()
+                .try_for_each(|name| sparse(&dir.join(name), 64 << 20))
+        },
+        |dir| {
+            json!({
+                "rate_limit_groups": [{
+                    "id": "both",
+                    "rate_limiter_config": {"ops": {"size": 10, "refill_time": 1000}},
+                }],
+                "disks": [
+                    {
+                        "path": dir.join("bytes"), "id": "bytes",
+                        "rate_limiter_config": {"bandwidth": {"size": 1 << 20, "refill_time": 1000}},
+                    },
+                    {"path": dir.join("one"), "id": "one", "rate_limit_group": "both"},
+                    {"path": dir.join("two"), "id": "two", "rate_limit_group": "both"},
+                ],
+            })
+        },
+    )?;
+    for disk in ["vda", "vdb", "vdc"] {
+        let size = if disk == "vda" { "256k" } else { "4k" };
+        guest.run(&format!(
+            "dd if=/dev/{disk} of=/dev/null bs={size} count=4000 iflag=direct >/dev/null 2>&1 &"
+        ))?;
+    }
+    // What was saved up is gone by then.
+    std::thread::sleep(Duration::from_secs(2));
+    let counted = |guest: &Guest| -> Result<[u64; 3]> {
+        Ok([
+            guest.counter("bytes", "read_bytes")?,
+            guest.counter("one", "read_ops")?,
+            guest.counter("two", "read_ops")?,
+        ])
+    };
+    let before = counted(&guest)?;
+    let start = Instant::now();
+    std::thread::sleep(Duration::from_secs(4));
+    let after = counted(&guest)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let [bytes, one, two] = [0, 1, 2].map(|index| (after[index] - before[index]) as f64);
+    // A request of 256 KiB may owe most of its bytes at either end.
+    let wanted = f64::from(1 << 20) * seconds;
+    ensure!(
+        (0.5 * wanted..wanted + 600_000.0).contains(&bytes),
+        "{bytes} bytes in {seconds} s, 1 MiB a second is allowed"
+    );
+    let wanted = 10.0 * seconds;
+    ensure!(
+        one >= 2.0 && two >= 2.0 && (0.5 * wanted..wanted + 3.0).contains(&(one + two)),
+        "{one} and {two} reads in {seconds} s, 10 a second are allowed together"
+    );
+    Ok(())
+}
+
+fn entropy_comes_from_its_source(site: &Site) -> Result<()> {
+    // Every four bytes of it are there once.
+    let source: Vec<u8> = (0..0x4_0000_u32)
+        .flat_map(|number| number.wrapping_mul(0x9e37_79b1).to_le_bytes())
+        .collect();
+    let mut guest = Guest::boot(
+        site,
+        |dir| Ok(fs::write(dir.join("source"), &source)?),
+        |dir| json!({"rng": {"src": dir.join("source")}}),
+    )?;
+    let said = guest.run("dd if=/dev/hwrng bs=32 count=1 2>/dev/null | od -An -v -tx1")?;
+    let bytes: Vec<u8> = said
+        .split_whitespace()
+        .map(|word| u8::from_str_radix(word, 16))
+        .collect::<Result<_, _>>()?;
+    ensure!(
+        bytes.len() == 32 && source.windows(32).any(|window| window == bytes),
+        "The guest read {said}"
+    );
+    Ok(())
+}
+
 fn image_in_use_is_refused_by_name(site: &Site) -> Result<()> {
     let guest = Guest::boot(
         site,
@@ -371,100 +298,6 @@ fn console_has_the_terminals_size_and_follows_it(site: &Site) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(guest.machine.pid())?).context("No process")?;
     kill_process(pid, Signal::WINCH)?;
     guest.run_until("stty -F /dev/hvc0 size", "30 100")
-}
-
-fn memory_beyond_4_gib_is_the_guests_and_the_balloon_takes_some(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(
-        site,
-        |_| Ok(()),
-        |_| json!({"memory": {"size": 5u64 << 30}, "balloon": {"size": 0}}),
-    )?;
-    let ranges = guest.run("grep 'System RAM' /proc/iomem")?;
-    ensure!(
-        ranges
-            .lines()
-            .any(|line| line.trim() == "100000000-17fffffff : System RAM"),
-        "The guest has\n{ranges}"
-    );
-    let total = "awk '/MemTotal/ {print int($2 / 1024)}' /proc/meminfo";
-    let before: u64 = guest.run(total)?.parse()?;
-    ensure!(before > 4800, "The guest has {before} MiB");
-    guest
-        .machine
-        .ch_remote_text(&["resize", "--balloon", "128M"])?;
-    let deadline = Instant::now() + PATIENCE;
-    let actual = || -> Result<u64> {
-        let info = guest.machine.must("GET", "/api/v1/vm.info", None)?.json()?;
-        info["memory_actual_size"]
-            .as_u64()
-            .context("No memory_actual_size")
-    };
-    while actual()? != (5 << 30) - (128 << 20) {
-        ensure!(Instant::now() < deadline, "The guest keeps {}", actual()?);
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let after: u64 = guest.run(total)?.parse()?;
-    ensure!(after + 128 == before, "{before} MiB, then {after}");
-    Ok(())
-}
-
-fn free_pages_go_back_to_the_host(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(
-        site,
-        |_| Ok(()),
-        |_| json!({"memory": {"size": 512 << 20}, "balloon": {"size": 0, "free_page_reporting": true}}),
-    )?;
-    // What the root of an initramfs may take is half of the memory.
-    let fill = "dd if=/dev/zero of=/t/fill bs=1M count=160 2>&1";
-    guest.run(fill)?;
-    let full = guest.resident()?;
-    guest.run("rm /t/fill")?;
-    let deadline = Instant::now() + PATIENCE;
-    // The guest reports what is free for some seconds.
-    while guest.resident()? + (128 << 10) > full {
-        ensure!(
-            Instant::now() < deadline,
-            "{full} KiB with 160 MiB in use, {} without",
-            guest.resident()?
-        );
-        std::thread::sleep(Duration::from_millis(500));
-    }
-    guest.run(fill)?;
-    Ok(())
-}
-
-fn topology_is_what_was_asked_for(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(
-        site,
-        |_| Ok(()),
-        |_| {
-            let topology = json!({
-                "threads_per_core": 2, "cores_per_die": 2, "dies_per_package": 1, "packages": 2,
-            });
-            json!({"cpus": {"boot_vcpus": 8, "max_vcpus": 8, "topology": topology}})
-        },
-    )?;
-    let folder = "/sys/devices/system/cpu/cpu*/topology";
-    let threads = guest.run(&format!(
-        "cat {folder}/thread_siblings_list | sort -u | xargs"
-    ))?;
-    let packages = guest.run(&format!(
-        "cat {folder}/core_siblings_list | sort -u | xargs"
-    ))?;
-    // Up to some series Linux believes AMD's processors about threads only by a
-    // leaf that the emulated ones do not have.
-    let told = site.isa() == Isa::Vmx
-        || fs::read_to_string("/proc/cpuinfo")?.contains("topoext")
-        || !fs::read_to_string("/proc/sys/kernel/osrelease")?.starts_with("6.1.");
-    let expected = match told {
-        true => "0-1 2-3 4-5 6-7",
-        false => "0 1 2 3 4 5 6 7",
-    };
-    ensure!(
-        threads == expected && packages == "0-3 4-7",
-        "Threads of a core: {threads}; of a package: {packages}"
-    );
-    Ok(())
 }
 
 fn network_device_has_the_address_and_packet_size_that_were_given(site: &Site) -> Result<()> {

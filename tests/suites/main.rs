@@ -17,6 +17,7 @@ mod bench;
 mod boot;
 mod ch_remote;
 mod consoles;
+mod cpus;
 mod debian;
 mod demo;
 mod denied;
@@ -34,10 +35,12 @@ mod leaves;
 mod lifecycle;
 mod load;
 mod many_exits;
+mod memory;
 mod modules;
 mod nested;
 mod rest;
 mod sandbox;
+mod shell;
 mod site;
 mod stock_kvm;
 mod study;
@@ -71,6 +74,7 @@ const SUITES: &[Suite] = &[
     guest::SUITE,
     accounting::SUITE,
     many_exits::SUITE,
+    many_exits::ALL_VCPUS,
     time::SUITE,
     isolation::SUITE,
     isolation::MOVING,
@@ -82,6 +86,9 @@ const SUITES: &[Suite] = &[
     consoles::SUITE,
     descriptors::SUITE,
     devices::SUITE,
+    cpus::SUITE,
+    cpus::LINUX,
+    memory::SUITE,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,

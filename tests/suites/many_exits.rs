@@ -1,4 +1,4 @@
-//! A guest that raises exits of every kind it can, on 1, 2 and 8 vCPUs: each
+//! A guest that raises exits of every kind it can, on 1, 2, 8 and 64 vCPUs: each
 //! view counts the same, to the exit.
 
 use anyhow::{Result, ensure};
@@ -21,6 +21,13 @@ pub const SUITE: Suite = Suite {
     ],
 };
 
+/// As many vCPUs as there can be, where that is quick.
+pub const ALL_VCPUS: Suite = Suite {
+    name: "many_exits",
+    applies: |site| site.is_patched() && site.boots_quickly(),
+    trials: trials![every_kind_is_counted_to_the_exit_on_64_vcpus],
+};
+
 fn every_kind_is_counted_to_the_exit_on_one_vcpu(site: &Site) -> Result<()> {
     every_kind_is_counted(site, ManyExits::some(1, 4))
 }
@@ -31,6 +38,10 @@ fn every_kind_is_counted_to_the_exit_on_two_vcpus(site: &Site) -> Result<()> {
 
 fn every_kind_is_counted_to_the_exit_on_eight_vcpus(site: &Site) -> Result<()> {
     every_kind_is_counted(site, ManyExits::some(8, 2))
+}
+
+fn every_kind_is_counted_to_the_exit_on_64_vcpus(site: &Site) -> Result<()> {
+    every_kind_is_counted(site, ManyExits::some(64, 1))
 }
 
 fn every_kind_is_counted(site: &Site, work: ManyExits) -> Result<()> {

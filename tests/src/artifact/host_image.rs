@@ -22,7 +22,7 @@ const STOCK_MODULES: [&str; 2] = ["virt/lib/irqbypass", "drivers/net/tun"];
 
 /// Drivers that guests load, in the order in which they do, as far as the
 /// series has them as modules.
-const GUEST_MODULES: [&str; 13] = [
+const GUEST_MODULES: [&str; 15] = [
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_modern_dev",
@@ -30,6 +30,8 @@ const GUEST_MODULES: [&str; 13] = [
     "drivers/virtio/virtio_pci",
     "drivers/block/virtio_blk",
     "drivers/char/virtio_console",
+    "drivers/char/hw_random/rng-core",
+    "drivers/char/hw_random/virtio-rng",
     "drivers/virtio/virtio_balloon",
     "net/core/failover",
     "drivers/net/net_failover",

@@ -1,0 +1,154 @@
+//! What guests see of their CPUs.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use instrumentation::table::Isa;
+use kvm_ioctls::Kvm;
+use lab::guest::{self, CpuidQuery};
+use lab::vmm::Machine;
+use serde_json::json;
+
+use crate::shell::Guest;
+use crate::site::Site;
+use crate::{Suite, trials};
+
+pub const SUITE: Suite = Suite {
+    name: "cpus",
+    applies: Site::is_patched,
+    trials: trials![leaves_tell_threads_cores_dies_and_packages],
+};
+
+/// What takes Linux.
+pub const LINUX: Suite = Suite {
+    name: "cpus",
+    applies: |site| site.is_patched() && site.boots_quickly() && !site.is_shared(),
+    trials: trials![linux_sees_the_topology_and_uses_what_kvm_offers],
+};
+
+/// How many features KVM tells at most.
+const MAX_ENTRIES: usize = 256;
+
+fn leaves_tell_threads_cores_dies_and_packages(site: &Site) -> Result<()> {
+    let mut queries = Vec::new();
+    for (leaf, subleaves) in [(0, 1), (0xb, 3), (0x1f, 4), (0x8000_001e, 1)] {
+        queries.extend((0..subleaves).map(|subleaf| CpuidQuery { leaf, subleaf }));
+    }
+    let dir = site.fresh_dir()?;
+    let kernel = dir.join("guest.elf");
+    fs::write(&kernel, guest::cpuid_reader(&queries))?;
+    let mut machine = Machine::idle(&site.bin(), &dir)?;
+    let topology = json!({
+        "threads_per_core": 2, "cores_per_die": 3, "dies_per_package": 2, "packages": 1,
+    });
+    let config = json!({
+        "cpus": {"boot_vcpus": 12, "max_vcpus": 12, "topology": topology},
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+    });
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    let bytes = guest::Program::report_writes(queries.len());
+    let serial = machine.wait_for_bytes(bytes, site.tiny_deadline())?;
+    let read = guest::readings(&serial, queries.len())?;
+    // Bits below the next level's number, logical processors, and kind.
+    let levels = |at: usize, count: usize| -> Vec<(u32, u32, u32)> {
+        let of = |level: &guest::CpuidReading| (level.eax, level.ebx, level.ecx >> 8);
+        read[at..at + count].iter().map(of).collect()
+    };
+    let cores = levels(1, 3);
+    ensure!(
+        cores == [(1, 2, 1), (4, 12, 2), (0, 0, 0)],
+        "Leaf 0xb: {cores:x?}"
+    );
+    match site.isa() {
+        Isa::Vmx => {
+            let dies = levels(4, 4);
+            ensure!(
+                read[0].eax >= 0x1f && dies == [(1, 2, 1), (3, 6, 2), (4, 12, 5), (0, 0, 0)],
+                "Leaf 0x1f of {:#x}: {dies:x?}",
+                read[0].eax
+            );
+        }
+        Isa::Svm => {
+            let own = &read[8];
+            ensure!(
+                (own.eax, own.ebx, own.ecx) == (0, 0x100, 0x100),
+                "Leaf 0x8000001e: {own:x?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn linux_sees_the_topology_and_uses_what_kvm_offers(site: &Site) -> Result<()> {
+    let mut guest = Guest::boot(
+        site,
+        |_| Ok(()),
+        |_| {
+            let topology = json!({
+                "threads_per_core": 2, "cores_per_die": 3, "dies_per_package": 2, "packages": 2,
+            });
+            json!({"cpus": {
+                "boot_vcpus": 24, "max_vcpus": 24, "topology": topology, "max_phys_bits": 39,
+            }})
+        },
+    )?;
+    // Later series look for AMD's dies in a leaf that KVM does not have.
+    let tells_dies = site.isa() == Isa::Vmx
+        || fs::read_to_string("/proc/sys/kernel/osrelease")?.starts_with("6.1.");
+    for (level, size) in [
+        ("thread_siblings_list", 2),
+        ("die_cpus_list", 6),
+        ("package_cpus_list", 12),
+    ] {
+        if level == "die_cpus_list" && !tells_dies {
+            continue;
+        }
+        let said = guest.run(&format!(
+            "cat /sys/devices/system/cpu/cpu*/topology/{level} | sort -u"
+        ))?;
+        let seen: BTreeSet<String> = said.lines().map(|line| line.trim().to_owned()).collect();
+        let expected: BTreeSet<String> = (0..24 / size)
+            .map(|group| format!("{}-{}", group * size, group * size + size - 1))
+            .collect();
+        ensure!(seen == expected, "{level}: {seen:?}");
+    }
+    let widths = guest.run("grep -m1 'address sizes' /proc/cpuinfo")?;
+    ensure!(widths.contains(": 39 bits physical"), "{widths}");
+
+    // What KVM can do for a guest, as the host's tells it.
+    let kvm = Kvm::new().context("Cannot open /dev/kvm")?;
+    let supported = kvm
+        .get_supported_cpuid(MAX_ENTRIES)
+        .context("KVM tells no features")?;
+    let features = supported
+        .as_slice()
+        .iter()
+        .find(|leaf| leaf.function == 0x4000_0001)
+        .context("KVM has no features of its own")?
+        .eax;
+    let said = guest.run("cpuid -1 -r -l 0x40000001 -s 0")?;
+    let expected = format!("eax={features:#010x}");
+    ensure!(said.contains(&expected), "Not {expected}: {said}");
+    let clocks =
+        guest.run("cat /sys/devices/system/clocksource/clocksource0/available_clocksource")?;
+    ensure!(
+        clocks.split_whitespace().any(|clock| clock == "kvm-clock"),
+        "Clock sources: {clocks}"
+    );
+    let log = guest.run("dmesg")?;
+    for used in [
+        "kvm-clock: using sched offset",
+        "x2apic",
+        "TSC deadline timer available",
+        "setup PV IPIs",
+        "pv remote TLB flush",
+    ] {
+        ensure!(log.contains(used), "Linux does not say {used:?}:\n{log}");
+    }
+    Ok(())
+}
