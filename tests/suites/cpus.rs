@@ -117,6 +117,11 @@ fn linux_sees_the_topology_and_uses_what_kvm_offers(site: &Site) -> Result<()> {
             .collect();
         ensure!(seen == expected, "{level}: {seen:?}");
     }
+    // Each of them is reached by the number of its APIC, which is not its own.
+    guest.machine.ch_remote_text(&["nmi"])?;
+    let nmis = "awk '/NMI:/ {for (cpu = 2; cpu <= 25; cpu++) if ($cpu > 0) n++; print n + 0}' /proc/interrupts";
+    guest.run_until(nmis, "24")?;
+
     let widths = guest.run("grep -m1 'address sizes' /proc/cpuinfo")?;
     ensure!(widths.contains(": 39 bits physical"), "{widths}");
 

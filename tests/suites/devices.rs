@@ -4,11 +4,9 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lab::command::{command, output};
 use lab::vmm::Machine;
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
@@ -25,12 +23,12 @@ pub const SUITE: Suite = Suite {
     trials: trials![
         disk_grows_and_shrinks_under_the_guests_eyes,
         disk_gives_space_back_and_keeps_to_its_limit,
+        disks_are_what_they_were_given_and_count_what_the_guest_counts,
         limits_of_bytes_and_of_a_group_hold,
         image_in_use_is_refused_by_name,
         entropy_comes_from_its_source,
         console_on_a_pseudo_terminal_and_power_button_reach_the_guest,
         console_has_the_terminals_size_and_follows_it,
-        network_device_has_the_address_and_packet_size_that_were_given,
     ],
 };
 
@@ -136,6 +134,104 @@ fn disk_gives_space_back_and_keeps_to_its_limit(site: &Site) -> Result<()> {
         (1..=most).contains(&done),
         "{done} reads in {:?}, 5 a second are allowed",
         start.elapsed()
+    );
+    Ok(())
+}
+
+fn disks_are_what_they_were_given_and_count_what_the_guest_counts(site: &Site) -> Result<()> {
+    let mut guest = Guest::boot(
+        site,
+        |dir| {
+            sparse(&dir.join("disk"), 8 << 20)?;
+            fs::write(dir.join("fixed"), vec![b'x'; 1 << 20])?;
+            // A program of ours for the guest, as a disk.
+            let mut program = fs::read(site.bin().join("lab-suites"))?;
+            program.resize(program.len().next_multiple_of(512), 0);
+            fs::write(dir.join("program"), program)?;
+            Ok(())
+        },
+        |dir| {
+            json!({
+                "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
+                "disks": [
+                    {
+                        "path": dir.join("disk"), "num_queues": 2, "queue_size": 64,
+                        "serial": "a serial number", "id": "data",
+                        "queue_affinity": [{"queue_index": 1, "host_cpus": [0]}],
+                    },
+                    {"path": dir.join("fixed"), "readonly": true, "id": "fixed"},
+                    {"path": dir.join("program"), "readonly": true},
+                ],
+            })
+        },
+    )?;
+    // What the guest was shown.
+    for (file, shown) in [
+        ("vda/serial", "a serial number"),
+        ("vda/mq/1/nr_tags", "64"),
+        ("vda/ro", "0"),
+        ("vdb/ro", "1"),
+        ("vdb/mq/0/nr_tags", "128"),
+        ("vdb/size", "2048"),
+    ] {
+        let said = guest.run(&format!("cat /sys/block/{file}"))?;
+        ensure!(said == shown, "{file} is {said:?}, not {shown:?}");
+    }
+    let refused = guest.run(
+        "dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync 2>&1 | tail -n 1; \
+         blockdev --setrw /dev/vdb 2>&1; dd if=/dev/zero of=/dev/vdb bs=4k count=1 conv=fsync 2>&1 | tail -n 1",
+    )?;
+    let image = fs::read(guest.dir.join("fixed"))?;
+    ensure!(
+        image.len() == 1 << 20 && image.iter().all(|&byte| byte == b'x'),
+        "The guest changed an image that is read-only: {refused}"
+    );
+
+    // Directly: Linux counts a flush as a write of nothing.
+    guest.run("yes | dd of=/dev/vda bs=1M count=8 iflag=fullblock oflag=direct 2>/dev/null")?;
+    // Both sides count the same.
+    guest.run("dd if=/dev/vda of=/dev/null bs=4k count=50 skip=100 iflag=direct 2>/dev/null")?;
+    let statistics = guest.run("cat /sys/block/vda/stat")?;
+    let numbers: Vec<u64> = statistics
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    let [reads, _, read, _, writes, _, written, ..] = numbers[..] else {
+        anyhow::bail!("Too few numbers: {statistics}");
+    };
+    let expected = [reads, read * 512, writes, written * 512];
+    let mut counted = Vec::new();
+    for name in ["read_ops", "read_bytes", "write_ops", "write_bytes"] {
+        counted.push(guest.counter("data", name)?);
+    }
+    ensure!(
+        counted == expected && reads >= 50,
+        "{counted:?} counted, {expected:?} in the guest"
+    );
+
+    // Zeroes, with the space given back and without.
+    guest.run("dd if=/dev/vdc of=/t/suites bs=1M 2>/dev/null; chmod +x /t/suites")?;
+    let path = guest.dir.join("disk");
+    let blocks = || -> Result<u64> { Ok(fs::metadata(&path)?.blocks()) };
+    let full = blocks()?;
+    for (offset, more) in [(1u64 << 20, ""), (4 << 20, "--free")] {
+        guest.run(&format!(
+            "/t/suites --isa svm --modules patched write-zeroes /dev/vda {offset} 2097152 {more}"
+        ))?;
+        guest.run("sync /dev/vda")?;
+        let now = fs::read(&path)?;
+        let start = offset as usize;
+        let zeroes = now[start..start + (2 << 20)].iter().all(|&byte| byte == 0);
+        let around = now[start - 1] == b'\n' && now[start + (2 << 20)] == b'y';
+        ensure!(
+            zeroes && around,
+            "Zeroes {zeroes}, the rest {around} at {offset}"
+        );
+    }
+    let left = blocks()?;
+    ensure!(
+        left + (2 << 11) <= full && left + (4 << 11) >= full,
+        "{left} blocks of {full} are left: 2 MiB of 4 were to be given back"
     );
     Ok(())
 }
@@ -298,28 +394,4 @@ fn console_has_the_terminals_size_and_follows_it(site: &Site) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(guest.machine.pid())?).context("No process")?;
     kill_process(pid, Signal::WINCH)?;
     guest.run_until("stty -F /dev/hvc0 size", "30 100")
-}
-
-fn network_device_has_the_address_and_packet_size_that_were_given(site: &Site) -> Result<()> {
-    if !Path::new("/dev/net/tun").exists() {
-        output(&mut command("insmod", [site.module("tun")]))?;
-    }
-    let net = json!([{
-        "tap": "dev0", "ip": "192.168.77.1", "mask": "255.255.255.0",
-        "mac": "02:11:22:33:44:55", "mtu": 1400, "id": "wire",
-    }]);
-    let mut guest = Guest::boot(site, |_| Ok(()), |_| json!({"net": net}))?;
-    let link = guest.run("cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu | xargs")?;
-    ensure!(link == "02:11:22:33:44:55 1400", "The guest has {link}");
-    guest.run("ifconfig eth0 192.168.77.2 netmask 255.255.255.0 up")?;
-    guest.run("ping -c 3 -s 1300 -W 20 192.168.77.1 >/dev/null")?;
-    for name in ["rx_frames", "tx_frames"] {
-        let frames = guest.counter("wire", name)?;
-        ensure!(frames >= 3, "{frames} {name}");
-    }
-    for name in ["rx_bytes", "tx_bytes"] {
-        let bytes = guest.counter("wire", name)?;
-        ensure!(bytes >= 3 * 1300, "{bytes} {name}");
-    }
-    Ok(())
 }

@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -38,6 +39,7 @@ mod many_exits;
 mod memory;
 mod modules;
 mod nested;
+mod nets;
 mod rest;
 mod sandbox;
 mod shell;
@@ -45,6 +47,7 @@ mod site;
 mod stock_kvm;
 mod study;
 mod time;
+mod zeroes;
 
 use site::{Site, SiteArgs, Skipped};
 
@@ -89,6 +92,7 @@ const SUITES: &[Suite] = &[
     cpus::SUITE,
     cpus::LINUX,
     memory::SUITE,
+    nets::SUITE,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,
@@ -138,6 +142,18 @@ enum Command {
     },
     /// Hold a VM that never runs until killed.
     KeepVm,
+    /// In a guest: have a disk write zeroes.
+    WriteZeroes {
+        /// The disk.
+        disk: PathBuf,
+        /// From this byte on.
+        offset: u64,
+        /// So many bytes.
+        length: u64,
+        /// The space may be given back.
+        #[arg(long)]
+        free: bool,
+    },
     /// Become a program for which there is no io_uring.
     WithoutIoUring {
         /// The program and its arguments.
@@ -164,6 +180,12 @@ fn main() -> ExitCode {
         Command::Bench { sections } => report("The bench", bench::run(&site, &sections)),
         Command::Study { cases } => report("The study", study::run(&site, &cases)),
         Command::KeepVm => report("The kept VM", keeper::keep()),
+        Command::WriteZeroes {
+            disk,
+            offset,
+            length,
+            free,
+        } => report("The zeroes", zeroes::write(&disk, offset, length, free)),
         Command::WithoutIoUring { command } => report("The program", denied::become_it(&command)),
     }
 }

@@ -56,7 +56,8 @@ fn four_places_are_the_life_of_a_vcpu_that_talks_to_a_device(site: &Site) -> Res
     let program = Program::new().repeat(Instruction::In(0x80), u32::MAX);
     let table = life(site, &program.spin())?;
     ensure!(
-        table.userspace > table.guest && table.blocked == 0,
+        // How much each takes is the emulator's and its machine's affair.
+        table.userspace > table.life() / 8 && table.blocked == 0,
         "It was served in user space: {table:?}"
     );
     Ok(())

@@ -91,12 +91,13 @@ pub fn build(
     let router = MsiRouter::new(Arc::clone(&vm));
 
     let ram = memory::allocate(&params.memory)?;
+    let apic_ids: Vec<u32> = (0..params.cpus.count)
+        .map(|id| params.cpus.topology.apic_id(id))
+        .collect();
     let rsdp = acpi::write_tables(
         &ram,
         &acpi::Platform {
-            apic_ids: (0..params.cpus.count)
-                .map(|id| params.cpus.topology.apic_id(id))
-                .collect(),
+            apic_ids: apic_ids.clone(),
             serial: consoles.serial.is_some(),
         },
     )?;
@@ -151,7 +152,8 @@ pub fn build(
         tsc_khz: stats.tsc_khz,
         kvm: vm.exit_stats_support(),
     };
-    Ok((Machine::new(vcpus, input, devices, buses, vm, ram), stats))
+    let machine = Machine::new(vcpus, apic_ids, input, devices, buses, vm, ram);
+    Ok((machine, stats))
 }
 
 /// The guest can name every byte of its memory.

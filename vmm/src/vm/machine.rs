@@ -19,6 +19,8 @@ const DELIVER_NMI: u32 = 0b100 << 8;
 /// that use the rest, last the memory that the guest used.
 pub struct Machine {
     vcpus: Vec<VcpuHandle>,
+    /// The local APIC of each vCPU.
+    apic_ids: Vec<u32>,
     input: Option<SerialInput>,
     devices: DeviceSet,
     buses: Buses,
@@ -29,6 +31,7 @@ pub struct Machine {
 impl Machine {
     pub(super) fn new(
         vcpus: Vec<VcpuHandle>,
+        apic_ids: Vec<u32>,
         input: Option<SerialInput>,
         devices: DeviceSet,
         buses: Buses,
@@ -37,6 +40,7 @@ impl Machine {
     ) -> Self {
         Self {
             vcpus,
+            apic_ids,
             input,
             devices,
             buses,
@@ -58,8 +62,8 @@ impl Machine {
 
     /// Interrupts every vCPU in a way that it cannot mask.
     pub fn send_nmi(&self) -> hypervisor::Result<()> {
-        for id in 0..self.vcpus.len() as u64 {
-            let address = LOCAL_APICS | id << DESTINATION_SHIFT;
+        for &id in &self.apic_ids {
+            let address = LOCAL_APICS | u64::from(id) << DESTINATION_SHIFT;
             self.vm.send_message(address, DELIVER_NMI)?;
         }
         Ok(())
