@@ -98,8 +98,7 @@ fn linux_sees_the_topology_and_uses_what_kvm_offers(site: &Site) -> Result<()> {
         },
     )?;
     // Later series look for AMD's dies in a leaf that KVM does not have.
-    let tells_dies = site.isa() == Isa::Vmx
-        || fs::read_to_string("/proc/sys/kernel/osrelease")?.starts_with("6.1.");
+    let tells_dies = site.isa() == Isa::Vmx || site.runs_6_1();
     for (level, size) in [
         ("thread_siblings_list", 2),
         ("die_cpus_list", 6),

@@ -150,6 +150,12 @@ impl Site {
         self.args.shared || self.isa() == Isa::Svm
     }
 
+    /// Whether the host runs Linux 6.1. What the host's kernel has no part in is
+    /// tried on that one alone.
+    pub fn runs_6_1(&self) -> bool {
+        fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|name| name.starts_with("6.1."))
+    }
+
     pub fn numbers(&self) -> Numbers {
         match self.isa() {
             Isa::Vmx => Numbers {
