@@ -85,17 +85,14 @@ fn leaves_tell_threads_cores_dies_and_packages(site: &Site) -> Result<()> {
 }
 
 fn linux_sees_the_topology_and_uses_what_kvm_offers(site: &Site) -> Result<()> {
+    let topology = json!({
+        "threads_per_core": 2, "cores_per_die": 3, "dies_per_package": 2, "packages": 2,
+    });
     let mut guest = Guest::boot(
         site,
-        |_| Ok(()),
-        |_| {
-            let topology = json!({
-                "threads_per_core": 2, "cores_per_die": 3, "dies_per_package": 2, "packages": 2,
-            });
-            json!({"cpus": {
-                "boot_vcpus": 24, "max_vcpus": 24, "topology": topology, "max_phys_bits": 39,
-            }})
-        },
+        json!({"cpus": {
+            "boot_vcpus": 24, "max_vcpus": 24, "topology": topology, "max_phys_bits": 39,
+        }}),
     )?;
     // Later series look for AMD's dies in a leaf that KVM does not have.
     let tells_dies = site.isa() == Isa::Vmx || site.runs_6_1();

@@ -33,7 +33,7 @@ pub const SUITE: Suite = Suite {
 };
 
 fn disk_grows_and_shrinks_under_the_guests_eyes(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(
+    let mut guest = Guest::boot_with(
         site,
         |dir| sparse(&dir.join("disk"), 8 << 20),
         |dir| {
@@ -89,7 +89,7 @@ fn disk_grows_and_shrinks_under_the_guests_eyes(site: &Site) -> Result<()> {
 }
 
 fn disk_gives_space_back_and_keeps_to_its_limit(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(
+    let mut guest = Guest::boot_with(
         site,
         |dir| {
             sparse(&dir.join("disk"), 16 << 20)?;
@@ -139,7 +139,7 @@ fn disk_gives_space_back_and_keeps_to_its_limit(site: &Site) -> Result<()> {
 }
 
 fn disks_are_what_they_were_given_and_count_what_the_guest_counts(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(
+    let mut guest = Guest::boot_with(
         site,
         |dir| {
             sparse(&dir.join("disk"), 8 << 20)?;
@@ -238,7 +238,7 @@ fn disks_are_what_they_were_given_and_count_what_the_guest_counts(site: &Site) -
 
 fn limits_of_bytes_and_of_a_group_hold(site: &Site) -> Result<()> {
     let names = ["bytes", "one", "two"];
-    let mut guest = Guest::boot(
+    let mut guest = Guest::boot_with(
         site,
         |dir| {
             names
@@ -302,7 +302,7 @@ fn entropy_comes_from_its_source(site: &Site) -> Result<()> {
     let source: Vec<u8> = (0..0x4_0000_u32)
         .flat_map(|number| number.wrapping_mul(0x9e37_79b1).to_le_bytes())
         .collect();
-    let mut guest = Guest::boot(
+    let mut guest = Guest::boot_with(
         site,
         |dir| Ok(fs::write(dir.join("source"), &source)?),
         |dir| json!({"rng": {"src": dir.join("source")}}),
@@ -320,7 +320,7 @@ fn entropy_comes_from_its_source(site: &Site) -> Result<()> {
 }
 
 fn image_in_use_is_refused_by_name(site: &Site) -> Result<()> {
-    let guest = Guest::boot(
+    let guest = Guest::boot_with(
         site,
         |dir| sparse(&dir.join("disk"), 1 << 20),
         |dir| json!({"disks": [{"path": dir.join("disk")}]}),
@@ -344,7 +344,7 @@ fn image_in_use_is_refused_by_name(site: &Site) -> Result<()> {
 }
 
 fn console_on_a_pseudo_terminal_and_power_button_reach_the_guest(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(site, |_| Ok(()), |_| json!({"console": {"mode": "Pty"}}))?;
+    let mut guest = Guest::boot(site, json!({"console": {"mode": "Pty"}}))?;
     let info = guest.machine.must("GET", "/api/v1/vm.info", None)?.json()?;
     let path = info["config"]["console"]["file"]
         .as_str()

@@ -243,13 +243,10 @@ fn linux_runs_on_huge_pages_with_a_balloon(site: &Site) -> Result<()> {
     let pool = Pool::of(PAGES)?;
     let mut guest = Guest::boot(
         site,
-        |_| Ok(()),
-        |_| {
-            json!({
-                "memory": {"size": PAGES << 21, "hugepages": true, "shared": true},
-                "balloon": {"size": 0},
-            })
-        },
+        json!({
+            "memory": {"size": PAGES << 21, "hugepages": true, "shared": true},
+            "balloon": {"size": 0},
+        }),
     )?;
     guest.run("dd if=/dev/zero of=/t/fill bs=1M count=64 2>/dev/null; rm /t/fill")?;
     let before = pool.count("free_hugepages")?;
@@ -288,11 +285,7 @@ fn balloon_of(guest: &Guest, memory: u64, size: u64) -> Result<()> {
 }
 
 fn memory_beyond_4_gib_is_the_guests(site: &Site) -> Result<()> {
-    let mut guest = Guest::boot(
-        site,
-        |_| Ok(()),
-        |_| json!({"memory": {"size": 5u64 << 30}}),
-    )?;
+    let mut guest = Guest::boot(site, json!({"memory": {"size": 5u64 << 30}}))?;
     let ranges = guest.run("grep 'System RAM' /proc/iomem")?;
     ensure!(
         ranges
@@ -326,8 +319,7 @@ fn balloon_gives_memory_back_and_lets_go_when_the_guest_needs_it(site: &Site) ->
     const MEMORY: u64 = 320 << 20;
     let mut guest = Guest::boot(
         site,
-        |_| Ok(()),
-        |_| json!({"memory": {"size": MEMORY}, "balloon": {"size": 0, "deflate_on_oom": true}}),
+        json!({"memory": {"size": MEMORY}, "balloon": {"size": 0, "deflate_on_oom": true}}),
     )?;
     let total = "awk '/MemFree/ {print int($2 / 1024)}' /proc/meminfo";
     guest.run("dd if=/dev/zero of=/t/fill bs=1M count=120 2>/dev/null; rm /t/fill")?;
@@ -357,8 +349,7 @@ fn balloon_gives_memory_back_and_lets_go_when_the_guest_needs_it(site: &Site) ->
 fn free_pages_go_back_to_the_host(site: &Site) -> Result<()> {
     let mut guest = Guest::boot(
         site,
-        |_| Ok(()),
-        |_| json!({"memory": {"size": 512 << 20}, "balloon": {"size": 0, "free_page_reporting": true}}),
+        json!({"memory": {"size": 512 << 20}, "balloon": {"size": 0, "free_page_reporting": true}}),
     )?;
     // What the root of an initramfs may take is half of the memory.
     let fill = "dd if=/dev/zero of=/t/fill bs=1M count=160 2>&1";

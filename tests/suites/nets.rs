@@ -53,8 +53,7 @@ fn interfaces_are_what_they_were_given_and_use_all_their_queues(site: &Site) -> 
     ]);
     let mut guest = Guest::boot(
         site,
-        |_| Ok(()),
-        |_| json!({"net": nets, "cpus": {"boot_vcpus": 2, "max_vcpus": 2}}),
+        json!({"net": nets, "cpus": {"boot_vcpus": 2, "max_vcpus": 2}}),
     )?;
     for (interface, mac, mtu, queues) in [
         ("eth0", "02:11:22:33:44:55", "1500", "2"),

@@ -27,9 +27,14 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots with this configuration besides. `prepare` makes files in the
-    /// machine's folder.
-    pub fn boot(
+    /// Boots with this configuration besides.
+    pub fn boot(site: &Site, more: Value) -> Result<Guest> {
+        Guest::boot_with(site, |_| Ok(()), |_| more)
+    }
+
+    /// The same, with a configuration that names files. `prepare` makes them in
+    /// the machine's folder.
+    pub fn boot_with(
         site: &Site,
         prepare: impl FnOnce(&Path) -> Result<()>,
         more: impl FnOnce(&Path) -> Value,
@@ -53,14 +58,7 @@ impl Guest {
              while read -r line; do eval \"$line\"; echo \"{DONE}$?\"; done\n"
         );
         let initramfs = dir.join("initramfs");
-        let modules: Vec<_> = site
-            .guest_modules()?
-            .into_iter()
-            .map(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                (format!("/t/{name}"), path.clone())
-            })
-            .collect();
+        let modules = site.guest_modules()?;
         guest::initramfs_with(&site.base_initramfs(), &script, &modules, &initramfs)?;
         let serial = dir.join("serial.sock");
         let mut config = json!({

@@ -203,11 +203,15 @@ impl Site {
     }
 
     /// Drivers for guests, in the order in which they are loaded.
-    pub fn guest_modules(&self) -> Result<Vec<PathBuf>> {
+    pub fn guest_modules(&self) -> Result<Vec<(String, PathBuf)>> {
         let folder = self.args.root.join("guest/modules");
         let mut modules = fs::read_dir(&folder)
             .with_context(|| format!("Cannot list {}", folder.display()))?
-            .map(|entry| Ok(entry?.path()))
+            .map(|entry| {
+                let entry = entry?;
+                let name = entry.file_name();
+                Ok((format!("/t/{}", name.to_string_lossy()), entry.path()))
+            })
             .collect::<Result<Vec<_>>>()?;
         modules.sort();
         Ok(modules)

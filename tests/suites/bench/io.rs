@@ -2,7 +2,7 @@
 //! QEMU's.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -203,14 +203,7 @@ fn measured(
 impl Subject {
     fn boot(site: &Site, vmm: &str, script: &str, devices: &Devices) -> Result<Subject> {
         let initramfs = site.fresh_dir()?.join("initramfs");
-        let modules: Vec<(String, PathBuf)> = site
-            .guest_modules()?
-            .into_iter()
-            .map(|path| {
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                (format!("/t/{name}"), path.clone())
-            })
-            .collect();
+        let modules = site.guest_modules()?;
         guest::initramfs_with(&site.base_initramfs(), script, &modules, &initramfs)?;
         let mut command = match vmm {
             "ours" => ours(site, &initramfs, &devices.ours),
