@@ -2,12 +2,13 @@
 
 use anyhow::Result;
 
-use super::{Figures, Section, Verdict, nothing_here, number, words};
+use super::{Equipment, Figures, Section, Verdict, nothing_here, number, words};
 use crate::host::Isa;
 
 pub(super) const SECTION: Section = Section {
     name: "exits",
     wants: |_| true,
+    equipment: Equipment::None,
     here: nothing_here,
     judge,
 };

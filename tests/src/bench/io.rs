@@ -3,12 +3,13 @@
 
 use anyhow::Result;
 
-use super::{Figures, Section, Verdict, nothing_here, number, words};
+use super::{Equipment, Figures, Section, Verdict, nothing_here, number, words};
 use crate::host::Isa;
 
 pub(super) const DISK: Section = Section {
     name: "disk",
     wants: |place| place.patched && place.isa == Isa::Svm,
+    equipment: Equipment::Measures,
     here: nothing_here,
     judge: |figures, verdict| judge(&DISK_TABLE, figures, verdict),
 };
@@ -16,16 +17,10 @@ pub(super) const DISK: Section = Section {
 pub(super) const NET: Section = Section {
     name: "net",
     wants: |place| place.patched && place.isa == Isa::Svm,
+    equipment: Equipment::Measures,
     here: nothing_here,
     judge: |figures, verdict| judge(&NET_TABLE, figures, verdict),
 };
-
-/// The sections that have a host of their own, with what it needs besides.
-pub const SECTIONS: [&str; 2] = ["disk", "net"];
-
-/// Its kernel parameters. TCG now and then loses a timer's interrupt; on a host
-/// that ticks the next tick makes up for it.
-pub const PARAMETERS: &str = "nohz=off highres=off";
 
 /// The file system with the programs, in the host.
 pub const PROGRAMS: &str = "/lab/measures.img";

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{Figures, Section, Verdict, nothing_here, number, words};
+use super::{Equipment, Figures, Section, Verdict, nothing_here, number, words};
 use crate::host::Isa;
 
 /// On the host whose clock counts instructions: there a time is the work done,
@@ -11,6 +11,7 @@ use crate::host::Isa;
 pub(super) const SECTION: Section = Section {
     name: "load",
     wants: |place| place.patched && place.isa == Isa::Svm,
+    equipment: Equipment::None,
     here: nothing_here,
     judge,
 };

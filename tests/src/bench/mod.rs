@@ -59,12 +59,25 @@ impl Place {
     }
 }
 
+/// What a section's host has besides the suites. Sections that need the same
+/// share a boot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Equipment {
+    /// Nothing.
+    None,
+    /// QEMU as another VMM, programs that measure disks and networks, and timers
+    /// that tick.
+    Measures,
+}
+
 /// What is measured together.
 pub struct Section {
     /// As it is chosen on the command line.
     pub name: &'static str,
     /// Whether this kind of host has something to say.
     pub wants: fn(Place) -> bool,
+    /// What it has to have.
+    pub equipment: Equipment,
     /// What it measures on this machine, without a host.
     pub here: fn(&Tree, &mut Figures) -> Result<()>,
     /// Tables and goals of what was measured.

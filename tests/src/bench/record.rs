@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::{Figures, Section, Verdict, number, words};
+use super::{Equipment, Figures, Section, Verdict, number, words};
 use crate::command::{command, output};
 use crate::tree::Tree;
 
@@ -13,6 +13,7 @@ use crate::tree::Tree;
 pub(super) const SECTION: Section = Section {
     name: "record",
     wants: |_| false,
+    equipment: Equipment::None,
     here: measure,
     judge,
 };

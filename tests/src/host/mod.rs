@@ -105,7 +105,6 @@ pub fn run(
         script,
         files: &[],
         patience: Patience::Whole(host.deadline()),
-        parameters: "",
         disks: &[],
     };
     run_job(host, kernel, image, &job, logs, relay)
@@ -119,8 +118,6 @@ pub struct Job<'a> {
     pub files: &'a [(String, PathBuf)],
     /// When to give up.
     pub patience: Patience,
-    /// More kernel parameters.
-    pub parameters: &'a str,
     /// Disk images, for an SVM host alone.
     pub disks: &'a [PathBuf],
 }
@@ -160,7 +157,7 @@ pub fn run_job(
     let files = BootFiles {
         kernel: kernel.to_owned(),
         initramfs,
-        cmdline: format!("{KERNEL_PARAMETERS} {}", job.parameters),
+        cmdline: KERNEL_PARAMETERS.to_owned(),
         disks: job.disks.to_vec(),
     };
     let mut child = host.start(&files, logs)?;

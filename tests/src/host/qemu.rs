@@ -29,6 +29,7 @@ const TICK: &str = "nohz=off highres=off";
 pub struct Qemu {
     cpus: u32,
     counted: bool,
+    ticks: bool,
 }
 
 impl Qemu {
@@ -36,17 +37,26 @@ impl Qemu {
     pub const ONE_CPU: Qemu = Qemu {
         cpus: 1,
         counted: false,
+        ticks: true,
     };
     /// For what needs vCPUs that run at the same time or move.
     pub const TWO_CPUS: Qemu = Qemu {
         cpus: 2,
         counted: false,
+        ticks: true,
     };
     /// Its clock counts instructions, a nanosecond each: the same run takes the
-    /// same time. For figures. Linux 6.12 does not come up on it.
+    /// same time. For figures. Linux 6.12 does not come up on it. It is tickless,
+    /// as the host was that peers were measured on.
     pub const COUNTED: Qemu = Qemu {
         cpus: 1,
         counted: true,
+        ticks: false,
+    };
+    /// The same with timers that tick, for what waits for devices.
+    pub const COUNTED_TICKING: Qemu = Qemu {
+        ticks: true,
+        ..Qemu::COUNTED
     };
 }
 
@@ -105,8 +115,7 @@ impl Qemu {
             "qemu-system-x86_64",
             ["-accel", &format!("tcg,thread={threads}")],
         );
-        // Peers were measured on a tickless host, so figures come from one too.
-        let tick = if self.counted { "" } else { TICK };
+        let tick = if self.ticks { TICK } else { "" };
         if self.counted {
             qemu.args(["-icount", "shift=0,sleep=off"]);
         }

@@ -159,7 +159,6 @@ impl Runner<'_> {
             script: &script,
             files: &files,
             patience: Patience::Silence(self.silence()),
-            parameters: "",
             disks: &[],
         };
         let ended = host::run_job(

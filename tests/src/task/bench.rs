@@ -1,14 +1,13 @@
 //! Figures against peers and goals.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Built, build};
 use crate::artifact::kernel::Series;
 use crate::artifact::measures;
-use crate::bench::{Figures, Place, SECTIONS, Section, Verdict, io};
+use crate::bench::{Equipment, Figures, Place, SECTIONS, Section, Verdict};
 use crate::host::{self, EmulatedHost, Isa, Job, Patience, Qemu};
 use crate::progress::step;
 use crate::tree::Tree;
@@ -33,27 +32,23 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
     let mut figures = Figures::default();
     let mut built = None;
     for place in Place::ALL {
-        let wanted: Vec<&str> = sections
-            .iter()
-            .filter(|section| (section.wants)(place))
-            .map(|section| section.name)
-            .collect();
-        if !wanted.is_empty() && isa.is_none_or(|isa| isa == place.isa) {
+        if isa.is_some_and(|isa| isa != place.isa) {
+            continue;
+        }
+        for equipment in [Equipment::None, Equipment::Measures] {
+            let wanted: Vec<&str> = sections
+                .iter()
+                .filter(|section| (section.wants)(place) && section.equipment == equipment)
+                .map(|section| section.name)
+                .collect();
+            if wanted.is_empty() {
+                continue;
+            }
             let built = match &built {
                 Some(built) => built,
                 None => built.insert(build(tree, Series::V6_1)?),
             };
-            let (own, shared): (Vec<&str>, Vec<&str>) = wanted
-                .into_iter()
-                .partition(|name| io::SECTIONS.contains(name));
-            for (wanted, extra) in [
-                (shared, Extra::default()),
-                (own.clone(), extra(tree, built, &own)?),
-            ] {
-                if !wanted.is_empty() {
-                    measure(tree, built, place, &wanted, &extra, &mut figures)?;
-                }
-            }
+            measure(tree, built, place, equipment, &wanted, &mut figures)?;
         }
     }
     for section in &sections {
@@ -90,31 +85,12 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
     Ok(())
 }
 
-/// What a host has for some sections alone.
-#[derive(Default)]
-struct Extra {
-    name: &'static str,
-    files: Vec<(String, PathBuf)>,
-    parameters: &'static str,
-}
-
-fn extra(tree: &Tree, built: &Built, sections: &[&str]) -> Result<Extra> {
-    if sections.is_empty() {
-        return Ok(Extra::default());
-    }
-    Ok(Extra {
-        name: "-io",
-        files: measures::files(tree, &built.kernel)?,
-        parameters: io::PARAMETERS,
-    })
-}
-
 fn measure(
     tree: &Tree,
     built: &Built,
     place: Place,
+    equipment: Equipment,
     sections: &[&str],
-    extra: &Extra,
     figures: &mut Figures,
 ) -> Result<()> {
     let image = if place.patched {
@@ -122,16 +98,16 @@ fn measure(
     } else {
         built.stock_host(tree)?
     };
-    let host: &dyn EmulatedHost = match place.isa {
-        Isa::Svm => &Qemu::COUNTED,
-        Isa::Vmx => host::emulated(Isa::Vmx),
+    let (files, suffix) = match equipment {
+        Equipment::None => (Vec::new(), ""),
+        Equipment::Measures => (measures::files(tree, &built.kernel)?, "-measures"),
     };
-    let name = format!(
-        "bench-{}-{}{}",
-        place.isa.as_str(),
-        place.modules(),
-        extra.name
-    );
+    let host: &dyn EmulatedHost = match (place.isa, equipment) {
+        (Isa::Svm, Equipment::None) => &Qemu::COUNTED,
+        (Isa::Svm, Equipment::Measures) => &Qemu::COUNTED_TICKING,
+        (Isa::Vmx, _) => host::emulated(Isa::Vmx),
+    };
+    let name = format!("bench-{}-{}{suffix}", place.isa.as_str(), place.modules());
     let logs = tree.fresh_log_dir(&name)?;
     let script = format!(
         "exec lab-suites --isa {} --modules {} bench {}",
@@ -141,9 +117,8 @@ fn measure(
     );
     let job = Job {
         script: &script,
-        files: &extra.files,
+        files: &files,
         patience: Patience::Whole(host.deadline()),
-        parameters: extra.parameters,
         disks: &[],
     };
     let mut outcome = Ok(());

@@ -92,7 +92,6 @@ pub fn run(
             script: &script,
             files: &files(built, &debian)?,
             patience: Patience::Silence(if long { LONG_PATIENCE } else { PATIENCE }),
-            parameters: "",
             disks: &[debian.root.clone(), debian.work.clone()],
         };
         let status = host::run_job(host, &built.kernel.bzimage(), &image, &job, &logs, relay);

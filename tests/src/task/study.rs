@@ -129,7 +129,6 @@ impl Place {
             files: &files,
             disks: &[],
             patience: Patience::Whole(self.host.deadline()),
-            parameters: "",
         };
         let kernel = built.kernel.bzimage();
         let mut record = Record::default();

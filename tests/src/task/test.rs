@@ -170,7 +170,6 @@ impl Round {
             script: &script,
             files: &files,
             patience: Patience::Whole(host.deadline()),
-            parameters: "",
             disks: &[],
         };
         let status = host::run_job(host, &kernel, &image, &job, &logs, &mut |line| {
