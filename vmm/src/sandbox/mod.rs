@@ -6,6 +6,7 @@
 
 mod affinity;
 mod landlock;
+mod preemption;
 mod seccomp;
 
 use std::any::Any;
@@ -18,6 +19,7 @@ use std::thread::{Builder, JoinHandle};
 use rustix::fs::Mode;
 
 pub use affinity::bind_to_cpus;
+pub use preemption::{is_scheduled_normally, preempt_when_woken};
 
 use crate::event::{EventSink, MachineEvent};
 

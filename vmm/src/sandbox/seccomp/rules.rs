@@ -192,8 +192,16 @@ const BLOCK: &[Entry] = &[
     any(libc::SYS_preadv),
     any(libc::SYS_pwrite64),
     any(libc::SYS_pwritev),
+    any(libc::SYS_sched_getscheduler),
     // Queues bound to CPUs.
     any(libc::SYS_sched_setaffinity),
+    with(
+        libc::SYS_sched_setscheduler,
+        &[
+            equal(1, libc::SCHED_OTHER as u32),
+            equal(1, libc::SCHED_BATCH as u32),
+        ],
+    ),
     any(libc::SYS_statx),
 ];
 

@@ -24,6 +24,7 @@ pub mod image;
 mod request;
 #[cfg(test)]
 mod tests;
+mod wakeups;
 mod worker;
 
 pub use device::{Block, BlockOptions, DiskSize};

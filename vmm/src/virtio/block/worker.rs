@@ -12,6 +12,7 @@ use vm_memory::GuestAddress;
 use super::counters::BlockCounters;
 use super::execute::{Disk, Plan, Transfer, write_status};
 use super::request::{Kind, Request, Status, parse};
+use super::wakeups::Wakeups;
 use crate::memory::{IoRing, RingCompletion, RingOperation};
 use crate::sandbox::bind_to_cpus;
 use crate::virtio::rate_limit::{RateLimit, RateLimiter};
@@ -53,6 +54,8 @@ pub(super) struct BlockService {
     limit: Option<RateLimit>,
     affinity: Vec<usize>,
     use_ring: bool,
+    /// From the first activation on: it is the thread's, not the queue's.
+    wakeups: Option<Wakeups>,
     active: Option<Active>,
 }
 
@@ -79,6 +82,7 @@ impl BlockService {
             limit,
             affinity,
             use_ring,
+            wakeups: None,
             active: None,
         }
     }
@@ -96,6 +100,7 @@ impl Service for BlockService {
                 self.affinity
             );
         }
+        self.wakeups.get_or_insert_with(Wakeups::new);
         poll.add(queue.kick(), REQUESTS)?;
         let ring = if self.use_ring && self.disk.image.sync_file().is_some() {
             open_ring(queue.size())
@@ -131,7 +136,12 @@ impl Service for BlockService {
                 }
                 active.take_requests(&self.disk, &self.counters)?;
             }
-            _ => active.take_requests(&self.disk, &self.counters)?,
+            _ => {
+                let taken = active.take_requests(&self.disk, &self.counters)?;
+                if let Some(wakeups) = &mut self.wakeups {
+                    wakeups.served(taken);
+                }
+            }
         }
         Ok(())
     }
@@ -158,9 +168,9 @@ fn open_ring(depth: u16) -> Option<IoRing> {
 }
 
 impl Active {
-    /// Starts what is in the queue; one round of it at most, so that requests
-    /// to stop are heard.
-    fn take_requests(&mut self, disk: &Disk, counters: &BlockCounters) -> Result<(), QueueError> {
+    /// Starts what is in the queue, and says how many requests that were; one
+    /// round of it at most, so that requests to stop are heard.
+    fn take_requests(&mut self, disk: &Disk, counters: &BlockCounters) -> Result<u16, QueueError> {
         // Nothing to read: somebody else has looked already.
         let _ = self.queue.kick().read();
         let mut left = self.queue.size();
@@ -172,7 +182,8 @@ impl Active {
                 {
                     // Goes on when the limiter says so.
                     self.submit(disk, counters)?;
-                    return self.queue.notify();
+                    self.queue.notify()?;
+                    return Ok(self.queue.size() - left);
                 }
                 let Some(chain) = self.queue.pop()? else {
                     break;
@@ -190,12 +201,12 @@ impl Active {
             self.submit(disk, counters)?;
             self.queue.notify()?;
             if !self.queue.want_kicks()? {
-                return Ok(());
+                return Ok(self.queue.size() - left);
             }
             if left == 0 {
                 // A full counter kicks as well.
                 let _ = self.queue.kick().write(1);
-                return Ok(());
+                return Ok(self.queue.size() - left);
             }
         }
     }
