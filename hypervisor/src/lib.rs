@@ -5,10 +5,12 @@
 //! The unsafe code that talks to the kernel lives here, so that the VMM's own
 //! modules can forbid it.
 
+mod internal_error;
 pub mod kvm;
 mod stats_fd;
 mod traits;
 
+pub use internal_error::InternalError;
 pub use kvm::ExitStatsSupport;
 pub use kvm::kick::VcpuKick;
 pub use stats_fd::{StatsError, StatsFd};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use instrumentation::table::Isa;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::internal_error::InternalError;
 use crate::kvm::ExitStatsSupport;
 use crate::kvm::kick::VcpuKick;
 use crate::stats_fd::{StatsError, StatsFd};
@@ -215,7 +216,7 @@ pub enum VmExit {
         cpu: u32,
     },
     /// KVM met an instruction or a state that it cannot emulate.
-    InternalError,
+    InternalError(InternalError),
     /// An exit that this program never asked for; KVM's number.
     Unexpected(u32),
 }

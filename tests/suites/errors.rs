@@ -26,6 +26,7 @@ pub const SUITE: Suite = Suite {
         machine_without_kvm_is_told_so,
         client_without_server_is_told_so,
         server_survives_a_kernel_that_is_missing,
+        guest_that_kvm_gives_up_on_is_located,
     ],
 };
 
@@ -214,4 +215,14 @@ fn server_survives_a_kernel_that_is_missing(site: &Site) -> Result<()> {
     machine.must("PUT", "/api/v1/vm.create", Some(&config))?;
     machine.must("PUT", "/api/v1/vm.boot", None)?;
     Ok(())
+}
+
+/// Device registers are no code, and those that nobody has least of all.
+fn guest_that_kvm_gives_up_on_is_located(site: &Site) -> Result<()> {
+    let guest = site.fresh_dir()?.join("guest.elf");
+    fs::write(&guest, Program::new().get_lost(0xd000_0000))?;
+    vmm_fails(site, &["--kernel", &guest.display().to_string()])?.names(
+        "vCPU 0: KVM cannot go on: it cannot emulate an instruction, \
+         instruction pointer 0xd0000000",
+    )
 }

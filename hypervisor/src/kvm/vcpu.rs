@@ -11,6 +11,7 @@ use vmm_sys_util::ioctl_io_nr;
 
 use super::ioctl;
 use super::kick::VcpuKick;
+use crate::internal_error::InternalError;
 use crate::stats_fd::{StatsError, StatsFd};
 use crate::traits::{Error, Result, Vcpu, VcpuSetup, VmExit, VmOps};
 
@@ -151,7 +152,7 @@ impl Vcpu for KvmVcpu {
             Ok(VcpuExit::Shutdown) => VmExit::TripleFault,
             Ok(VcpuExit::SystemEvent(kind, _)) => VmExit::SystemEvent(kind),
             Ok(VcpuExit::FailEntry(reason, cpu)) => VmExit::EntryFailure { reason, cpu },
-            Ok(VcpuExit::InternalError) => VmExit::InternalError,
+            Ok(VcpuExit::InternalError) => VmExit::InternalError(self.internal_error()),
             Ok(VcpuExit::Intr) => VmExit::Interrupted,
             Ok(_) => VmExit::Unexpected(self.fd.get_kvm_run().exit_reason),
             Err(error) => match error.errno() {
@@ -199,6 +200,16 @@ impl Vcpu for KvmVcpu {
 }
 
 impl KvmVcpu {
+    /// What KVM says of an internal error just reported.
+    fn internal_error(&mut self) -> InternalError {
+        let run = self.fd.get_kvm_run();
+        // SAFETY: called after `KVM_EXIT_INTERNAL_ERROR` only, when `internal`
+        // is the active member; it is plain data in any case.
+        let internal = unsafe { run.__bindgen_anon_1.internal };
+        let ip = self.fd.get_regs().map_or(0, |registers| registers.rip);
+        InternalError::new(internal.suberror, ip, internal.ndata, &internal.data)
+    }
+
     /// Width in bytes of one element of the port access just reported, never
     /// zero and never more than `length`.
     fn io_width(&mut self, length: usize) -> usize {

@@ -221,6 +221,13 @@ impl Program {
         pvh_image(&self.code)
     }
 
+    /// Goes on where no memory is, which nobody can execute.
+    pub fn get_lost(mut self, address: u32) -> Vec<u8> {
+        self.load(EAX, address);
+        self.emit(&[0xff, 0xe0]); // jmp eax
+        pvh_image(&self.code)
+    }
+
     /// Halts with interrupts off: one last exit, then silence.
     pub fn halt(mut self) -> Vec<u8> {
         self.emit(&[0xfa, 0xf4, 0xeb, 0xfc]); // cli; hlt; back to cli

@@ -73,10 +73,9 @@ impl Runner {
                 "vCPU {}: the processor refused to enter the guest: reason {reason:#x} on CPU {cpu}",
                 self.id
             )),
-            VmExit::InternalError => self.fail(format!(
-                "vCPU {}: KVM cannot go on (internal error)",
-                self.id
-            )),
+            VmExit::InternalError(error) => {
+                self.fail(format!("vCPU {}: KVM cannot go on: {error}", self.id))
+            }
             VmExit::Unexpected(number) => {
                 self.fail(format!("vCPU {}: unexpected exit {number}", self.id))
             }
@@ -126,7 +125,7 @@ fn kind_of(exit: VmExit) -> Option<UserExitKind> {
         VmExit::TripleFault => Some(UserExitKind::Shutdown),
         VmExit::SystemEvent(_) => Some(UserExitKind::SystemEvent),
         VmExit::EntryFailure { .. } => Some(UserExitKind::FailEntry),
-        VmExit::InternalError => Some(UserExitKind::InternalError),
+        VmExit::InternalError(_) => Some(UserExitKind::InternalError),
         VmExit::Unexpected(_) => Some(UserExitKind::Other),
     }
 }

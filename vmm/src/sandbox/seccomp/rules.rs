@@ -140,6 +140,7 @@ const STREAMS: &[Entry] = &[
 
 // KVM's requests, from linux/kvm.h.
 const KVM_RUN: c_ulong = 0xae80;
+const KVM_GET_REGS: c_ulong = 0x8090_ae81;
 const KVM_KVMCLOCK_CTRL: c_ulong = 0xaead;
 const KVM_IOEVENTFD: c_ulong = 0x4040_ae79;
 const KVM_IRQFD: c_ulong = 0x4020_ae76;
@@ -157,6 +158,8 @@ const VCPU: &[Entry] = &[
         libc::SYS_ioctl,
         &[
             request(KVM_RUN),
+            // To say where it was when KVM gives up on the guest.
+            request(KVM_GET_REGS),
             request(KVM_KVMCLOCK_CTRL),
             request(KVM_IOEVENTFD),
             request(KVM_IRQFD),
