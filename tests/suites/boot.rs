@@ -175,8 +175,8 @@ fn guest_reads_the_names_it_was_given(site: &Site) -> Result<()> {
     Ok(())
 }
 
-/// Debian has no firmware of that form, but its kernel's ELF image is entered
-/// in the same way.
+/// A kernel's ELF image is entered in the same way; firmware that boots a
+/// whole system is a trial of the Debian suite.
 fn firmware_boots_by_pvh_without_command_line_and_initramfs(site: &Site) -> Result<()> {
     let dir = site.fresh_dir()?;
     let firmware = dir.join("firmware");

@@ -23,8 +23,8 @@ use super::BootError;
 use crate::devices::{RESET_VALUE, S5_SLEEP_TYPE};
 use crate::memory::GuestRam;
 use crate::memory::layout::{
-    ACPI_END, IOAPIC_FIRST_GSI, IOAPIC_START, LAPIC_START, POWER_PORTS, RSDP_START, SERIAL_GSI,
-    SERIAL_PORTS,
+    ACPI_END, IOAPIC_FIRST_GSI, IOAPIC_START, LAPIC_START, PM_TIMER_PORTS, POWER_PORTS, RSDP_START,
+    SERIAL_GSI, SERIAL_PORTS,
 };
 
 const OEM_ID: [u8; 6] = *b"EXITVM";
@@ -42,6 +42,10 @@ pub struct Platform {
     pub apic_ids: Vec<u32>,
     /// There is a serial port.
     pub serial: bool,
+    /// There is a power management timer, for boot loaders that would measure
+    /// their time with an 8254 otherwise. Kernels of machines without ACPI's
+    /// registers have no use for it.
+    pub pm_timer: bool,
 }
 
 /// Writes all tables; says where the root pointer is.
@@ -51,7 +55,7 @@ pub fn write_tables(ram: &GuestRam, platform: &Platform) -> Result<u64, BootErro
         bytes: vec![0; Rsdp::len()],
     };
     let dsdt = area.push(dsdt(platform).as_slice());
-    let fadt = area.push(&bytes_of(&fadt(dsdt)));
+    let fadt = area.push(&bytes_of(&fadt(dsdt, platform.pm_timer)));
     let madt = area.push(&bytes_of(&madt(&platform.apic_ids)));
     let mcfg = area.push(&bytes_of(&pci::mcfg()));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, OEM_REVISION);
@@ -102,7 +106,7 @@ fn power_register(index: u16) -> GAS {
     )
 }
 
-fn fadt(dsdt: u64) -> impl Aml {
+fn fadt(dsdt: u64, pm_timer: bool) -> impl Aml {
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -114,6 +118,18 @@ fn fadt(dsdt: u64) -> impl Aml {
     fadt.sleep_status_reg = power_register(1);
     fadt.reset_reg = power_register(2);
     fadt.reset_value = RESET_VALUE;
+    if pm_timer {
+        let (port, length) = PM_TIMER_PORTS;
+        fadt.pm_tmr_blk = u32::from(port).into();
+        fadt.pm_tmr_len = length as u8;
+        fadt.x_pm_tmr_blk = GAS::new(
+            AddressSpace::SystemIo,
+            32,
+            0,
+            AccessSize::DwordAccess,
+            port.into(),
+        );
+    }
     fadt.finalize()
 }
 
@@ -192,6 +208,7 @@ mod tests {
         let platform = Platform {
             apic_ids: (0..64).collect(),
             serial: true,
+            pm_timer: false,
         };
         let rsdp = write_tables(&ram, &platform).unwrap();
         let table = |address: u64, length: usize| {
@@ -220,5 +237,15 @@ mod tests {
         assert_eq!((&mcfg[..4], mcfg.len()), (&b"MCFG"[..], 44 + 16));
         // No 8259s.
         assert_eq!(madt[40], 0);
+    }
+
+    #[test]
+    fn timer_is_named_where_there_is_one() {
+        for (pm_timer, port, length) in [(true, 0x608, 4), (false, 0, 0)] {
+            let table = bytes_of(&fadt(0, pm_timer));
+            assert_eq!(table[76..80], u32::to_le_bytes(port));
+            assert_eq!(table[91], length);
+            assert_eq!(u64_at(&table, 212), u64::from(port));
+        }
     }
 }

@@ -10,6 +10,12 @@ use vm_superio::{I8042Device, Trigger};
 use crate::bus::BusDevice;
 use crate::event::{EventSink, MachineEvent};
 
+/// System control port B, among the controller's ports.
+const SYSTEM_CONTROL: u64 = 1;
+/// The 8254's second channel has run out. There is none, and whoever measures
+/// time with it waits for this bit without end.
+const TIMER_OUTPUT: u8 = 1 << 5;
+
 struct ResetTrigger(EventSink);
 
 impl Trigger for ResetTrigger {
@@ -36,6 +42,10 @@ impl BusDevice for I8042 {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         if let [byte] = data {
+            if offset == SYSTEM_CONTROL {
+                *byte = TIMER_OUTPUT;
+                return;
+            }
             let mut device = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             *byte = device.read(offset as u8);
         }
@@ -54,6 +64,14 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+
+    #[test]
+    fn timer_that_is_not_there_has_run_out() {
+        let device = I8042::new(EventSink::new(|_| ()));
+        let mut control = [0];
+        device.read(1, &mut control);
+        assert_eq!(control, [0x20]);
+    }
 
     #[test]
     fn only_the_reset_command_resets() {

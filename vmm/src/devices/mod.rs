@@ -4,6 +4,7 @@ mod debug_console;
 mod hotplug;
 mod i8042;
 mod ioapic;
+mod pm_timer;
 mod power;
 pub mod serial;
 
@@ -11,4 +12,5 @@ pub use debug_console::DebugConsole;
 pub use hotplug::{EVENT_PCI, EVENT_POWER_BUTTON, HotplugController};
 pub use i8042::I8042;
 pub use ioapic::{IoApic, Pin};
+pub use pm_timer::PmTimer;
 pub use power::{PowerRegisters, RESET_VALUE, S5_SLEEP_TYPE};

@@ -77,8 +77,12 @@ pub const I8042_PORTS: (u16, u16) = (0x60, 5);
 pub const SERIAL_PORTS: (u16, u16) = (0x3f8, 8);
 /// Ports of the power registers: sleep control, sleep status, reset.
 pub const POWER_PORTS: (u16, u16) = (0x600, 3);
+/// Ports of the power management timer, where firmware looks for it.
+pub const PM_TIMER_PORTS: (u16, u16) = (0x608, 4);
 /// Ports of the registers that tell of devices that come and go.
 pub const HOTPLUG_PORTS: (u16, u16) = (0x610, 16);
+/// Ports of PCI configuration space: address and data.
+pub const PCI_CONFIG_PORTS: (u16, u16) = (0xcf8, 8);
 
 /// Interrupt of the I/O APIC's first pin.
 pub const IOAPIC_FIRST_GSI: u32 = 4;

@@ -1,11 +1,12 @@
 //! The PCI bus of the machine: one segment with one bus, whose configuration
-//! space is memory-mapped (ECAM) and nothing else; functions with memory BARs,
-//! capabilities and MSI-X.
+//! space is memory-mapped (ECAM); functions with memory BARs, capabilities and
+//! MSI-X.
 //!
 //! Configuration registers have no side effects when read, so the guest reads
 //! them from a window of memory and exits only to write them: walking the bus
 //! costs a few exits instead of a hundred for each device. The ports 0xCF8 and
-//! 0xCFC are left out; with them, Linux would use them, two exits an access.
+//! 0xCFC are there for firmware alone; with them, Linux uses them, two exits an
+//! access.
 //!
 //! The control thread adds and removes functions; vCPU threads read and write
 //! registers.
@@ -14,6 +15,7 @@ mod bar;
 mod config_space;
 mod host_bridge;
 mod msix;
+mod ports;
 mod segment;
 
 use std::fmt;
@@ -22,6 +24,7 @@ pub use bar::BarPlacer;
 pub use config_space::{CONFIG_SIZE, ConfigSpace, Identity, capability, register};
 pub use host_bridge::HostBridge;
 pub use msix::{ENTRY_SIZE, MsixCapability, MsixTable, MsixVectors, NO_VECTOR};
+pub use ports::PciConfigPorts;
 pub use segment::{PciSegment, SLOTS, SegmentError};
 
 /// What a function does with its configuration registers. Called from vCPU

@@ -18,11 +18,11 @@ use crate::bus::{Bus, BusError};
 use crate::config::{ConfigError, VmParams};
 use crate::console_end::ConsoleEnd;
 use crate::devices::serial::{InputError, Serial, SerialInput};
-use crate::devices::{DebugConsole, I8042, IoApic, Pin, PowerRegisters};
+use crate::devices::{DebugConsole, I8042, IoApic, Pin, PmTimer, PowerRegisters};
 use crate::event::EventSink;
 use crate::interrupt::{InterruptError, MsiRouter};
 use crate::memory::layout::{
-    self, I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, POWER_PORTS, SERIAL_PORTS,
+    self, I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, PM_TIMER_PORTS, POWER_PORTS, SERIAL_PORTS,
 };
 use crate::memory::{self, IOAPIC_SLOT, MemoryError, ReadOnlyWindow};
 use crate::stats::VmStats;
@@ -99,6 +99,7 @@ pub fn build(
         &acpi::Platform {
             apic_ids: apic_ids.clone(),
             serial: consoles.serial.is_some(),
+            pm_timer: params.payload.firmware,
         },
     )?;
     boot::write_smbios(
@@ -134,6 +135,9 @@ pub fn build(
         ioapic.line(Pin::Hotplug),
         events.clone(),
     )?;
+    if params.payload.firmware {
+        devices.add_config_ports(&buses.pio)?;
+    }
     devices.add_all(&params.devices, consoles.console.as_ref())?;
 
     let (vcpus, stats) = create_vcpus(
@@ -219,6 +223,9 @@ fn add_ports(
         POWER_PORTS,
         Arc::new(PowerRegisters::new(events.clone())),
     )?;
+    if params.payload.firmware {
+        place("pm_timer", PM_TIMER_PORTS, Arc::new(PmTimer::new()))?;
+    }
     if let (Some(port), Some(end)) = (params.debug_port, &consoles.debug) {
         let device = Arc::new(DebugConsole::new(end.clone()));
         place("debug_console", (port, 1), device)?;

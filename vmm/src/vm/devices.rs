@@ -18,8 +18,8 @@ use crate::devices::HotplugController;
 use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::MsiVector;
 use crate::memory::MemoryError;
-use crate::memory::layout::HOTPLUG_PORTS;
-use crate::pci::{PciAddress, PciSegment, SegmentError};
+use crate::memory::layout::{HOTPLUG_PORTS, PCI_CONFIG_PORTS};
+use crate::pci::{PciAddress, PciConfigPorts, PciSegment, SegmentError};
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{Image, ImageError, ResizeError};
 use crate::virtio::block::{Block, BlockOptions, DiskSize};
@@ -161,6 +161,13 @@ impl DeviceSet {
             terminal: None,
             next: 0,
         })
+    }
+
+    /// Gives firmware its way to the bus.
+    pub fn add_config_ports(&self, ports: &Bus) -> Result<(), BusError> {
+        let (base, length) = PCI_CONFIG_PORTS;
+        let device = Arc::new(PciConfigPorts::new(Arc::clone(&self.segment)));
+        ports.insert("pci_ports", base.into(), length.into(), device)
     }
 
     /// Adds everything that a machine starts with. Its console leads to

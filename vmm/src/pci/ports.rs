@@ -1,0 +1,154 @@
+//! Configuration mechanism #1 of the PCI Local Bus Specification (3.0, section
+//! 3.2.2.3.2): an address port and a data port of four bytes each.
+//!
+//! Only machines that boot firmware have it. Firmware knows no other way to
+//! its bus; Linux would take it in place of memory that it reads without an
+//! exit.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::PciSegment;
+use crate::bus::BusDevice;
+
+/// The address port counts only when set; the data port is dead without.
+const ENABLE: u32 = 1 << 31;
+/// Bus, device, function and register, as they stand in the address.
+const BUS: u32 = 0xff << 16;
+const FUNCTION_SHIFT: u32 = 8;
+const FUNCTION_MASK: u32 = 0xff;
+const REGISTER: u32 = 0xfc;
+
+/// Bytes of configuration space of a function, as it is mapped.
+const MAPPED_SHIFT: u32 = 12;
+
+const ADDRESS_PORT: u64 = 0;
+const DATA_PORT: u64 = 4;
+
+/// The two ports. One guest uses them under one lock, so the address is not
+/// guarded against a second vCPU, as on a PC.
+pub struct PciConfigPorts {
+    segment: Arc<PciSegment>,
+    address: AtomicU32,
+}
+
+impl PciConfigPorts {
+    /// Ports that lead to this segment's functions.
+    #[must_use]
+    pub fn new(segment: Arc<PciSegment>) -> Self {
+        Self {
+            segment,
+            address: AtomicU32::new(0),
+        }
+    }
+
+    /// Where in the mapped configuration space the data port's byte `offset`
+    /// is now, if it is anywhere.
+    fn target(&self, offset: u64) -> Option<u64> {
+        let address = self.address.load(Ordering::Relaxed);
+        if address & ENABLE == 0 || address & BUS != 0 {
+            return None;
+        }
+        let function = (address >> FUNCTION_SHIFT) & FUNCTION_MASK;
+        Some(u64::from((function << MAPPED_SHIFT) | (address & REGISTER)) + offset)
+    }
+}
+
+impl BusDevice for PciConfigPorts {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        match offset.checked_sub(DATA_PORT) {
+            Some(offset) => {
+                if let Some(target) = self.target(offset) {
+                    self.segment.read(target, data);
+                }
+            }
+            // Of the address port only the whole is a register.
+            None => {
+                if let (ADDRESS_PORT, [_, _, _, _]) = (offset, &data) {
+                    let address = self.address.load(Ordering::Relaxed);
+                    data.copy_from_slice(&address.to_le_bytes());
+                }
+            }
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        match offset.checked_sub(DATA_PORT) {
+            Some(offset) => {
+                if let Some(target) = self.target(offset) {
+                    self.segment.write(target, data);
+                }
+            }
+            None => {
+                if let (ADDRESS_PORT, &[a, b, c, d]) = (offset, data) {
+                    let address = u32::from_le_bytes([a, b, c, d]);
+                    self.address.store(address, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::interrupt::testing::RecordingVm;
+
+    fn ports() -> PciConfigPorts {
+        PciConfigPorts::new(PciSegment::new(RecordingVm::new()).unwrap())
+    }
+
+    fn read<const N: usize>(ports: &PciConfigPorts, offset: u64) -> [u8; N] {
+        let mut data = [0; N];
+        ports.read(offset, &mut data);
+        data
+    }
+
+    #[test]
+    fn host_bridge_is_read_in_every_width() {
+        let ports = ports();
+        ports.write(0, &0x8000_0000_u32.to_le_bytes());
+        assert_eq!(read(&ports, 0), 0x8000_0000_u32.to_le_bytes());
+        assert_eq!(read(&ports, 4), [0x86, 0x80, 0x57, 0x0d]);
+        assert_eq!(read(&ports, 6), [0x57, 0x0d]);
+        assert_eq!(read(&ports, 7), [0x0d]);
+    }
+
+    #[test]
+    fn registers_are_written_where_the_address_says() {
+        let ports = ports();
+        ports.write(0, &0x8000_003c_u32.to_le_bytes());
+        ports.write(4, &[0x55]);
+        assert_eq!(read(&ports, 4), [0x55]);
+        ports.write(0, &0x8000_003f_u32.to_le_bytes());
+        assert_eq!(read(&ports, 4), [0x55], "the lowest bits do not count");
+        ports.write(0, &0x8000_0000_u32.to_le_bytes());
+        assert_eq!(read(&ports, 4), [0x86]);
+    }
+
+    #[test]
+    fn nothing_is_elsewhere_or_while_it_is_switched_off() {
+        let ports = ports();
+        for address in [
+            0,           // not enabled
+            0x8001_0000, // another bus
+            0x8000_0800, // no such device
+            0x8000_0100, // no such function
+        ] {
+            ports.write(0, &u32::to_le_bytes(address));
+            ports.write(4, &[0; 4]);
+            assert_eq!(read(&ports, 4), [0xff; 4], "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn address_port_takes_nothing_but_the_whole() {
+        let ports = ports();
+        ports.write(0, &0x8000_0000_u32.to_le_bytes());
+        ports.write(0, &[0x12]);
+        ports.write(2, &[0x12, 0x34]);
+        assert_eq!(read(&ports, 1), [0xff]);
+        assert_eq!(read(&ports, 0), 0x8000_0000_u32.to_le_bytes());
+    }
+}
