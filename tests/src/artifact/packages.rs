@@ -57,10 +57,22 @@ pub const PACKAGING: &[&str] = &["debhelper", "dh-dkms", "dpkg-dev"];
 pub const CLEAN_ROOT: &[&str] = &["mmdebstrap", "e2fsprogs"];
 
 /// For Debian as a guest.
-pub const DEBIAN_GUEST: &[&str] = &["mmdebstrap", "e2fsprogs", "qemu-utils"];
+pub const DEBIAN_GUEST: &[&str] = &[
+    "mmdebstrap",
+    "e2fsprogs",
+    "qemu-utils",
+    // For the disk that firmware boots.
+    "dosfstools",
+    "fdisk",
+    "mtools",
+];
 
 /// For measuring disks and networks.
 pub const MEASURES: &[&str] = &["fio", "iperf3", "e2fsprogs"];
+
+/// Where packages of other releases come from, and what signs them.
+const MIRROR: &str = "http://deb.debian.org/debian";
+const KEYRING: &str = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
 
 /// Installs what is missing when we may, else says which one command does.
 pub fn ensure_installed() -> Result<()> {
@@ -149,15 +161,55 @@ pub fn unpacked(tree: &Tree, package: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// The same from another release of Debian than this machine's, whose lists of
+/// packages stay as they are. Once here, it stays.
+pub fn unpacked_from(tree: &Tree, suite: &str, package: &str) -> Result<PathBuf> {
+    let dir = tree.cache().join(format!("{package}-{suite}"));
+    if !dir.exists() {
+        step(&format!("Downloading {package} from {suite}"), || {
+            let lists = tree.cache().join(format!("apt-{suite}"));
+            fs::create_dir_all(lists.join("partial"))?;
+            // Not among the lists, which apt clears of what it does not know.
+            let sources = lists.with_extension("list");
+            fs::write(&sources, format!("deb {KEYRING} {MIRROR} {suite} main\n"))?;
+            let apt = |words: &[&str]| {
+                let mut apt = command("apt-get", ["-q"]);
+                for (key, value) in [
+                    ("Dir::Etc::sourcelist", sources.as_path()),
+                    ("Dir::Etc::sourceparts", Path::new("/dev/null")),
+                    ("Dir::State::lists", &lists),
+                    ("Dir::Cache::pkgcache", Path::new("")),
+                    ("Dir::Cache::srcpkgcache", Path::new("")),
+                ] {
+                    apt.arg("-o").arg(format!("{key}={}", value.display()));
+                }
+                apt.args(words);
+                apt
+            };
+            output(&mut apt(&["update"]))?;
+            unpack(apt(&["download", package]), package, &dir)
+        })?;
+    }
+    Ok(dir)
+}
+
 /// Downloads a package and unpacks it to `dir`, which appears only when whole.
 pub fn download(package: &str, version: &str, dir: &Path) -> Result<()> {
+    let wanted = format!("{package}={version}");
+    unpack(
+        command("apt-get", ["download", "-q", &wanted]),
+        &wanted,
+        dir,
+    )
+}
+
+fn unpack(mut download: Command, wanted: &str, dir: &Path) -> Result<()> {
     let partial = dir.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial)?;
     }
     fs::create_dir_all(&partial)?;
-    let wanted = format!("{package}={version}");
-    output(command("apt-get", ["download", "-q", &wanted]).current_dir(&partial))?;
+    output(download.current_dir(&partial))?;
     let archive = fs::read_dir(&partial)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|suffix| suffix == "deb"))

@@ -92,7 +92,7 @@ pub fn run(
             script: &script,
             files: &files(built, &debian)?,
             patience: Patience::Silence(if long { LONG_PATIENCE } else { PATIENCE }),
-            disks: &[debian.root.clone(), debian.work.clone()],
+            disks: &[&debian.root, &debian.work, &debian.efi_disk].map(PathBuf::clone),
         };
         let status = host::run_job(host, &built.kernel.bzimage(), &image, &job, &logs, relay);
         match status {
@@ -106,7 +106,10 @@ pub fn run(
 }
 
 fn files(built: &Built, debian: &Debian) -> Result<Vec<(String, PathBuf)>> {
-    let mut files = vec![("/lab/guest/debian".to_owned(), debian.initramfs.clone())];
+    let mut files = vec![
+        ("/lab/guest/debian".to_owned(), debian.initramfs.clone()),
+        ("/lab/guest/firmware".to_owned(), debian.firmware.clone()),
+    ];
     for (index, path) in DISK_MODULES.iter().chain([&TUN]).enumerate() {
         let name = path.rsplit('/').next().unwrap_or(path);
         files.push((

@@ -32,8 +32,10 @@ pub enum Serial {
 /// What to boot.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
-    /// Kernel or tiny guest.
+    /// Kernel, tiny guest or firmware.
     pub kernel: PathBuf,
+    /// It is firmware.
+    pub firmware: bool,
     /// Initramfs, if any.
     pub initramfs: Option<PathBuf>,
     /// Kernel command line, if any.
@@ -55,6 +57,7 @@ impl MachineSpec {
     pub fn tiny(kernel: &Path) -> Self {
         MachineSpec {
             kernel: kernel.to_owned(),
+            firmware: false,
             initramfs: None,
             cmdline: None,
             vcpus: 1,
@@ -65,10 +68,20 @@ impl MachineSpec {
         }
     }
 
+    /// Firmware, which boots from its disks.
+    pub fn firmware(firmware: &Path) -> Self {
+        MachineSpec {
+            firmware: true,
+            serial: Serial::Terminal,
+            ..MachineSpec::tiny(firmware)
+        }
+    }
+
     /// A Linux guest.
     pub fn linux(kernel: &Path, initramfs: &Path, vcpus: u32) -> Self {
         MachineSpec {
             kernel: kernel.to_owned(),
+            firmware: false,
             initramfs: Some(initramfs.to_owned()),
             cmdline: Some(
                 "console=ttyS0 quiet panic=-1 reboot=k mitigations=off tsc=reliable lpj=1000000"
@@ -105,7 +118,12 @@ impl Machine {
     /// Starts the VMM with a guest. `dir` is the machine's own.
     pub fn boot(bin: &Path, dir: &Path, spec: &MachineSpec) -> Result<Machine> {
         let serial = dir.join("serial.log");
-        let mut args: Vec<String> = vec!["--kernel".into(), shown(&spec.kernel)];
+        let payload = if spec.firmware {
+            "--firmware"
+        } else {
+            "--kernel"
+        };
+        let mut args: Vec<String> = vec![payload.into(), shown(&spec.kernel)];
         if let Some(initramfs) = &spec.initramfs {
             args.extend(["--initramfs".into(), shown(initramfs)]);
         }

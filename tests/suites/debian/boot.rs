@@ -10,7 +10,7 @@ use crate::site::Site;
 const NO_PORTS: &str = "PCI: Fatal: No config space access function found";
 
 /// The disk of its root, and that nothing failed on the way.
-fn looks_well(guest: &mut Guest, root: &str) -> Result<()> {
+pub fn looks_well(guest: &mut Guest, root: &str) -> Result<()> {
     let state = guest.begin("systemctl is-system-running --wait")?;
     let (state, _) = guest.end(&state, BOOT)?;
     let failed = guest.run("systemctl --failed --plain --no-legend")?;

@@ -14,6 +14,8 @@ use crate::site::{DEBIAN, Site};
 
 /// The root file system as a disk of the host.
 pub const ROOT_DISK: &str = "/dev/vda";
+/// A disk that firmware boots, of the host's.
+pub const EFI_DISK: &str = "/dev/vdc";
 /// The host's file system with images to write to.
 pub const WORK: &str = "/work";
 
@@ -44,6 +46,8 @@ pub enum First {
 #[derive(Clone, Debug)]
 pub struct Spec {
     pub first: First,
+    /// Firmware boots the root's disk, and what is there says the rest.
+    pub firmware: bool,
     /// The root's disk, in the form of `--disk`.
     pub root: String,
     /// Whether the root's disk is only read, and changes are kept in memory.
@@ -63,6 +67,7 @@ impl Spec {
     pub fn shell() -> Spec {
         Spec {
             first: First::Shell,
+            firmware: false,
             root: format!("path={ROOT_DISK},readonly=on,image_type=raw"),
             overlay: true,
             vcpus: 1,
@@ -80,6 +85,14 @@ impl Spec {
             root: root.to_owned(),
             overlay: false,
             ..Spec::shell()
+        }
+    }
+
+    /// What firmware makes of a disk that begins with an EFI system partition.
+    pub fn firmware() -> Spec {
+        Spec {
+            firmware: true,
+            ..Spec::systemd(&format!("path={EFI_DISK},readonly=on,image_type=raw"))
         }
     }
 
@@ -127,23 +140,23 @@ impl Guest {
 
     fn start(site: &Site, spec: &Spec) -> Result<Guest> {
         let dir = site.fresh_dir()?;
-        let initramfs = Path::new("/lab/guest/debian");
-        let mut linux = MachineSpec::linux(&site.kernel(), initramfs, spec.vcpus);
-        let init = match spec.first {
-            First::Systemd => "/sbin/init",
-            First::Shell => "/usr/local/sbin/lab-shell",
+        let mut machine = if spec.firmware {
+            MachineSpec {
+                vcpus: spec.vcpus,
+                ..MachineSpec::firmware(Path::new("/lab/guest/firmware"))
+            }
+        } else {
+            linux(site, spec)
         };
-        let root = if spec.overlay { "overlay" } else { "rw" };
-        if let Some(cmdline) = &mut linux.cmdline {
-            cmdline.push_str(&format!(" lab.root={root} lab.init={init}"));
-        }
-        linux.memory_mib = spec.memory_mib;
-        linux.more.extend(["--disk".to_owned(), spec.root.clone()]);
-        linux.more.extend(spec.disks.iter().cloned());
-        linux.more.extend(spec.more.iter().cloned());
-        linux.under.clone_from(&spec.under);
+        machine.memory_mib = spec.memory_mib;
+        machine
+            .more
+            .extend(["--disk".to_owned(), spec.root.clone()]);
+        machine.more.extend(spec.disks.iter().cloned());
+        machine.more.extend(spec.more.iter().cloned());
+        machine.under.clone_from(&spec.under);
         let histogram = ExitHistogram::start()?;
-        let machine = Machine::boot(&site.bin(), &dir, &linux)?;
+        let machine = Machine::boot(&site.bin(), &dir, &machine)?;
         Ok(Guest { machine, histogram })
     }
 
@@ -290,6 +303,21 @@ impl Guest {
     pub fn kill(self) -> Result<()> {
         self.machine.kill()
     }
+}
+
+/// A machine whose kernel and initramfs are the host's files.
+fn linux(site: &Site, spec: &Spec) -> MachineSpec {
+    let initramfs = Path::new("/lab/guest/debian");
+    let mut linux = MachineSpec::linux(&site.kernel(), initramfs, spec.vcpus);
+    let init = match spec.first {
+        First::Systemd => "/sbin/init",
+        First::Shell => "/usr/local/sbin/lab-shell",
+    };
+    let root = if spec.overlay { "overlay" } else { "rw" };
+    if let Some(cmdline) = &mut linux.cmdline {
+        cmdline.push_str(&format!(" lab.root={root} lab.init={init}"));
+    }
+    linux
 }
 
 /// A line that the guest's shell runs.

@@ -7,6 +7,7 @@ use std::thread::available_parallelism;
 mod all;
 mod boot;
 mod disk;
+mod firmware;
 mod guest;
 mod kill;
 mod net;
@@ -23,6 +24,7 @@ use boot::{
 use disk::{
     fio_verifies_what_it_wrote_through_io_uring, fio_verifies_what_it_wrote_without_io_uring,
 };
+use firmware::firmware_boots_debian_from_its_disk;
 use kill::what_was_flushed_survives_a_kill;
 use net::{
     iperf3_moves_data_both_ways, ping_is_answered_both_ways, transfer_arrives_as_it_was_sent,
@@ -41,6 +43,7 @@ pub const SUITE: Suite = Suite {
         debian_on_a_raw_disk_comes_to_its_login_prompt,
         debian_on_a_qcow2_disk_comes_to_its_login_prompt,
         debian_on_a_read_only_disk_comes_to_its_login_prompt,
+        firmware_boots_debian_from_its_disk,
         fio_verifies_what_it_wrote_through_io_uring,
         fio_verifies_what_it_wrote_without_io_uring,
         what_was_flushed_survives_a_kill,

@@ -4,29 +4,31 @@
 #   lab.root=rw       the disk itself, writable
 #   lab.root=overlay  the disk read-only, with changes kept in memory
 #   lab.init=PATH     what to run there
+#   lab.disk=DEVICE   where the root file system is
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-how=rw init=/sbin/init
+how=rw init=/sbin/init disk=/dev/vda
 for word in $(cat /proc/cmdline); do
     case $word in
     lab.root=*) how=${word#*=} ;;
+    lab.disk=*) disk=${word#*=} ;;
     lab.init=*) init=${word#*=} ;;
     esac
 done
 for module in $(cat /modules/order); do
     insmod /modules/$module.ko || echo "@guest cannot load $module"
 done
-while ! [ -b /dev/vda ]; do usleep 10000; done
+while ! [ -b $disk ]; do usleep 10000; done
 case $how in
 overlay)
-    mount -t ext4 -o ro /dev/vda /disk
+    mount -t ext4 -o ro $disk /disk
     mount -t tmpfs changes /changes
     mkdir /changes/upper /changes/work
     mount -t overlay -o lowerdir=/disk,upperdir=/changes/upper,workdir=/changes/work root /root
     ;;
-rw) mount -t ext4 /dev/vda /root ;;
+rw) mount -t ext4 $disk /root ;;
 esac
 mount -t devtmpfs dev /root/dev
 umount /proc /sys

@@ -2,6 +2,8 @@
 //! initramfs that loads the drivers of a virtio guest and goes there. The host
 //! takes programs from the same file system.
 
+mod efi;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -74,6 +76,11 @@ pub struct Debian {
     pub work: PathBuf,
     /// The guest's initramfs.
     pub initramfs: PathBuf,
+    /// EDK2, as Debian builds it for Cloud Hypervisor.
+    pub firmware: PathBuf,
+    /// A disk that it boots: boot loader, kernel and initramfs in a partition,
+    /// the root file system in the next.
+    pub efi_disk: PathBuf,
 }
 
 impl Debian {
@@ -85,8 +92,10 @@ impl Debian {
             root: cache.join("debian.img"),
             work: cache.join("debian-work.img"),
             initramfs: cache.join(format!("debian-{}.cpio.gz", kernel.release)),
+            firmware: efi::firmware(tree)?,
+            efi_disk: cache.join("debian-efi.img"),
         };
-        let hash = Inputs::new()
+        let root_hash = Inputs::new()
             .value(SUITE)
             .value(INCLUDE)
             .value(EXCLUDE.join(","))
@@ -94,12 +103,12 @@ impl Debian {
             .value(SET_UP)
             .value(SHELL)
             .hash();
-        stamp::unless_current(&debian.root, &hash, || {
+        stamp::unless_current(&debian.root, &root_hash, || {
             step("Making a Debian root file system", || {
                 make_root(&cache, &debian.root)
             })
         })?;
-        stamp::unless_current(&debian.work, &hash, || {
+        stamp::unless_current(&debian.work, &root_hash, || {
             step("Making disk images of it", || {
                 make_work(&cache, &debian.root, &debian.work)
             })
@@ -115,6 +124,7 @@ impl Debian {
         stamp::unless_current(&debian.initramfs, &hash, || {
             pack_initramfs(kernel, busybox, &debian.initramfs)
         })?;
+        efi::build(tree, kernel, &debian, &root_hash)?;
         Ok(debian)
     }
 }

@@ -1,0 +1,41 @@
+//! Firmware: EDK2, as Debian builds it for Cloud Hypervisor. It finds the disk
+//! and starts the boot loader that is there, and that starts Debian.
+
+use anyhow::{Result, ensure};
+
+use super::boot::looks_well;
+use super::guest::{Guest, Spec};
+use super::net;
+use crate::site::Site;
+
+pub fn firmware_boots_debian_from_its_disk(site: &Site) -> Result<()> {
+    // The firmware has drivers for some of these, the kernel for all.
+    let mut spec = Spec::firmware().with(&[
+        "--net",
+        &net::device(),
+        "--balloon",
+        "size=16M",
+        "--watchdog",
+    ]);
+    spec.vcpus = 2;
+    let mut guest = Guest::boot(site, &spec)?;
+    looks_well(&mut guest, "root overlay")?;
+    let shown = guest.serial().text();
+    for (who, word) in [
+        ("firmware", "BdsDxe: starting Boot"),
+        ("boot loader", "Welcome to GRUB!"),
+        ("kernel", "EDK II"),
+    ] {
+        ensure!(shown.contains(word), "The {who} does not say {word:?}");
+    }
+    guest.run("test $(cat /sys/firmware/efi/fw_platform_size) = 64")?;
+    guest.run("test $(nproc) = 2")?;
+    // The firmware took the tables that the VMM made, and passed them on.
+    guest.run("grep -q EXITVM /sys/firmware/acpi/tables/APIC")?;
+    let names = guest.run("cat /sys/class/dmi/id/sys_vendor")?;
+    ensure!(names == "Cloud Hypervisor", "SMBIOS says {names:?}");
+    net::set_up(&mut guest)?;
+    guest.run(&format!("ping -c 3 -W 60 {}", net::HOST))?;
+    guest.hold_accounts()?;
+    guest.power_off("systemctl poweroff")
+}
