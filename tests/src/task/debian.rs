@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+use super::test::{ensure_found, is_outcome};
 use super::{Built, as_built, build};
 use crate::artifact::debian::{DISK_MODULES, Debian};
 use crate::artifact::kernel::Series;
@@ -49,9 +50,12 @@ pub fn debian(tree: &Tree, options: &Options) -> Result<()> {
     let built = make(tree, Series::V6_1)?;
     let started = Instant::now();
     let filter = options.filter.as_deref().unwrap_or(NAMES);
+    let mut trials = 0;
     run(tree, &built, filter, options.long, &mut |line| {
         println!("{line}");
+        trials += usize::from(is_outcome(line));
     })?;
+    ensure_found(filter, trials)?;
     println!("(the whole round took {})", seconds(started.elapsed()));
     Ok(())
 }

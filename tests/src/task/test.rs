@@ -5,6 +5,7 @@ use std::collections::btree_map::Entry;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
@@ -194,6 +195,11 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
             failed.push(name.to_owned());
         }
     };
+    let trials = AtomicUsize::new(0);
+    let show = |line: &str| {
+        println!("{line}");
+        trials.fetch_add(usize::from(is_outcome(line)), Ordering::Relaxed);
+    };
     let whole = options.filter.is_none();
     if whole {
         heading("habits");
@@ -266,15 +272,15 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
             println!("{}", title(round, built));
             part(
                 &round.name(),
-                round.run(tree, built, options, &mut |line| println!("{line}")),
+                round.run(tree, built, options, &mut |line| show(&line)),
             );
         }
         if with_debian {
             heading("Debian as a guest on emulated SVM hosts");
-            part("Debian", debian_round(tree, builds, options));
+            part("Debian", debian_round(tree, builds, options, &show));
         }
         for line in slow_lines {
-            println!("{line}");
+            show(&line);
         }
         match background.join() {
             Ok(outcomes) => {
@@ -286,7 +292,21 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         }
     });
     ensure!(failed.is_empty(), "Failed: {}", failed.join(", "));
+    if let Some(filter) = &options.filter {
+        ensure_found(filter, trials.into_inner())?;
+    }
     println!("\nlab: everything holds, in {}", seconds(started.elapsed()));
+    Ok(())
+}
+
+/// Whether this line of a host's is the outcome of one trial.
+pub(super) fn is_outcome(line: &str) -> bool {
+    line.starts_with("test ") && line.contains(" ... ")
+}
+
+/// A name that is nobody's is a mistake, not a success.
+pub(super) fn ensure_found(filter: &str, trials: usize) -> Result<()> {
+    ensure!(trials > 0, "No trial's name contains {filter:?}");
     Ok(())
 }
 
@@ -300,7 +320,12 @@ fn wants_debian(options: &Options) -> bool {
         }
 }
 
-fn debian_round(tree: &Tree, builds: &BTreeMap<Series, Built>, options: &Options) -> Result<()> {
+fn debian_round(
+    tree: &Tree,
+    builds: &BTreeMap<Series, Built>,
+    options: &Options,
+    show: &dyn Fn(&str),
+) -> Result<()> {
     let started = Instant::now();
     let made;
     let built = match builds.get(&Series::V6_1) {
@@ -311,7 +336,7 @@ fn debian_round(tree: &Tree, builds: &BTreeMap<Series, Built>, options: &Options
         }
     };
     let filter = options.filter.as_deref().unwrap_or(debian::NAMES);
-    let outcome = debian::run(tree, built, filter, false, &mut |line| println!("{line}"));
+    let outcome = debian::run(tree, built, filter, false, &mut |line| show(line));
     println!("(the whole round took {})", seconds(started.elapsed()));
     outcome
 }

@@ -8,6 +8,8 @@ use super::guest::{Guest, Spec};
 use super::net;
 use crate::site::Site;
 
+const LOADER: &str = "Welcome to GRUB!";
+
 pub fn firmware_boots_debian_from_its_disk(site: &Site) -> Result<()> {
     // The firmware has drivers for some of these, the kernel for all.
     let mut spec = Spec::firmware().with(&[
@@ -23,7 +25,7 @@ pub fn firmware_boots_debian_from_its_disk(site: &Site) -> Result<()> {
     let shown = guest.serial().text();
     for (who, word) in [
         ("firmware", "BdsDxe: starting Boot"),
-        ("boot loader", "Welcome to GRUB!"),
+        ("boot loader", LOADER),
         ("kernel", "EDK II"),
     ] {
         ensure!(shown.contains(word), "The {who} does not say {word:?}");
@@ -37,5 +39,9 @@ pub fn firmware_boots_debian_from_its_disk(site: &Site) -> Result<()> {
     net::set_up(&mut guest)?;
     guest.run(&format!("ping -c 3 -W 60 {}", net::HOST))?;
     guest.hold_accounts()?;
+    // Linux leaves both to the firmware on machines like this one.
+    guest.reboot_from_inside()?;
+    let loaded = guest.serial().text().matches(LOADER).count();
+    ensure!(loaded == 2, "The boot loader ran {loaded} times");
     guest.power_off("systemctl poweroff")
 }

@@ -133,7 +133,7 @@ impl Guest {
         let mut guest = Guest::start(site, spec)?;
         match spec.first {
             First::Shell => guest.wait_for_text(READY, SOON)?,
-            First::Systemd => guest.log_in()?,
+            First::Systemd => guest.log_in(0)?,
         }
         Ok(guest)
     }
@@ -160,13 +160,15 @@ impl Guest {
         Ok(Guest { machine, histogram })
     }
 
-    fn log_in(&mut self) -> Result<()> {
-        self.wait_for_text(" login: ", BOOT)?;
+    /// Waits for systemd, which starts at this place in all that was shown, and
+    /// makes a shell of its login prompt.
+    fn log_in(&mut self, from: usize) -> Result<()> {
+        self.wait_from(from, " login: ", BOOT)?;
         self.type_line("root")?;
-        self.wait_for_text(":~# ", SOON)?;
+        self.wait_from(from, ":~# ", SOON)?;
         // No colours from here on.
         self.type_line("TERM=dumb exec lab-shell")?;
-        self.wait_for_text(READY, SOON)
+        self.wait_from(from, READY, SOON).map(drop)
     }
 
     /// Waits until the serial console shows a text, which need not be a line.
@@ -250,6 +252,13 @@ impl Guest {
     /// The same for what takes no time.
     pub fn run(&mut self, line: &str) -> Result<String> {
         self.run_within(line, SOON)
+    }
+
+    /// Has systemd reboot the machine, and waits for a shell.
+    pub fn reboot_from_inside(&mut self) -> Result<()> {
+        let from = self.serial().text().len();
+        self.type_line("systemctl reboot")?;
+        self.log_in(from)
     }
 
     /// Ends the machine while all of it is in use, in each way that leaves the
