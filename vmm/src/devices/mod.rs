@@ -1,5 +1,6 @@
 //! Platform devices that need no bus of their own.
 
+mod cmos;
 mod debug_console;
 mod hotplug;
 mod i8042;
@@ -8,6 +9,7 @@ mod pm_timer;
 mod power;
 pub mod serial;
 
+pub use cmos::Cmos;
 pub use debug_console::DebugConsole;
 pub use hotplug::{EVENT_PCI, EVENT_POWER_BUTTON, HotplugController};
 pub use i8042::I8042;

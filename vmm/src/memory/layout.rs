@@ -73,6 +73,8 @@ pub const HIGH_RAM_4G: u64 = 0x1_0000_0000;
 
 /// Ports of the i8042 keyboard controller.
 pub const I8042_PORTS: (u16, u16) = (0x60, 5);
+/// Ports of the clock: index and data.
+pub const CMOS_PORTS: (u16, u16) = (0x70, 2);
 /// Ports of the first serial port.
 pub const SERIAL_PORTS: (u16, u16) = (0x3f8, 8);
 /// Ports of the power registers: sleep control, sleep status, reset.

@@ -18,11 +18,12 @@ use crate::bus::{Bus, BusError};
 use crate::config::{ConfigError, VmParams};
 use crate::console_end::ConsoleEnd;
 use crate::devices::serial::{InputError, Serial, SerialInput};
-use crate::devices::{DebugConsole, I8042, IoApic, Pin, PmTimer, PowerRegisters};
+use crate::devices::{Cmos, DebugConsole, I8042, IoApic, Pin, PmTimer, PowerRegisters};
 use crate::event::EventSink;
 use crate::interrupt::{InterruptError, MsiRouter};
 use crate::memory::layout::{
-    self, I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, PM_TIMER_PORTS, POWER_PORTS, SERIAL_PORTS,
+    self, CMOS_PORTS, I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, PM_TIMER_PORTS, POWER_PORTS,
+    SERIAL_PORTS,
 };
 use crate::memory::{self, IOAPIC_SLOT, MemoryError, ReadOnlyWindow};
 use crate::stats::VmStats;
@@ -224,6 +225,7 @@ fn add_ports(
         Arc::new(PowerRegisters::new(events.clone())),
     )?;
     if params.payload.firmware {
+        place("cmos", CMOS_PORTS, Arc::new(Cmos::new()))?;
         place("pm_timer", PM_TIMER_PORTS, Arc::new(PmTimer::new()))?;
     }
     if let (Some(port), Some(end)) = (params.debug_port, &consoles.debug) {

@@ -35,7 +35,7 @@ const LOADER_CONFIG: &str = "::/EFI/debian/grub.cfg";
 const CONFIG: &str = "\
 set timeout=0
 menuentry Debian {
-    linux /vmlinuz console=ttyS0 panic=-1 mitigations=off net.ifnames=0 lab.disk=/dev/vda2 lab.root=overlay
+    linux /vmlinuz console=ttyS0 quiet panic=-1 mitigations=off net.ifnames=0 lab.disk=/dev/vda2 lab.root=overlay
     initrd /initrd
 }
 ";
