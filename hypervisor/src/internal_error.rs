@@ -17,15 +17,15 @@ const UNKNOWN_EXIT: u32 = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct InternalError {
     suberror: u32,
-    ip: u64,
+    ip: Option<u64>,
     instruction: [u8; LONGEST],
     length: u8,
 }
 
 impl InternalError {
     /// The error as KVM reports it, `count` of `data` being valid, at the
-    /// guest's instruction pointer `ip`.
-    pub(crate) fn new(suberror: u32, ip: u64, count: u32, data: &[u64; 16]) -> Self {
+    /// guest's instruction pointer `ip`, if that is known.
+    pub(crate) fn new(suberror: u32, ip: Option<u64>, count: u32, data: &[u64; 16]) -> Self {
         let mut error = Self {
             suberror,
             ip,
@@ -51,14 +51,14 @@ impl fmt::Display for InternalError {
             UNKNOWN_EXIT => f.write_str("it does not know an exit")?,
             other => write!(f, "internal error {other}")?,
         }
-        write!(f, ", instruction pointer {:#x}", self.ip)?;
-        let bytes = self.instruction.iter().take(self.length.into());
+        if let Some(ip) = self.ip {
+            write!(f, ", instruction pointer {ip:#x}")?;
+        }
         if self.length > 0 {
             f.write_str(", bytes")?;
         }
-        bytes
-            .into_iter()
-            .try_for_each(|byte| write!(f, " {byte:02x}"))
+        let mut bytes = self.instruction.iter().take(self.length.into());
+        bytes.try_for_each(|byte| write!(f, " {byte:02x}"))
     }
 }
 
@@ -69,7 +69,7 @@ mod tests {
     fn shown(suberror: u32, count: u32, data: [u64; 3]) -> String {
         let mut all = [0; 16];
         all[..3].copy_from_slice(&data);
-        InternalError::new(suberror, 0xfff0, count, &all).to_string()
+        InternalError::new(suberror, Some(0xfff0), count, &all).to_string()
     }
 
     #[test]
@@ -99,5 +99,7 @@ mod tests {
             shown(99, 0, [0; 3]),
             "internal error 99, instruction pointer 0xfff0"
         );
+        let nowhere = InternalError::new(4, None, 0, &[0; 16]);
+        assert_eq!(nowhere.to_string(), "it does not know an exit");
     }
 }

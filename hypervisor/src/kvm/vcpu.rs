@@ -206,7 +206,7 @@ impl KvmVcpu {
         // SAFETY: called after `KVM_EXIT_INTERNAL_ERROR` only, when `internal`
         // is the active member; it is plain data in any case.
         let internal = unsafe { run.__bindgen_anon_1.internal };
-        let ip = self.fd.get_regs().map_or(0, |registers| registers.rip);
+        let ip = self.fd.get_regs().map(|registers| registers.rip).ok();
         InternalError::new(internal.suberror, ip, internal.ndata, &internal.data)
     }
 
