@@ -42,9 +42,8 @@ pub struct Platform {
     pub apic_ids: Vec<u32>,
     /// There is a serial port.
     pub serial: bool,
-    /// There is a power management timer, for boot loaders that would measure
-    /// their time with an 8254 otherwise. Kernels of machines without ACPI's
-    /// registers have no use for it.
+    /// There is a power management timer: boot loaders that are not told of it
+    /// measure their time with an 8254.
     pub pm_timer: bool,
 }
 

@@ -1,9 +1,9 @@
 //! The clock of a PC (Motorola's MC146818, as Intel's chipsets have it), by
 //! which firmware knows the date. It shows the host's UTC and cannot be set.
 //!
-//! Without it EDK2 waits at every start for an update to end, which took
-//! 53,000 exits, and has no date. Kernels of these machines have kvmclock, and
-//! the tables say that there is no such device.
+//! Without it EDK2 has no date, and asks for it ten thousand times at every
+//! start. Kernels of these machines have kvmclock, and the tables say that
+//! there is no such device.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -19,7 +19,8 @@ const FUNCTION_SHIFT: u32 = 8;
 const FUNCTION_MASK: u32 = 0xff;
 const REGISTER: u32 = 0xfc;
 
-/// Bytes of configuration space of a function, as it is mapped.
+/// How far apart functions are in the mapped configuration space, as a power
+/// of two.
 const MAPPED_SHIFT: u32 = 12;
 
 const ADDRESS_PORT: u64 = 0;
