@@ -92,7 +92,7 @@ impl Spec {
     pub fn firmware() -> Spec {
         Spec {
             firmware: true,
-            ..Spec::systemd(&format!("path={EFI_DISK},readonly=on,image_type=raw"))
+            ..Spec::systemd(&format!("path={EFI_DISK}"))
         }
     }
 
