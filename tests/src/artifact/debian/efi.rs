@@ -14,8 +14,8 @@ use crate::command::{command, fed, output};
 use crate::progress::step;
 use crate::tree::Tree;
 
-/// The package with the firmware, which Debian has since its fourteenth
-/// release, and the file in it.
+/// The package with the firmware, which Debian 12 does not have, and the file
+/// in it.
 const FIRMWARE: (&str, &str) = (
     "cloudhv-efi-x86-64",
     "usr/share/cloudhv-efi-x86-64/CLOUDHV.fd",
