@@ -201,6 +201,8 @@ fn report(what: &str, outcome: Result<()>) -> ExitCode {
 }
 
 fn run(site: &Arc<Site>, filter: Option<String>, list: bool) -> ExitCode {
+    // An emulated host is one of several, and the lab knows what they ran.
+    let must_match = site.is_shared() && filter.is_some() && !list;
     let arguments = Arguments {
         // The trials share a tracepoint and a CPU: one after the other.
         test_threads: Some(1),
@@ -222,7 +224,15 @@ fn run(site: &Arc<Site>, filter: Option<String>, list: bool) -> ExitCode {
             })
         })
         .collect();
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let ran = libtest_mimic::run(&arguments, trials);
+    if must_match && ran.num_passed + ran.num_failed + ran.num_ignored == 0 {
+        eprintln!(
+            "No trial's name contains {:?}",
+            arguments.filter.unwrap_or_default()
+        );
+        return ExitCode::FAILURE;
+    }
+    ran.exit_code()
 }
 
 /// A skip is an outcome with a reason, and no outcome at all where everything
