@@ -9,6 +9,7 @@ mod internal_error;
 pub mod kvm;
 mod stats_fd;
 mod traits;
+pub mod x86;
 
 pub use internal_error::InternalError;
 pub use kvm::ExitStatsSupport;
@@ -17,14 +18,6 @@ pub use stats_fd::{StatsError, StatsFd};
 pub use traits::{
     Error, ExitStatsFeatures, Hypervisor, IrqRoute, Result, Vcpu, VcpuSetup, Vm, VmExit, VmOps,
 };
-
-/// The register and table layouts are the kernel's own.
-pub mod x86 {
-    pub use kvm_bindings::{
-        kvm_cpuid_entry2 as CpuidEntry, kvm_dtable as DescriptorTable, kvm_regs as Registers,
-        kvm_segment as Segment, kvm_sregs as SpecialRegisters,
-    };
-}
 
 /// Reads the host's time stamp counter, the clock of every "ticks" in this
 /// workspace.

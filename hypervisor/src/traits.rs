@@ -10,6 +10,7 @@ use crate::internal_error::InternalError;
 use crate::kvm::ExitStatsSupport;
 use crate::kvm::kick::VcpuKick;
 use crate::stats_fd::{StatsError, StatsFd};
+use crate::x86::state::{ClockPolicy, VcpuState, VmState};
 use crate::x86::{CpuidEntry, Registers, SpecialRegisters};
 
 /// What went wrong in a call to the hypervisor. The operation is named here,
@@ -46,6 +47,16 @@ pub enum Error {
     /// A table given to the kernel is longer than the kernel allows.
     #[error("Too many entries for the kernel's {0}")]
     TooManyEntries(&'static str),
+    /// A part of a saved state has another size than this host's.
+    #[error("{part} has {found} elements, {expected} belong there")]
+    State {
+        /// The part.
+        part: &'static str,
+        /// Its length.
+        found: usize,
+        /// The length it has to have, or at most.
+        expected: usize,
+    },
     /// The statistics cannot be opened or read.
     #[error("Cannot read the vCPU's statistics")]
     Stats(#[from] StatsError),
@@ -132,8 +143,12 @@ pub trait Vm: Send + Sync {
     fn unregister_ioeventfd(&self, event: &EventFd, address: u64) -> Result<()>;
     /// Sets the whole interrupt routing table.
     fn set_irq_routes(&self, routes: &[IrqRoute]) -> Result<()>;
+    /// The state beside vCPUs, memory and interrupt routes.
+    fn state(&self) -> Result<VmState>;
+    /// Sets what [`state`](Self::state) told, before the first vCPU runs.
+    fn set_state(&self, state: &VmState, policy: ClockPolicy) -> Result<()>;
     /// Sends a message to local APICs, as a device would.
-    fn send_message(&self, address: u64, data: u32) -> Result<()>;
+    fn signal_msi(&self, address: u64, data: u32) -> Result<()>;
     /// What the kernel says of this VM's exit accounting.
     fn exit_stats_support(&self) -> ExitStatsSupport;
     /// Asks for exactly these features of the exit accounting; an error on a
@@ -178,7 +193,17 @@ pub trait Vcpu: Send {
     fn tsc_khz(&self) -> Result<u32>;
     /// Tells the guest that it was stopped, so that its watchdogs forgive the
     /// lost time. No effect on guests without kvmclock.
-    fn note_pause(&self);
+    fn kvmclock_ctrl(&self);
+    /// The whole state of a vCPU that stands still: after [`run`](Self::run)
+    /// returned [`VmExit::Interrupted`], so that no I/O is half done.
+    fn state(&self) -> Result<VcpuState>;
+    /// Sets what [`state`](Self::state) told, on a vCPU that has not run.
+    /// Replaces [`set_up`](Self::set_up).
+    ///
+    /// # Errors
+    /// A part that does not fit this host: a length, or what the kernel
+    /// refuses. The vCPU must not be run then.
+    fn set_state(&mut self, state: &VcpuState, policy: ClockPolicy) -> Result<()>;
 }
 
 /// What a running vCPU asks of the world outside. Reads of addresses that

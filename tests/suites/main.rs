@@ -29,6 +29,7 @@ mod errors;
 mod evidence;
 mod guest;
 mod host;
+mod hypervisor;
 mod isolation;
 mod keeper;
 mod leaks;
@@ -71,6 +72,7 @@ macro_rules! trials {
 }
 
 const SUITES: &[Suite] = &[
+    hypervisor::SUITE,
     boot::SUITE,
     boot::VARIANTS,
     leaves::SUITE,

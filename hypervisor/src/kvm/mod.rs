@@ -1,16 +1,20 @@
 //! The KVM implementation of the traits.
 
+mod convert;
 pub(crate) mod kick;
 mod vcpu;
+mod vcpu_state;
 mod vm;
 
 use std::sync::Arc;
 
 use instrumentation::table::Isa;
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{Cap, Kvm};
 
 use crate::traits::{Error, Hypervisor, Result, Vm};
+use crate::x86::CpuidEntry;
+use vcpu_state::StateSupport;
 use vm::KvmVm;
 
 /// The version of the interface that every KVM since 2007 speaks.
@@ -88,6 +92,7 @@ pub struct KvmHypervisor {
     kvm: Kvm,
     exit_stats: ExitStatsSupport,
     isa: Option<Isa>,
+    state: Arc<StateSupport>,
 }
 
 impl KvmHypervisor {
@@ -110,10 +115,12 @@ impl KvmHypervisor {
         let exit_stats =
             ExitStatsSupport::from_raw(kvm.check_extension_raw(KVM_CAP_EXIT_STATS.into()));
         let isa = exit_stats.isa().or_else(host_isa);
+        let state = StateSupport::new(&kvm)?;
         Ok(Self {
             kvm,
             exit_stats,
             isa,
+            state,
         })
     }
 }
@@ -124,15 +131,15 @@ impl Hypervisor for KvmHypervisor {
             .kvm
             .create_vm()
             .map_err(ioctl("create a virtual machine"))?;
-        Ok(Arc::new(KvmVm::new(fd)?))
+        Ok(Arc::new(KvmVm::new(fd, Arc::clone(&self.state))?))
     }
 
-    fn supported_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
+    fn supported_cpuid(&self) -> Result<Vec<CpuidEntry>> {
         let cpuid = self
             .kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(ioctl("read the supported CPUID leaves"))?;
-        Ok(cpuid.as_slice().to_vec())
+        Ok(cpuid.as_slice().iter().map(|&leaf| leaf.into()).collect())
     }
 
     fn has_tsc_deadline_timer(&self) -> bool {

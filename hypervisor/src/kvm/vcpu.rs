@@ -4,18 +4,21 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry, kvm_xcrs};
-use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_xcrs};
+use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl as raw_ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
 use super::ioctl;
 use super::kick::VcpuKick;
+use super::vcpu_state::{self, StateSupport};
 use crate::internal_error::InternalError;
 use crate::stats_fd::{StatsError, StatsFd};
 use crate::traits::{Error, Result, Vcpu, VcpuSetup, VmExit, VmOps};
+use crate::x86::CpuidEntry;
+use crate::x86::state::{ClockPolicy, VcpuState};
 
-const KVMIO: u32 = 0xae;
+pub(super) const KVMIO: u32 = 0xae;
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 
 /// CPUID leaf of the extended state.
@@ -30,16 +33,23 @@ const APICBASE_ENABLE: u64 = 1 << 11;
 pub(super) struct KvmVcpu {
     fd: VcpuFd,
     /// The kernel keeps the VM alive for its vCPUs; so does this side.
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
+    support: Arc<StateSupport>,
 }
 
 impl KvmVcpu {
-    pub(super) fn new(fd: VcpuFd, vm: Arc<VmFd>) -> Self {
-        Self { fd, _vm: vm }
+    pub(super) fn new(fd: VcpuFd, vm: Arc<VmFd>, support: Arc<StateSupport>) -> Self {
+        Self { fd, vm, support }
+    }
+
+    /// Bytes of the XSAVE area of this VM's vCPUs; 0 where the kernel has the
+    /// fixed part only (before 5.17).
+    fn xsave_size(&self) -> usize {
+        usize::try_from(self.vm.check_extension_int(Cap::Xsave2)).unwrap_or(0)
     }
 
     /// Without effect on hosts that refuse: the guest enables the state itself.
-    fn enable_extended_state(&self, cpuid: &[kvm_cpuid_entry2]) {
+    fn enable_extended_state(&self, cpuid: &[CpuidEntry]) {
         let Some(leaf) = cpuid
             .iter()
             .find(|leaf| leaf.function == LEAF_EXTENDED_STATE && leaf.index == 0)
@@ -53,36 +63,13 @@ impl KvmVcpu {
         registers.xcrs[0].value = u64::from(leaf.eax) | u64::from(leaf.edx) << 32;
         let _ = self.fd.set_xcrs(&registers);
     }
-
-    fn set_msrs(&self, msrs: &[(u32, u64)]) -> Result<()> {
-        if msrs.is_empty() {
-            return Ok(());
-        }
-        let entries: Vec<kvm_msr_entry> = msrs
-            .iter()
-            .map(|&(index, data)| kvm_msr_entry {
-                index,
-                data,
-                ..Default::default()
-            })
-            .collect();
-        let table = Msrs::from_entries(&entries)
-            .map_err(|_| Error::TooManyEntries("model-specific registers"))?;
-        let taken = self
-            .fd
-            .set_msrs(&table)
-            .map_err(ioctl("set model-specific registers"))?;
-        match msrs.get(taken) {
-            Some(&(refused, _)) => Err(Error::Msr(refused)),
-            None => Ok(()),
-        }
-    }
 }
 
 impl Vcpu for KvmVcpu {
     fn set_up(&mut self, setup: &VcpuSetup) -> Result<()> {
+        let cpuid: Vec<kvm_cpuid_entry2> = setup.cpuid.iter().map(|&leaf| leaf.into()).collect();
         let cpuid =
-            CpuId::from_entries(&setup.cpuid).map_err(|_| Error::TooManyEntries("CPUID leaves"))?;
+            CpuId::from_entries(&cpuid).map_err(|_| Error::TooManyEntries("CPUID leaves"))?;
         self.fd
             .set_cpuid2(&cpuid)
             .map_err(ioctl("set the CPUID leaves"))?;
@@ -92,7 +79,7 @@ impl Vcpu for KvmVcpu {
             .map_err(ioctl("read the special registers"))?;
         let was_bsp = special.apic_base & APICBASE_BSP;
         if let Some((_, wanted)) = &setup.registers {
-            special = *wanted;
+            special = (*wanted).into();
         }
         special.apic_base = MSR_IA32_APICBASE | APICBASE_ENABLE | was_bsp;
         if setup.x2apic {
@@ -103,13 +90,13 @@ impl Vcpu for KvmVcpu {
             .map_err(ioctl("set the special registers"))?;
         if let Some((general, _)) = &setup.registers {
             self.fd
-                .set_regs(general)
+                .set_regs(&(*general).into())
                 .map_err(ioctl("set the general registers"))?;
         }
         if setup.extended_state {
             self.enable_extended_state(&setup.cpuid);
         }
-        self.set_msrs(&setup.msrs)
+        vcpu_state::set_msrs(&self.fd, &setup.msrs)
     }
 
     fn run(&mut self, ops: &dyn VmOps) -> Result<VmExit> {
@@ -193,9 +180,17 @@ impl Vcpu for KvmVcpu {
             .map_err(ioctl("read the frequency of the time stamp counter"))
     }
 
-    fn note_pause(&self) {
+    fn kvmclock_ctrl(&self) {
         // Fails for guests that have no kvmclock, which then need no note.
         let _ = self.fd.kvmclock_ctrl();
+    }
+
+    fn state(&self) -> Result<VcpuState> {
+        vcpu_state::get(&self.fd, &self.support, self.xsave_size())
+    }
+
+    fn set_state(&mut self, state: &VcpuState, policy: ClockPolicy) -> Result<()> {
+        vcpu_state::set(&self.fd, &self.support, self.xsave_size(), state, policy)
     }
 }
 

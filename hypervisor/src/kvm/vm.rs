@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY, KvmIrqRouting, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_irq_routing_msi, kvm_msi, kvm_userspace_memory_region,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_REALTIME, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY,
+    KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_msi,
+    kvm_msi, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::vcpu::KvmVcpu;
+use super::vcpu_state::StateSupport;
 use super::{ExitStatsSupport, KVM_CAP_EXIT_STATS, ioctl};
 use crate::traits::{Error, ExitStatsFeatures, IrqRoute, Result, Vcpu, Vm};
+use crate::x86::state::{ClockPolicy, ClockState, VmState};
 
 // Four pages below the firmware area at the end of the first 4 GiB, used by
 // VMX for real-mode guests. The guest's memory map has to leave them out.
@@ -24,15 +27,19 @@ const EXIT_STATS_LATENCY: u64 = 1 << 1;
 /// A VM's file descriptor. vCPUs keep it open, as the kernel does.
 pub(super) struct KvmVm {
     fd: Arc<VmFd>,
+    support: Arc<StateSupport>,
 }
 
 impl KvmVm {
-    pub(super) fn new(fd: VmFd) -> Result<Self> {
+    pub(super) fn new(fd: VmFd, support: Arc<StateSupport>) -> Result<Self> {
         fd.set_identity_map_address(IDENTITY_MAP)
             .map_err(ioctl("place the identity map"))?;
         fd.set_tss_address(TSS)
             .map_err(ioctl("place the task state segment"))?;
-        Ok(Self { fd: Arc::new(fd) })
+        Ok(Self {
+            fd: Arc::new(fd),
+            support,
+        })
     }
 }
 
@@ -54,7 +61,11 @@ impl Vm for KvmVm {
             .fd
             .create_vcpu(u64::from(id))
             .map_err(ioctl("create a vCPU"))?;
-        Ok(Box::new(KvmVcpu::new(vcpu, Arc::clone(&self.fd))))
+        Ok(Box::new(KvmVcpu::new(
+            vcpu,
+            Arc::clone(&self.fd),
+            Arc::clone(&self.support),
+        )))
     }
 
     unsafe fn map_memory(&self, slot: u32, guest: u64, size: u64, host: *mut u8) -> Result<()> {
@@ -132,7 +143,7 @@ impl Vm for KvmVm {
             .map_err(ioctl("set the interrupt routing"))
     }
 
-    fn send_message(&self, address: u64, data: u32) -> Result<()> {
+    fn signal_msi(&self, address: u64, data: u32) -> Result<()> {
         let message = kvm_msi {
             address_lo: address as u32,
             address_hi: (address >> 32) as u32,
@@ -143,6 +154,41 @@ impl Vm for KvmVm {
             .signal_msi(message)
             .map(drop)
             .map_err(ioctl("send a message to a local interrupt controller"))
+    }
+
+    fn state(&self) -> Result<VmState> {
+        let clock = self
+            .fd
+            .get_clock()
+            .map_err(ioctl("read the paravirtual clock"))?;
+        Ok(VmState {
+            clock: ClockState {
+                nanoseconds: clock.clock,
+                wall_clock: (clock.flags & KVM_CLOCK_REALTIME != 0).then_some(clock.realtime),
+            },
+        })
+    }
+
+    fn set_state(&self, state: &VmState, policy: ClockPolicy) -> Result<()> {
+        let VmState {
+            clock:
+                ClockState {
+                    nanoseconds,
+                    wall_clock,
+                },
+        } = *state;
+        let mut clock = kvm_clock_data {
+            clock: nanoseconds,
+            ..Default::default()
+        };
+        if let (ClockPolicy::Continue, Some(then)) = (policy, wall_clock) {
+            // The kernel adds what has passed on the wall clock since.
+            clock.flags = KVM_CLOCK_REALTIME;
+            clock.realtime = then;
+        }
+        self.fd
+            .set_clock(&clock)
+            .map_err(ioctl("set the paravirtual clock"))
     }
 
     fn exit_stats_support(&self) -> ExitStatsSupport {

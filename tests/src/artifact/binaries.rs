@@ -17,6 +17,10 @@ const PROGRAMS: [(&str, &str); 3] = [
     ("lab", "lab-suites"),
 ];
 
+/// Tests that need a KVM host, by package and name of the test: programs of
+/// their own that the suites run there.
+const KVM_TESTS: [(&str, &str); 1] = [("hypervisor", "tiny_guests")];
+
 /// The program that goes into guests, by package. Built without Rust's runtime.
 const GUEST_PROGRAM: (&str, &str) = ("instrumentation", "exit-stats");
 
@@ -29,14 +33,14 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 /// Builds the programs and puts them in `target/lab/bin`.
 pub fn build(tree: &Tree) -> Result<PathBuf> {
     step("Building the static programs", || {
-        let mut build = cargo_build(tree);
+        let mut build = cargo(tree, "build");
         build.arg("--release");
         for (package, program) in PROGRAMS {
             build.args(["--package", package, "--bin", program]);
         }
         visible(&mut build)?;
         let (package, program) = GUEST_PROGRAM;
-        visible(cargo_build(tree).args([
+        visible(cargo(tree, "build").args([
             "--profile=guest",
             "--no-default-features",
             "--package",
@@ -45,11 +49,20 @@ pub fn build(tree: &Tree) -> Result<PathBuf> {
             program,
         ]))
     })?;
+    let tests = step("Building the tests that need a KVM host", || {
+        KVM_TESTS
+            .iter()
+            .map(|&(package, test)| build_test(tree, package, test))
+            .collect::<Result<Vec<PathBuf>>>()
+    })?;
     let built = target_dir(tree)?.join(TARGET);
     let bin = tree.bin();
     fs::create_dir_all(&bin).with_context(|| format!("Cannot make {}", bin.display()))?;
     for (_, program) in PROGRAMS {
         install(&built.join("release").join(program), &bin.join(program))?;
+    }
+    for ((_, test), program) in KVM_TESTS.iter().zip(&tests) {
+        install(program, &bin.join(test))?;
     }
     let (_, program) = GUEST_PROGRAM;
     let guest_program = built.join("guest").join(program);
@@ -62,10 +75,23 @@ pub fn build(tree: &Tree) -> Result<PathBuf> {
     Ok(bin)
 }
 
-fn cargo_build(tree: &Tree) -> Command {
+/// Builds one test of a package; returns the program, whose name has a hash.
+fn build_test(tree: &Tree, package: &str, test: &str) -> Result<PathBuf> {
+    let mut build = cargo(tree, "test");
+    build.args(["--release", "--no-run", "--message-format=json"]);
+    build.args(["--package", package, "--test", test]);
+    text(&mut build)?
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == test)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .with_context(|| format!("cargo names no program of the test {test}"))
+}
+
+fn cargo(tree: &Tree, command_name: &str) -> Command {
     let mut build = command(
         &std::env::var("CARGO").unwrap_or_else(|_| "cargo".into()),
-        ["build", "--quiet", "--target", TARGET],
+        [command_name, "--quiet", "--target", TARGET],
     );
     build
         .current_dir(tree.root())

@@ -62,7 +62,6 @@ fn flat(selector: u16, type_: u8, long: bool) -> Segment {
         g: 1,
         avl: 0,
         unusable: 0,
-        padding: 0,
     }
 }
 
@@ -113,12 +112,10 @@ impl Entry {
             gdt: DescriptorTable {
                 base: GDT_START,
                 limit: 5 * 8 - 1,
-                ..Default::default()
             },
             idt: DescriptorTable {
                 base: IDT_START,
                 limit: 7,
-                ..Default::default()
             },
             cr0: CR0_PE | CR0_ET,
             ..Default::default()

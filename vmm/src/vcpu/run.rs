@@ -98,7 +98,7 @@ impl Runner {
     }
 
     fn stand_still(&mut self) -> VcpuRunState {
-        self.vcpu.note_pause();
+        self.vcpu.kvmclock_ctrl();
         let wish = self.control.park();
         // A wish that comes after this line finds the flag set again by the
         // one who made it; one from before is seen by the caller.

@@ -64,7 +64,7 @@ impl Machine {
     pub fn send_nmi(&self) -> hypervisor::Result<()> {
         for &id in &self.apic_ids {
             let address = LOCAL_APICS | u64::from(id) << DESTINATION_SHIFT;
-            self.vm.send_message(address, DELIVER_NMI)?;
+            self.vm.signal_msi(address, DELIVER_NMI)?;
         }
         Ok(())
     }

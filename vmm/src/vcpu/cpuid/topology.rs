@@ -110,7 +110,6 @@ impl Topology {
                 ebx: count,
                 ecx: (kind << 8) | index,
                 edx: apic_id,
-                ..Default::default()
             })
             .collect()
     }
