@@ -1,18 +1,19 @@
-//! What the control thread wants of a vCPU thread, and what that one does.
+//! The state that the control thread requests of a vCPU thread, and the state
+//! that the thread is in.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-/// Both the wish and the state: a vCPU thread follows the wish at the next
-/// point where it can.
+/// A state of a vCPU thread, requested or reached. The thread takes on the
+/// requested one at the next point where it can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum VcpuRunState {
     /// In the guest, or handling an exit.
     Running = 0,
-    /// Standing still; no I/O instruction is half done.
+    /// Stopped between two instructions; no I/O is half done.
     Parked = 1,
-    /// Over.
+    /// The thread has ended.
     Stopped = 2,
 }
 
@@ -26,11 +27,11 @@ impl VcpuRunState {
     }
 }
 
-/// Shared by the control thread and one vCPU thread. `wish` is atomic because
-/// the vCPU thread reads it before every entry; it changes only under the lock
-/// of `state`, so that nobody sleeps through a change.
+/// Shared by the control thread and one vCPU thread. `requested` is atomic
+/// because the vCPU thread reads it before every entry; it changes only under
+/// the lock of `state`, so that no waiter misses a change.
 pub(super) struct Control {
-    wish: AtomicU8,
+    requested: AtomicU8,
     state: Mutex<VcpuRunState>,
     changed: Condvar,
 }
@@ -38,41 +39,41 @@ pub(super) struct Control {
 impl Control {
     pub(super) fn new() -> Self {
         Self {
-            wish: AtomicU8::new(VcpuRunState::Parked as u8),
+            requested: AtomicU8::new(VcpuRunState::Parked as u8),
             state: Mutex::new(VcpuRunState::Running),
             changed: Condvar::new(),
         }
     }
 
-    /// Sets the wish. Nothing comes after [`VcpuRunState::Stopped`].
-    pub(super) fn request(&self, wish: VcpuRunState) {
-        let _state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.wish() != VcpuRunState::Stopped {
-            self.wish.store(wish as u8, Ordering::SeqCst);
+    /// Requests a state. Nothing comes after [`VcpuRunState::Stopped`].
+    pub(super) fn request(&self, state: VcpuRunState) {
+        let _guard = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.requested() != VcpuRunState::Stopped {
+            self.requested.store(state as u8, Ordering::SeqCst);
         }
         self.changed.notify_all();
     }
 
-    pub(super) fn wish(&self) -> VcpuRunState {
-        VcpuRunState::from_byte(self.wish.load(Ordering::SeqCst))
+    pub(super) fn requested(&self) -> VcpuRunState {
+        VcpuRunState::from_byte(self.requested.load(Ordering::SeqCst))
     }
 
-    /// Blocks the vCPU thread while it is to stand still; says what is wanted
-    /// next.
+    /// Blocks the vCPU thread while it is to be parked; returns the state that
+    /// is requested next.
     pub(super) fn park(&self) -> VcpuRunState {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         *state = VcpuRunState::Parked;
         self.changed.notify_all();
         let mut state = self
             .changed
-            .wait_while(state, |_| self.wish() == VcpuRunState::Parked)
+            .wait_while(state, |_| self.requested() == VcpuRunState::Parked)
             .unwrap_or_else(PoisonError::into_inner);
         *state = VcpuRunState::Running;
-        self.wish()
+        self.requested()
     }
 
-    /// Blocks the control thread until the vCPU stands still or is over.
-    pub(super) fn wait_still(&self) {
+    /// Blocks the control thread until the vCPU is parked or its thread has ended.
+    pub(super) fn wait_paused(&self) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         drop(
             self.changed
@@ -81,13 +82,13 @@ impl Control {
         );
     }
 
-    fn over(&self) {
+    fn mark_stopped(&self) {
         *self.state.lock().unwrap_or_else(PoisonError::into_inner) = VcpuRunState::Stopped;
         self.changed.notify_all();
     }
 }
 
-/// Marks the thread as over when it ends, in whatever way.
+/// Marks the thread as stopped when it ends, in whatever way.
 pub(super) struct ExitGuard(Arc<Control>);
 
 impl ExitGuard {
@@ -98,7 +99,7 @@ impl ExitGuard {
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {
-        self.0.over();
+        self.0.mark_stopped();
     }
 }
 
@@ -117,7 +118,7 @@ mod tests {
             let first = other.park();
             (first, other.park())
         });
-        control.wait_still();
+        control.wait_paused();
         assert_eq!(*control.state.lock().unwrap(), VcpuRunState::Parked);
         control.request(VcpuRunState::Stopped);
         assert_eq!(
@@ -132,13 +133,13 @@ mod tests {
         let control = Control::new();
         control.request(VcpuRunState::Stopped);
         control.request(VcpuRunState::Running);
-        assert_eq!(control.wish(), VcpuRunState::Stopped);
+        assert_eq!(control.requested(), VcpuRunState::Stopped);
     }
 
     #[test]
     fn waiting_for_a_thread_that_died_ends() {
         let control = Arc::new(Control::new());
         drop(ExitGuard::new(Arc::clone(&control)));
-        control.wait_still();
+        control.wait_paused();
     }
 }

@@ -59,7 +59,7 @@ pub fn install_kick_handler() -> Result<(), VcpuError> {
     register_signal_handler(kick_signal(), ignore).map_err(VcpuError::Signal)
 }
 
-/// The control thread's hold of one vCPU thread. The thread starts parked.
+/// The control thread's handle of one vCPU thread. The thread starts parked.
 /// Dropping the handle stops and joins it.
 pub struct VcpuHandle {
     control: Arc<Control>,
@@ -135,9 +135,9 @@ impl VcpuHandle {
         self.interrupt();
     }
 
-    /// Waits until the vCPU stands still, between two instructions.
+    /// Waits until the vCPU is stopped between two instructions.
     pub fn wait_parked(&self) {
-        self.control.wait_still();
+        self.control.wait_paused();
     }
 
     /// Asks the thread to end.

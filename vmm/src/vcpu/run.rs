@@ -27,10 +27,10 @@ pub(super) struct Runner {
 impl Runner {
     pub(super) fn run(mut self) {
         loop {
-            match self.control.wish() {
+            match self.control.requested() {
                 VcpuRunState::Running => {}
                 VcpuRunState::Parked => {
-                    if !self.settle() || self.stand_still() == VcpuRunState::Stopped {
+                    if !self.complete_pending_io() || self.park() == VcpuRunState::Stopped {
                         return;
                     }
                     continue;
@@ -86,7 +86,7 @@ impl Runner {
     /// guest's registers with the next entry only. The request to exit at once
     /// makes KVM do that and nothing more; an instruction of several parts
     /// comes back for each.
-    fn settle(&mut self) -> bool {
+    fn complete_pending_io(&mut self) -> bool {
         self.kick.set_immediate_exit(true);
         loop {
             match self.vcpu.run(&self.io) {
@@ -97,13 +97,13 @@ impl Runner {
         }
     }
 
-    fn stand_still(&mut self) -> VcpuRunState {
+    fn park(&mut self) -> VcpuRunState {
         self.vcpu.kvmclock_ctrl();
-        let wish = self.control.park();
-        // A wish that comes after this line finds the flag set again by the
-        // one who made it; one from before is seen by the caller.
+        let requested = self.control.park();
+        // Whoever requests something after this line sets the flag again; what
+        // was requested before it is what the caller gets.
         self.kick.set_immediate_exit(false);
-        wish
+        requested
     }
 
     fn fail(&self, text: String) -> bool {
