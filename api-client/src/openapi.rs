@@ -289,10 +289,12 @@ fn exit_schemas() -> Vec<(&'static str, Value)> {
         (
             "DeviceExits",
             object(
-                "Accesses of one width to one range of a device",
+                "Accesses of one width to one register of a device, or to one page of a long range; \
+                 address is null for all further registers of the range together",
                 &[
                     ("id", &text),
                     ("address", &maybe_text),
+                    ("range", &maybe_text),
                     ("size", &count),
                     ("exits", &count),
                     ("nanoseconds", &count),

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use instrumentation::user_exit::{AddressSpace, RangeId, RangeMap};
+use instrumentation::user_exit::{Access, AddressSpace, RangeId, RangeMap};
 
 /// A device's registers. Called from every vCPU thread at once, so a device
 /// locks its own state. It must answer any offset and any width that lies
@@ -107,6 +107,9 @@ impl Bus {
     pub fn remove(&self, base: u64) {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let old = slots.remove(&base);
+        if let Some(slot) = &old {
+            self.names.release(slot.id);
+        }
         // The device may end with it, and may use the bus for that.
         drop(slots);
         drop(old);
@@ -121,37 +124,56 @@ impl Bus {
         drop(old);
     }
 
-    /// Reads into `data`; says whose range it was.
-    pub fn read(&self, address: u64, data: &mut [u8]) -> RangeId {
+    /// Reads into `data`; says which register it was.
+    pub fn read(&self, address: u64, data: &mut [u8]) -> Access {
         match self.find(address, data.len()) {
-            Some((offset, id, device)) => {
+            Some((offset, access, device)) => {
                 device.read(offset, data);
-                id
+                access
             }
             None => {
                 data.fill(0xff);
-                RangeId::default()
+                unassigned(address)
             }
         }
     }
 
-    /// Writes `data`; says whose range it was.
-    pub fn write(&self, address: u64, data: &[u8]) -> RangeId {
+    /// Writes `data`; says which register it was.
+    pub fn write(&self, address: u64, data: &[u8]) -> Access {
         match self.find(address, data.len()) {
-            Some((offset, id, device)) => {
+            Some((offset, access, device)) => {
                 device.write(offset, data);
-                id
+                access
             }
-            None => RangeId::default(),
+            None => unassigned(address),
         }
     }
 
-    fn find(&self, address: u64, width: usize) -> Option<(u64, RangeId, Arc<dyn BusDevice>)> {
+    fn find(&self, address: u64, width: usize) -> Option<(u64, Access, Arc<dyn BusDevice>)> {
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         let (base, slot) = slots.range(..=address).next_back()?;
         let offset = address - base;
         let end = offset.checked_add(width as u64)?;
-        (end <= slot.len).then(|| (offset, slot.id, Arc::clone(&slot.device)))
+        let access = Access {
+            range: slot.id,
+            register: match slot.len {
+                ..=PAGE => offset,
+                _ => offset - offset % PAGE,
+            },
+        };
+        (end <= slot.len).then(|| (offset, access, Arc::clone(&slot.device)))
+    }
+}
+
+/// A range longer than this is counted by page: a page of virtio's BAR holds one
+/// of its structures, a page of the configuration space one function, and a
+/// counter for each word of them would drown the rest.
+const PAGE: u64 = 4096;
+
+fn unassigned(address: u64) -> Access {
+    Access {
+        range: RangeId::default(),
+        register: address,
     }
 }
 
@@ -185,9 +207,10 @@ mod tests {
         let (bus, device) = bus();
         let mut data = [0; 2];
         let owner = bus.read(0x106, &mut data);
-        assert_ne!(owner, RangeId::default());
-        assert_eq!(data, [6, 6]);
-        assert_eq!(bus.write(0x101, &[9]), owner);
+        assert_ne!(owner.range, RangeId::default());
+        assert_eq!((data, owner.register), ([6, 6], 6));
+        let access = bus.write(0x101, &[9]);
+        assert_eq!((access.range, access.register), (owner.range, 1));
         assert_eq!(*device.0.lock().unwrap(), [(1, vec![9])]);
     }
 
@@ -196,11 +219,31 @@ mod tests {
         let (bus, device) = bus();
         for address in [0, 0xff, 0x107, 0x108, u64::MAX] {
             let mut data = [0; 2];
-            assert_eq!(bus.read(address, &mut data), RangeId::default());
+            assert_eq!(bus.read(address, &mut data), unassigned(address));
             assert_eq!(data, [0xff, 0xff]);
-            assert_eq!(bus.write(address, &[1, 2]), RangeId::default());
+            assert_eq!(bus.write(address, &[1, 2]), unassigned(address));
         }
         assert!(device.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn long_ranges_are_told_apart_by_page() {
+        let (bus, device) = bus();
+        bus.insert("b", 0x1_0000, 0x4000, device.clone()).unwrap();
+        let registers = |address| bus.write(address, &[0]).register;
+        assert_eq!(registers(0x1_0014), 0);
+        assert_eq!(registers(0x1_3004), 0x3000);
+    }
+
+    #[test]
+    fn a_range_that_moves_keeps_its_name() {
+        let (bus, device) = bus();
+        let before = bus.write(0x104, &[0]);
+        for base in 0x200..0x2000 {
+            bus.remove(if base == 0x200 { 0x100 } else { base - 1 });
+            bus.insert("a", base, 8, device.clone()).unwrap();
+        }
+        assert_eq!(bus.write(0x1fff + 4, &[0]), before);
     }
 
     #[test]

@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use crate::snapshot::{Host, Query, ReasonArrays, VcpuInput, VcpuSample};
     use crate::table::STATS_SLOTS;
-    use crate::user_exit::{UserExitKind, UserExitRecorder};
+    use crate::user_exit::{RangeId, UserExitKind, UserExitRecorder};
 
     fn machine(isa: Result<Isa, String>) -> ExitSnapshot {
         let inputs: Vec<_> = (0..3u64)
@@ -240,7 +240,7 @@ mod tests {
                 };
                 let array: Vec<u64> = (0..STATS_SLOTS).map(figure).collect();
                 let recorder = UserExitRecorder::new();
-                recorder.record(UserExitKind::IoOut, Default::default(), 4, 4_000);
+                recorder.record(UserExitKind::IoOut, RangeId::default(), 4, 4_000);
                 VcpuInput {
                     id: id as u32,
                     sample: VcpuSample {

@@ -1,5 +1,6 @@
 //! OpenMetrics text, for Prometheus and whatever else scrapes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use prometheus_client::collector::Collector;
@@ -8,7 +9,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet}
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::snapshot::{ExitCounters, ExitSnapshot};
+use crate::snapshot::{DeviceExits, ExitCounters, ExitSnapshot};
 
 /// The content type of [`openmetrics`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -190,19 +191,32 @@ impl Vms {
                     if row.devices.is_empty() {
                         put_vmm(&mut family, &kind, unit, row.exits, row.nanoseconds)?;
                     }
-                    for device in &row.devices {
+                    for ((id, range, size), (exits, nanoseconds)) in by_range(&row.devices) {
                         let mut labels = kind.clone();
-                        labels.push(("device", device.id.as_str().into()));
-                        let address = device.address.as_deref().unwrap_or_default();
-                        labels.push(("address", address.into()));
-                        labels.push(("size", device.size.to_string().into()));
-                        put_vmm(&mut family, &labels, unit, device.exits, device.nanoseconds)?;
+                        labels.push(("device", id.into()));
+                        labels.push(("address", range.into()));
+                        labels.push(("size", size.to_string().into()));
+                        put_vmm(&mut family, &labels, unit, exits, nanoseconds)?;
                     }
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Registers would be too many series, and a guest decides how many there are:
+/// they are summed by device, range and width.
+fn by_range(devices: &[DeviceExits]) -> BTreeMap<(&str, &str, u8), (u64, u64)> {
+    let mut sums = BTreeMap::new();
+    for device in devices {
+        let range = device.range.as_deref().unwrap_or_default();
+        let key = (device.id.as_str(), range, device.size);
+        let (exits, nanoseconds) = sums.entry(key).or_insert((0u64, 0u64));
+        *exits += device.exits;
+        *nanoseconds += device.nanoseconds;
+    }
+    sums
 }
 
 fn put(

@@ -28,7 +28,7 @@ pub fn table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     }
     if !snapshot.vmm.exits.is_empty() {
         text.push_str("\nExits that reached user space\n\n");
-        text.push_str(&user_exit_table(&snapshot.vmm));
+        text.push_str(&user_exit_table(&snapshot.vmm, options.all));
     }
     text
 }
@@ -77,8 +77,12 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     table.text()
 }
 
-/// Exits to user space by kind and by the device behind them.
-pub fn user_exit_table(side: &VmmSide) -> String {
+/// Rows of the exits to user space that are shown unless all are wanted.
+const MOST_ROWS: usize = 20;
+
+/// Exits to user space by kind and by the register behind them, most exits
+/// first; all rows or the first twenty.
+pub fn user_exit_table(side: &VmmSide, all: bool) -> String {
     let total: u64 = side.exits.iter().map(|row| row.exits).sum();
     let header = [
         "Kind",
@@ -89,10 +93,10 @@ pub fn user_exit_table(side: &VmmSide) -> String {
         "Exits%",
         "Microseconds",
     ];
-    let mut table = Columns::new(header, 0..2);
+    let mut lines = Vec::new();
     for row in &side.exits {
         let line = |device: &str, address: &str, bytes: String, exits, nanoseconds: u64| {
-            [
+            let cells = [
                 row.kind.as_str().to_string(),
                 device.into(),
                 address.into(),
@@ -100,20 +104,45 @@ pub fn user_exit_table(side: &VmmSide) -> String {
                 grouped(exits),
                 percent(exits, total),
                 grouped(nanoseconds / 1000),
-            ]
+            ];
+            (exits, cells)
         };
         if row.devices.is_empty() {
-            table.add_row(line("", "", String::new(), row.exits, row.nanoseconds));
+            lines.push(line("", "", String::new(), row.exits, row.nanoseconds));
         }
         for device in &row.devices {
-            table.add_row(line(
+            let further = device
+                .range
+                .as_ref()
+                .map_or("further".into(), |range| format!("{range}+"));
+            lines.push(line(
                 &device.id,
-                device.address.as_deref().unwrap_or(""),
+                device.address.as_ref().unwrap_or(&further),
                 device.size.to_string(),
                 device.exits,
                 device.nanoseconds,
             ));
         }
     }
-    table.text()
+    lines.sort_by_key(|(exits, _)| std::cmp::Reverse(*exits));
+    let shown = if all {
+        lines.len()
+    } else {
+        lines.len().min(MOST_ROWS)
+    };
+    let rest = lines.split_off(shown);
+    let mut table = Columns::new(header, 0..2);
+    for (_, cells) in lines {
+        table.add_row(cells);
+    }
+    let mut text = table.text();
+    if !rest.is_empty() {
+        let exits = rest.iter().map(|(exits, _)| exits).sum();
+        text.push_str(&format!(
+            "{} rows more with {} exits; --all shows them\n",
+            rest.len(),
+            grouped(exits)
+        ));
+    }
+    text
 }

@@ -9,7 +9,7 @@ use crate::guest::{
 };
 use crate::snapshot::{ExitSnapshot, Host, ReasonArrays, VcpuInput, VcpuSample};
 use crate::table::{Isa, STATS_SLOTS};
-use crate::user_exit::{AddressSpace, RangeMap, UserExitKind, UserExitRecorder};
+use crate::user_exit::{Access, AddressSpace, RangeId, RangeMap, UserExitKind, UserExitRecorder};
 
 /// One vCPU with made-up figures, small enough to check by eye.
 fn snapshot(isa: Result<Isa, String>) -> ExitSnapshot {
@@ -19,8 +19,11 @@ fn snapshot(isa: Result<Isa, String>) -> ExitSnapshot {
     for _ in 0..3 {
         recorder.record(UserExitKind::IoOut, serial, 1, 4_000);
     }
-    recorder.record(UserExitKind::IoIn, Default::default(), 1, 2_000);
-    recorder.record(UserExitKind::Interrupted, Default::default(), 0, 2_000);
+    let register = |range, register| Access { range, register };
+    recorder.record(UserExitKind::IoIn, register(serial, 5), 1, 1_000);
+    let probed = register(Default::default(), 0xcf8);
+    recorder.record(UserExitKind::IoIn, probed, 1, 2_000);
+    recorder.record(UserExitKind::Interrupted, RangeId::default(), 0, 2_000);
     let mut arrays = ReasonArrays {
         exits: vec![0; STATS_SLOTS],
         cycles: vec![0; STATS_SLOTS],

@@ -192,11 +192,14 @@ fn vmm_side(tsc_khz: u32, ranges: &[RangeInfo], inputs: &[VcpuInput]) -> VmmSide
             .into_iter()
             .map(|(access, (exits, ticks))| {
                 let range = ranges.get(access.range);
+                let base = range.and_then(|range| range.base);
+                let address = access
+                    .register
+                    .map(|register| base.unwrap_or(0).wrapping_add(register));
                 DeviceExits {
                     id: range.map_or("unassigned", |range| &range.device).into(),
-                    address: range
-                        .and_then(|range| range.base)
-                        .map(|base| format!("{base:#x}")),
+                    address: address.map(|address| format!("{address:#x}")),
+                    range: base.map(|base| format!("{base:#x}")),
                     size: access.size,
                     exits,
                     nanoseconds: nanoseconds(ticks, tsc_khz),

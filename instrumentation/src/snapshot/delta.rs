@@ -56,7 +56,8 @@ impl ExitSnapshot {
             row.nanoseconds = minus(row.nanoseconds, old.nanoseconds)?;
             for device in &mut row.devices {
                 let old = old.devices.iter().find(|old| {
-                    (&old.id, &old.address, old.size) == (&device.id, &device.address, device.size)
+                    (&old.id, &old.address, &old.range, old.size)
+                        == (&device.id, &device.address, &device.range, device.size)
                 });
                 if let Some(old) = old {
                     device.exits = minus(device.exits, old.exits)?;

@@ -178,13 +178,17 @@ pub struct UserExits {
     pub devices: Vec<DeviceExits>,
 }
 
-/// Accesses of one width to one range of a device.
+/// Accesses of one width to one register of a device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceExits {
     /// The device's id, `unassigned` where no device answers.
     pub id: String,
-    /// First address of the range, as `0x…`; null for unassigned addresses.
+    /// Address of the register, as `0x…`, or of the page for ranges longer than
+    /// one; null for all further registers of the range together.
     pub address: Option<String>,
+    /// First address of the device's range, as `0x…`; null where there is none.
+    #[serde(default)]
+    pub range: Option<String>,
     /// Width of the access in bytes.
     pub size: u8,
     /// How often.

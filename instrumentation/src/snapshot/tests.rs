@@ -1,6 +1,6 @@
 use super::*;
 use crate::table::{ExitReason, STATS_SLOTS};
-use crate::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
+use crate::user_exit::{Access, AddressSpace, RangeMap, UserExitRecorder};
 
 fn host() -> Host {
     Host {
@@ -189,7 +189,11 @@ fn user_exits_are_opened_into_the_devices_behind_them() {
     for _ in 0..3 {
         recorder.record(UserExitKind::IoOut, serial, 1, 2_000);
     }
-    recorder.record(UserExitKind::IoOut, Default::default(), 4, 1_000);
+    let address = Access {
+        register: 0xcf8,
+        ..Access::default()
+    };
+    recorder.record(UserExitKind::IoOut, address, 4, 1_000);
     recorder.record(UserExitKind::Shutdown, serial, 1, 500);
     let mut input = input(0, &[]);
     input.user_exits = recorder.read();
@@ -207,8 +211,12 @@ fn user_exits_are_opened_into_the_devices_behind_them() {
     );
     assert_eq!((first.size, first.exits, first.nanoseconds), (1, 3, 3_000));
     assert_eq!(
-        (&*second.id, &second.address, second.size),
-        ("unassigned", &None, 4)
+        (&*second.id, second.address.as_deref(), second.size),
+        ("unassigned", Some("0xcf8"), 4)
+    );
+    assert_eq!(
+        (first.range.as_deref(), second.range.as_deref()),
+        (Some("0x3f8"), None)
     );
     assert_eq!((shutdown.exits, shutdown.devices.len()), (1, 0));
 }

@@ -109,7 +109,7 @@ mod tests {
         let bus = Arc::new(Bus::new(AddressSpace::Mmio, Arc::new(RangeMap::new())));
         let device: Arc<dyn BusDevice> = Arc::new(Ones);
         let weak = &Arc::downgrade(&device);
-        let answers = |at| bus.read(at, &mut [0]) != RangeId::default();
+        let answers = |at| bus.read(at, &mut [0]).range != RangeId::default();
         let mut placer = BarPlacer::new("a", &bus, 0x1000);
         assert!(placer.place(Some(BASE), weak));
         assert!(answers(BASE));

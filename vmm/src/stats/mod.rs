@@ -212,7 +212,7 @@ pub(crate) mod tests {
 
     use instrumentation::snapshot::{ReasonArrays, Source};
     use instrumentation::table::{ExitReason, STATS_SLOTS};
-    use instrumentation::user_exit::UserExitKind;
+    use instrumentation::user_exit::{RangeId, UserExitKind};
 
     use super::*;
 
@@ -260,7 +260,7 @@ pub(crate) mod tests {
             vcpus: (0..vcpus)
                 .map(|_| {
                     let recorder = Arc::new(UserExitRecorder::new());
-                    recorder.record(UserExitKind::Hlt, Default::default(), 1, 10);
+                    recorder.record(UserExitKind::Hlt, RangeId::default(), 1, 10);
                     (Ticking(patched.then(|| AtomicU64::new(0))), recorder)
                 })
                 .collect(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hypervisor::{VmOps, rdtsc};
-use instrumentation::user_exit::{RangeId, UserExitKind, UserExitRecorder};
+use instrumentation::user_exit::{Access, UserExitKind, UserExitRecorder};
 
 use super::Buses;
 
@@ -18,11 +18,11 @@ impl VcpuIo {
         Self { buses, recorder }
     }
 
-    fn record(&self, kind: UserExitKind, width: usize, access: impl FnOnce() -> RangeId) {
+    fn record(&self, kind: UserExitKind, width: usize, access: impl FnOnce() -> Access) {
         let start = rdtsc();
-        let range = access();
+        let access = access();
         let ticks = rdtsc().saturating_sub(start);
-        self.recorder.record(kind, range, width as u8, ticks);
+        self.recorder.record(kind, access, width as u8, ticks);
     }
 }
 

@@ -188,7 +188,7 @@ fn accesses_are_recorded_by_kind_range_and_width() {
             .collect::<Vec<_>>()
     };
     use instrumentation::user_exit::UserExitKind;
-    assert_eq!(of(UserExitKind::IoIn), [(reads(&machine), 1, 4)]);
+    assert_eq!(of(UserExitKind::IoIn), [(reads(&machine), 2, 4)]);
     assert_eq!(of(UserExitKind::IoOut).len(), 1);
 }
 
