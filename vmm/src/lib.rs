@@ -1,6 +1,10 @@
 //! The virtual machine monitor. Modules name only what stands below them:
 //! `vm` knows all parts, devices know buses and interrupts, and nothing knows
 //! the API but the API and the control thread.
+//!
+//! Unsafe code is denied here and allowed by name where it cannot be avoided:
+//! in [`memory`], in [`sandbox`] and for the requests to tap interfaces.
+#![deny(unsafe_code)]
 
 pub mod api;
 pub mod boot;
@@ -10,9 +14,17 @@ pub mod console_end;
 pub mod devices;
 pub mod event;
 pub mod interrupt;
+#[expect(
+    unsafe_code,
+    reason = "guest memory is mapped, shared and handed to the kernel"
+)]
 pub mod memory;
 pub mod monitor;
 pub mod pci;
+#[expect(
+    unsafe_code,
+    reason = "filters, signals and scheduling are raw system calls"
+)]
 pub mod sandbox;
 pub mod stats;
 pub mod vcpu;

@@ -40,6 +40,7 @@ impl RecordingVm {
     }
 }
 
+#[expect(unsafe_code, reason = "the trait's methods are unsafe to call")]
 impl Vm for RecordingVm {
     fn create_local_apics(&self) -> Result<()> {
         Ok(())

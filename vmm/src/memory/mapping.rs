@@ -501,14 +501,15 @@ mod tests {
     }
 
     #[test]
-    fn a_huge_page_pool_that_is_empty_is_an_error_and_leaks_nothing() {
-        let backing = Backing {
-            hugepages: true,
-            hugepage_size: Some(3),
-            reserve: true,
-            ..Default::default()
-        };
-        // Whether it fails depends on the host's pool; it must not panic.
-        let _ = RamRegion::map(0, SIZE, None, &backing);
+    fn a_huge_page_size_that_no_host_has_is_an_error() {
+        for reserve in [false, true] {
+            let backing = Backing {
+                hugepages: true,
+                hugepage_size: Some(1 << 46),
+                reserve,
+                ..Default::default()
+            };
+            assert!(RamRegion::map(0, SIZE, None, &backing).is_err());
+        }
     }
 }

@@ -24,6 +24,10 @@ mod control;
 mod counters;
 mod device;
 mod header;
+#[expect(
+    unsafe_code,
+    reason = "requests to tap interfaces are raw system calls"
+)]
 mod ioctl;
 mod receive;
 mod steering;
