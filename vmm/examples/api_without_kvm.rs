@@ -56,10 +56,14 @@ fn main() -> Result<()> {
     let (end, sender) = UnixStream::pair().context("Cannot watch signals")?;
     // No terminal, so nobody ever tells of its size.
     let (window, _quiet) = UnixStream::pair().context("Cannot watch signals")?;
-    signal_hook::low_level::pipe::register(SIGTERM, sender).context("Cannot watch signals")?;
+    let (shutdown, shutdown_sender) = UnixStream::pair().context("Cannot watch signals")?;
+    for sender in [sender, shutdown_sender] {
+        signal_hook::low_level::pipe::register(SIGTERM, sender).context("Cannot watch signals")?;
+    }
     let signals = Signals { end, window };
     let stats = Arc::new(StatsHub::new());
     let mut vmm = Vmm::new(Arc::new(Nothing), Arc::clone(&stats), false)?;
+    vmm.limit_shutdown(shutdown)?;
     let (sender, requests) = api_channel().context("Cannot set up the API")?;
     let board = StatusBoard::default();
     let context = ApiContext {

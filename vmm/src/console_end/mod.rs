@@ -11,11 +11,13 @@ mod tests;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
@@ -25,10 +27,9 @@ use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 pub use terminal::RawTerminal;
 
 /// How long a reader that was quick so far may let the guest wait.
-const PATIENCE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 100_000_000,
-};
+const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long it may let it wait in all before one write is done.
+const WRITE_TOTAL: Duration = Duration::from_secs(1);
 
 /// Where a console leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,8 +48,8 @@ pub enum ConsoleTarget {
 
 /// The host's end. Clones are the same end.
 ///
-/// Its lock is taken by whoever writes and by whoever waits for input, and no
-/// other lock is taken while it is held.
+/// Its lock is taken to learn what the streams are, never while one is waited
+/// for, and no other lock is taken while it is held.
 #[derive(Debug, Clone)]
 pub struct ConsoleEnd(Arc<Shared>);
 
@@ -63,9 +64,24 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Streams {
     input: Option<Arc<File>>,
-    output: Option<File>,
-    /// Output waits for a reader in vain and is dropped.
-    stalled: bool,
+    output: Option<Arc<Output>>,
+}
+
+#[derive(Debug)]
+struct Output {
+    file: File,
+    /// A reader was waited for in vain: until it takes something, output is
+    /// dropped at once.
+    stalled: AtomicBool,
+}
+
+impl Output {
+    fn new(file: File) -> Arc<Self> {
+        Arc::new(Self {
+            file,
+            stalled: AtomicBool::new(false),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -112,8 +128,7 @@ impl ConsoleEnd {
         Self(Arc::new(Shared {
             streams: Mutex::new(Streams {
                 input: input.map(Arc::new),
-                output,
-                stalled: false,
+                output: output.map(Output::new),
             }),
             ..shared
         }))
@@ -122,7 +137,7 @@ impl ConsoleEnd {
     /// Standard input and output, in whatever mode they are.
     fn terminal() -> io::Result<Self> {
         let input = io::stdin().as_fd().try_clone_to_owned()?;
-        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        let output = without_waiting(io::stdout().as_fd())?;
         let shared = Shared {
             is_terminal: true,
             ..Shared::default()
@@ -250,8 +265,7 @@ impl ConsoleEnd {
         let input = stream.try_clone()?;
         *self.streams() = Streams {
             input: Some(Arc::new(OwnedFd::from(input).into())),
-            output: Some(OwnedFd::from(stream).into()),
-            stalled: false,
+            output: Some(Output::new(OwnedFd::from(stream).into())),
         };
         Ok(true)
     }
@@ -273,36 +287,39 @@ impl ConsoleEnd {
     }
 
     /// Writes so many bytes with `write`, which is told how many of them are
-    /// done, or drops what nobody takes: the guest waits for its console.
+    /// done, or drops what nobody takes: the guest waits for its console, and
+    /// a slow reader keeps it for about a second at most. Ends with the first
+    /// error of `write`.
     pub fn write_with(
         &self,
         length: usize,
         mut write: impl FnMut(BorrowedFd<'_>, usize) -> io::Result<usize>,
     ) {
-        let mut streams = self.streams();
-        let Streams {
-            output: Some(output),
-            stalled,
-            ..
-        } = &mut *streams
-        else {
+        let Some(output) = self.streams().output.clone() else {
             return;
         };
+        let file = output.file.as_fd();
         let mut done = 0;
+        let mut waited = Duration::ZERO;
         while done < length {
-            let error = match write(output.as_fd(), done) {
+            let error = match write(file, done) {
                 Ok(0) => return,
                 Ok(count) => {
                     done += count;
-                    *stalled = false;
+                    output.stalled.store(false, Ordering::Relaxed);
                     continue;
                 }
                 Err(error) => error,
             };
             match error.kind() {
                 ErrorKind::Interrupted => {}
-                ErrorKind::WouldBlock if !*stalled => {
-                    *stalled = !becomes_writable(output.as_fd());
+                ErrorKind::WouldBlock
+                    if !output.stalled.load(Ordering::Relaxed) && waited < WRITE_TOTAL =>
+                {
+                    let since = Instant::now();
+                    let stalled = !becomes_writable(file);
+                    output.stalled.store(stalled, Ordering::Relaxed);
+                    waited += since.elapsed();
                 }
                 _ => {
                     log::debug!("console output is lost: {error}");
@@ -325,7 +342,26 @@ impl Write for ConsoleEnd {
     }
 }
 
+/// The same output in a way that a full pipe or a stopped terminal is no reason
+/// to wait. Whoever else has the descriptor is not to notice, so it takes a new
+/// one; where that is not possible, writing may wait.
+fn without_waiting(output: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let copy = output.try_clone_to_owned()?;
+    let file = File::from(copy.try_clone()?);
+    let kind = file.metadata()?.file_type();
+    if !kind.is_fifo() && !kind.is_char_device() {
+        return Ok(copy);
+    }
+    let path = format!("/proc/self/fd/{}", copy.as_raw_fd());
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty()).unwrap_or(copy))
+}
+
 fn becomes_writable(output: BorrowedFd<'_>) -> bool {
+    let timeout = Timespec {
+        tv_sec: 0,
+        tv_nsec: WRITE_TIMEOUT.subsec_nanos().into(),
+    };
     let mut waiting = [PollFd::from_borrowed_fd(output, PollFlags::OUT)];
-    matches!(poll(&mut waiting, Some(&PATIENCE)), Ok(1..))
+    matches!(poll(&mut waiting, Some(&timeout)), Ok(1..))
 }

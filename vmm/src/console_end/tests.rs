@@ -100,3 +100,38 @@ fn a_socket_is_replaced_only_if_nobody_serves_it() {
     assert!(ConsoleEnd::open(&target).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
+
+#[test]
+fn a_full_pipe_that_others_write_to_as_well_is_not_waited_for() {
+    let (reader, writer) = io::pipe().unwrap();
+    let output = without_waiting(writer.as_fd()).unwrap();
+    let start = Instant::now();
+    ConsoleEnd::new(None, Some(output.into()), Shared::default()).send(&vec![7; 1 << 20]);
+    assert!(start.elapsed() < Duration::from_secs(2));
+    // The others' descriptor is as it was.
+    assert!(!fcntl_getfl(&writer).unwrap().contains(OFlags::NONBLOCK));
+    drop(reader);
+}
+
+#[test]
+fn a_slow_reader_holds_one_write_up_for_a_second_and_nobody_else() {
+    let (mut reader, writer) = UnixStream::pair().unwrap();
+    writer.set_nonblocking(true).unwrap();
+    let output: OwnedFd = writer.into();
+    let end = ConsoleEnd::new(None, Some(output.into()), Shared::default());
+    let other = end.clone();
+    let thread = std::thread::spawn(move || {
+        let start = Instant::now();
+        other.send(&vec![7; 64 << 20]);
+        start.elapsed()
+    });
+    let mut bytes = vec![0; 32 << 10];
+    while !thread.is_finished() {
+        std::thread::sleep(Duration::from_millis(20));
+        let start = Instant::now();
+        assert!(end.input().is_none());
+        assert!(start.elapsed() < Duration::from_millis(500));
+        assert!(reader.read(&mut bytes).is_ok());
+    }
+    assert!(thread.join().unwrap() < Duration::from_secs(10));
+}

@@ -16,6 +16,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{Builder, JoinHandle};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 
 pub use affinity::bind_to_cpus;
@@ -35,6 +36,8 @@ pub enum ThreadKind {
     Api,
     /// Writes the events that the operator asked for.
     EventMonitor,
+    /// Watches how long the end of a machine takes.
+    ShutdownWatch,
     /// Runs a vCPU.
     Vcpu,
     /// Carries terminal input to the serial port.
@@ -61,6 +64,7 @@ impl ThreadKind {
         ThreadKind::Control,
         ThreadKind::Api,
         ThreadKind::EventMonitor,
+        ThreadKind::ShutdownWatch,
         ThreadKind::Vcpu,
         ThreadKind::SerialInput,
         ThreadKind::VirtioBlock,
@@ -137,6 +141,25 @@ pub fn watch_panics<T>(body: impl FnOnce() -> T) -> Result<T, String> {
 /// alone.
 pub fn keep_files_private() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+}
+
+/// Ends the process at once with status 1, after `message` if somebody reads it:
+/// for a process whose other threads wait for something that does not come.
+/// Takes no lock that one of them may hold.
+pub fn end_process(message: &str) -> ! {
+    let stderr = rustix::stdio::stderr();
+    let mut waiting = [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)];
+    let timeout = Timespec {
+        tv_sec: 1,
+        tv_nsec: 0,
+    };
+    if matches!(poll(&mut waiting, Some(&timeout)), Ok(1..)) {
+        // Nobody is left to tell if that fails.
+        let _ = rustix::io::write(stderr, message.as_bytes());
+    }
+    // SAFETY: ends the process without a look at its memory, so whatever other
+    // threads are doing to it makes no difference.
+    unsafe { libc::_exit(1) }
 }
 
 /// A descriptor that the parent process left open for this one, by its number.

@@ -22,6 +22,7 @@ mod queue;
 pub mod rate_limit;
 pub mod rng;
 mod status;
+mod stop;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod transport;
@@ -38,6 +39,7 @@ use virtio_bindings::{virtio_config, virtio_ring};
 pub use faults::GuestFaults;
 pub use queue::{Chain, QueueError, VirtQueue};
 pub use status::{DeviceStatus, Transition};
+pub use stop::StopFlag;
 
 use crate::memory::GuestRam;
 
@@ -85,6 +87,10 @@ pub trait VirtioDevice: Send {
     /// nothing of the device touches guest memory any more. Also called when
     /// the device is not active.
     fn reset(&mut self);
+
+    /// Counts and logs what goes wrong with the device, for its whole life: a
+    /// driver that starts it again and again gets no more lines for that.
+    fn faults(&self) -> &Arc<GuestFaults>;
 
     /// Figures for `vm.counters`, if the device has any.
     fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {

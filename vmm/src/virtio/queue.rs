@@ -9,7 +9,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::VirtioInterrupt;
+use super::{StopFlag, VirtioInterrupt};
 use crate::memory::GuestRam;
 
 // Parts of the rings (virtio 1.3, 2.7.6 and 2.7.8).
@@ -42,6 +42,7 @@ pub struct VirtQueue {
     interrupt: Arc<dyn VirtioInterrupt>,
     /// Chains given back since the driver was last told.
     added: u16,
+    stop: StopFlag,
 }
 
 impl VirtQueue {
@@ -60,7 +61,19 @@ impl VirtQueue {
             kick,
             interrupt,
             added: 0,
+            stop: StopFlag::default(),
         }
+    }
+
+    /// Makes [`drain`](Self::drain) end early when `stop` is set.
+    pub fn set_stop_flag(&mut self, stop: &StopFlag) {
+        self.stop = stop.clone();
+    }
+
+    /// Set when the queue's thread is to let go of it.
+    #[must_use]
+    pub fn stop_flag(&self) -> &StopFlag {
+        &self.stop
     }
 
     /// Its number.
@@ -188,28 +201,44 @@ impl VirtQueue {
     /// Serves what is in the queue: `serve` gets each chain and says how many
     /// bytes it wrote into it. For devices that finish a request at once.
     /// Returns after one round of the ring even if the driver adds chains all
-    /// the time, and goes on with the next kick, which it gives itself.
+    /// the time, and goes on with the next kick, which it gives itself. Returns
+    /// between two chains if the queue is to be let go of.
     pub fn drain(&mut self, mut serve: impl FnMut(&Chain) -> u32) -> Result<(), QueueError> {
+        self.drain_while(|chain| Some(serve(chain))).map(drop)
+    }
+
+    /// The same for a device that may have to wait for the host: a chain for
+    /// which `serve` gives nothing is the next one again, and the result is
+    /// false. The driver does not kick then.
+    pub fn drain_while(
+        &mut self,
+        mut serve: impl FnMut(&Chain) -> Option<u32>,
+    ) -> Result<bool, QueueError> {
         // Nothing to read: somebody else has looked already.
         let _ = self.kick.read();
         let mut left = self.size();
         loop {
             self.stop_kicks()?;
             while left > 0
+                && !self.stop.is_set()
                 && let Some(chain) = self.pop()?
             {
-                let written = serve(&chain);
+                let Some(written) = serve(&chain) else {
+                    self.push_back();
+                    self.notify()?;
+                    return Ok(false);
+                };
                 self.complete(chain.head_index(), written)?;
                 left -= 1;
             }
             self.notify()?;
-            if !self.want_kicks()? {
-                return Ok(());
+            if !self.want_kicks()? || self.stop.is_set() {
+                return Ok(true);
             }
             if left == 0 {
                 // A full counter kicks as well.
                 let _ = self.kick.write(1);
-                return Ok(());
+                return Ok(true);
             }
         }
     }
@@ -224,6 +253,7 @@ impl VirtQueue {
 
 #[cfg(test)]
 mod tests {
+    use crate::virtio::StopFlag;
     use crate::virtio::testing::{Buffer, Driver};
 
     #[test]
@@ -273,6 +303,29 @@ mod tests {
             .unwrap();
         assert_eq!(served, 8);
         assert!(queue.kick().read().is_ok());
+    }
+
+    #[test]
+    fn a_queue_that_is_let_go_of_takes_no_further_chain() {
+        let mut driver = Driver::new(8);
+        for at in 0..8 {
+            driver.offer(&[Buffer::writable(at * 16, 16)]);
+        }
+        let mut queue = driver.queue();
+        let stop = StopFlag::default();
+        queue.set_stop_flag(&stop);
+        let mut served = 0;
+        queue
+            .drain(|_| {
+                served += 1;
+                stop.set();
+                0
+            })
+            .unwrap();
+        assert_eq!((served, driver.used().len()), (1, 1));
+        stop.clear();
+        queue.drain(|_| 0).unwrap();
+        assert_eq!(driver.used().len(), 8);
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The driver's side of a queue, for tests: well behaved unless told
 //! otherwise.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
@@ -10,7 +11,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Activation, COMMON_FEATURES, VirtQueue, VirtioInterrupt};
+use super::{Activation, COMMON_FEATURES, VirtQueue, VirtioDevice, VirtioInterrupt};
 use crate::memory::{GuestRam, plain};
 
 pub(crate) const MEMORY: u64 = 16 << 20;
@@ -55,6 +56,8 @@ impl Buffer {
 
 #[derive(Default)]
 struct Interrupts {
+    /// Called for each interrupt of a queue.
+    hook: OnceLock<Box<dyn Fn() + Send + Sync>>,
     used: AtomicUsize,
     needs_reset: AtomicBool,
 }
@@ -62,11 +65,26 @@ struct Interrupts {
 impl VirtioInterrupt for Interrupts {
     fn queue_used(&self, _: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
+        if let Some(hook) = self.hook.get() {
+            hook();
+        }
     }
     fn config_changed(&self) {}
     fn needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
     }
+}
+
+/// Has a device serve what the driver offered, and resets it right away: says
+/// how long the reset took.
+pub(crate) fn reset_at_work(device: &mut dyn VirtioDevice, driver: &Driver) -> Duration {
+    device.activate(driver.activation()).unwrap();
+    driver.kick();
+    // Long enough for the thread to be in the middle of it.
+    std::thread::sleep(Duration::from_millis(100));
+    let start = Instant::now();
+    device.reset();
+    start.elapsed()
 }
 
 /// A driver with one queue.
@@ -191,6 +209,37 @@ impl Driver {
         self.memory
             .write_obj(index, GuestAddress(self.part(AVAILABLE) + 2))
             .unwrap();
+    }
+
+    /// Makes a chain of `count` descriptors available, each of which covers all
+    /// of the memory.
+    pub(crate) fn offer_everything(&mut self, count: u16, write: bool) -> u16 {
+        for index in 0..count {
+            let mut flags = if write { WRITE } else { 0 };
+            if index + 1 < count {
+                flags |= NEXT;
+            }
+            self.describe(index, Descriptor::new(0, MEMORY as u32, flags, index + 1));
+        }
+        self.offer_head(0);
+        0
+    }
+
+    /// Whenever the device uses a chain, makes as many available in the first
+    /// `queues` queues as these have entries: those that were offered before,
+    /// over and over.
+    pub(crate) fn refill_at_once(&self, queues: u16) {
+        let (memory, size) = (Arc::clone(&self.memory), self.size);
+        let refill = move || {
+            for step in (0..queues).map(|queue| u64::from(queue) * QUEUE_STEP) {
+                let used: u16 = memory.read_obj(GuestAddress(USED + step + 2)).unwrap();
+                let index = used.wrapping_add(size);
+                memory
+                    .write_obj(index, GuestAddress(AVAILABLE + step + 2))
+                    .unwrap();
+            }
+        };
+        assert!(self.interrupts.hook.set(Box::new(refill)).is_ok());
     }
 
     pub(crate) fn kick(&self) {

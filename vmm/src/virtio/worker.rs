@@ -5,18 +5,29 @@ use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel,
+};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{ActivateError, Activation, GuestFaults};
+use super::{ActivateError, Activation, GuestFaults, QueueError, StopFlag};
 use crate::event::EventSink;
 use crate::sandbox::{ThreadKind, spawn};
 
+/// A thread that has not stopped after this time is named in the log. It is
+/// waited for all the same: it may still write to guest memory.
+const STOP_WARNING: Duration = Duration::from_secs(2);
+
 /// The device's part of the work. Lives on the thread; what it keeps between
 /// activations, such as an open file, it owns.
+///
+/// A guest decides how much one request asks for. So a service works in pieces
+/// of bounded size and time, and looks at the [`StopFlag`] of its queues
+/// between them.
 pub trait Service: Send + 'static {
     /// Takes over queues, and adds to `poll` what it waits for: usually the
     /// kick of each queue, under a token of its own choice.
@@ -93,34 +104,42 @@ impl Poll {
 
 enum Command {
     Start(Box<Activation>),
-    Stop(std::sync::mpsc::SyncSender<()>),
+    Stop(SyncSender<()>),
 }
 
-/// The owner's hold of the thread. Dropping it ends the thread.
+/// The owner's handle of the thread. Dropping it ends the thread.
 pub struct Worker {
+    name: String,
+    stop: StopFlag,
     commands: Option<Sender<Command>>,
     wake: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts a thread called `name` that waits for an activation.
+    /// Starts a thread called `name` that waits for an activation. What goes
+    /// wrong is reported to `faults`, those of the whole device.
     pub fn spawn(
         name: &str,
         kind: ThreadKind,
+        faults: Arc<GuestFaults>,
         events: EventSink,
         service: impl Service,
     ) -> io::Result<Self> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let (commands, receiver) = channel();
+        let stop = StopFlag::default();
         let runner = Runner {
-            name: name.to_owned(),
+            faults,
+            stop: stop.clone(),
             commands: receiver,
             wake: Arc::clone(&wake),
             service,
         };
         let thread = spawn(name, kind, events, move || runner.run())?;
         Ok(Self {
+            name: name.to_owned(),
+            stop,
             commands: Some(commands),
             wake,
             thread: Some(thread),
@@ -135,10 +154,36 @@ impl Worker {
 
     /// Has the thread let go of its queues, and waits until it has.
     pub fn stop(&self) {
-        let (reply, done) = sync_channel(1);
-        if self.send(Command::Stop(reply)).is_some() {
+        if let Some(stopped) = self.request_stop() {
+            self.wait_stopped(&stopped);
+        }
+    }
+
+    /// Has several threads of one device let go of their queues, all at the
+    /// same time, and waits until they have.
+    pub fn stop_all(workers: &[Worker]) {
+        let requested: Vec<_> = workers.iter().map(Worker::request_stop).collect();
+        for (worker, stopped) in workers.iter().zip(requested) {
+            if let Some(stopped) = stopped {
+                worker.wait_stopped(&stopped);
+            }
+        }
+    }
+
+    fn request_stop(&self) -> Option<Receiver<()>> {
+        let (reply, stopped) = sync_channel(1);
+        self.stop.set();
+        self.send(Command::Stop(reply)).map(|()| stopped)
+    }
+
+    /// Waits without a limit: nobody may use the queues before the thread has
+    /// let go of them. What limits the end of a VM is the deadline of its
+    /// shutdown, which ends the process.
+    fn wait_stopped(&self, stopped: &Receiver<()>) {
+        if let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(STOP_WARNING) {
+            log::warn!("{}: has not stopped within {STOP_WARNING:?}", self.name);
             // An error means that the thread is gone, and its queues with it.
-            let _ = done.recv();
+            let _ = stopped.recv();
         }
     }
 
@@ -152,6 +197,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.stop.set();
         self.commands = None;
         let _ = self.wake.write(1);
         if let Some(thread) = self.thread.take() {
@@ -162,7 +208,8 @@ impl Drop for Worker {
 }
 
 struct Runner<S> {
-    name: String,
+    faults: Arc<GuestFaults>,
+    stop: StopFlag,
     commands: Receiver<Command>,
     wake: Arc<EventFd>,
     service: S,
@@ -178,13 +225,12 @@ impl<S: Service> Runner<S> {
     fn run(mut self) {
         while let Ok(command) = self.commands.recv() {
             match command {
-                // The owner may have gone already.
-                Command::Stop(reply) => drop(reply.send(())),
+                Command::Stop(reply) => self.stopped(&reply),
                 Command::Start(activation) => {
                     let after = self.serve(*activation);
                     self.service.stop();
                     match after {
-                        Ok(reply) => drop(reply.send(())),
+                        Ok(reply) => self.stopped(&reply),
                         Err(After::Idle) => {}
                         Err(After::End) => return,
                     }
@@ -193,16 +239,26 @@ impl<S: Service> Runner<S> {
         }
     }
 
+    /// Answers the owner, who starts the thread again only after that.
+    fn stopped(&self, reply: &SyncSender<()>) {
+        self.stop.clear();
+        // The owner may have gone already.
+        let _ = reply.send(());
+    }
+
     /// Serves until it is told to stop; gives back whom to tell of that.
-    fn serve(&mut self, activation: Activation) -> Result<std::sync::mpsc::SyncSender<()>, After> {
+    fn serve(&mut self, mut activation: Activation) -> Result<SyncSender<()>, After> {
         let interrupt = Arc::clone(&activation.interrupt);
-        let faults = GuestFaults::new(&self.name);
+        for queue in &mut activation.queues {
+            queue.set_stop_flag(&self.stop);
+        }
         let started = Poll::new(&self.wake)
             .and_then(|poll| self.service.start(activation, &poll).map(|()| poll));
         let poll = match started {
             Ok(poll) => poll,
             Err(error) => {
-                log::error!("{}: cannot start: {error}", self.name);
+                self.faults
+                    .report_host(&format_args!("cannot start: {error}"));
                 interrupt.needs_reset();
                 return Err(After::Idle);
             }
@@ -212,7 +268,8 @@ impl<S: Service> Runner<S> {
             let count = match poll.wait(&mut ready) {
                 Ok(count) => count,
                 Err(error) => {
-                    log::error!("{}: cannot wait: {error}", self.name);
+                    self.faults
+                        .report_host(&format_args!("cannot wait: {error}"));
                     interrupt.needs_reset();
                     return Err(After::Idle);
                 }
@@ -233,12 +290,25 @@ impl<S: Service> Runner<S> {
                     continue;
                 }
                 if let Err(error) = self.service.ready(event.data(), &poll) {
-                    let cause = error.source().map(ToString::to_string);
-                    faults.report(&format!("{error}: {}", cause.unwrap_or_default()));
+                    self.report(error.as_ref());
                     interrupt.needs_reset();
                     return Err(After::Idle);
                 }
             }
+        }
+    }
+}
+
+impl<S> Runner<S> {
+    /// A broken queue is the driver's work. Anything else is the host's.
+    fn report(&self, error: &(dyn Error + Send + Sync + 'static)) {
+        let cause = error.source().map(|cause| format!(": {cause}"));
+        let text = format_args!("{error}{}", cause.unwrap_or_default()).to_string();
+        if error.is::<QueueError>() {
+            self.faults.report(&text);
+        } else {
+            self.faults
+                .report_host(&format_args!("cannot go on: {text}"));
         }
     }
 }
@@ -291,7 +361,8 @@ mod tests {
             said,
             fail,
         };
-        let worker = Worker::spawn("echo", ThreadKind::VirtioRng, sink, service).unwrap();
+        let faults = Arc::new(GuestFaults::new("echo"));
+        let worker = Worker::spawn("echo", ThreadKind::VirtioRng, faults, sink, service).unwrap();
         (worker, heard, events)
     }
 
@@ -325,6 +396,30 @@ mod tests {
         worker.stop();
         assert!(driver.needs_reset());
         assert!(events.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_driver_that_starts_a_broken_device_again_and_again_gets_few_lines() {
+        let (said, heard) = channel();
+        let faults = Arc::new(GuestFaults::new("echo"));
+        let service = Echo {
+            queue: None,
+            said,
+            fail: true,
+        };
+        let sink = EventSink::new(|_| {});
+        let kind = ThreadKind::VirtioRng;
+        let worker = Worker::spawn("echo", kind, Arc::clone(&faults), sink, service).unwrap();
+        for _ in 0..100 {
+            let driver = Driver::new(4);
+            worker.start(driver.activation()).unwrap();
+            driver.kick();
+            while heard.recv() != Ok("stop") {}
+            worker.stop();
+        }
+        assert_eq!(faults.lines(), (5, 95));
+        // It is the host that failed each time.
+        assert_eq!(faults.count(), 0);
     }
 
     #[test]

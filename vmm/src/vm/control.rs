@@ -26,6 +26,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::builder::{BuildError, build};
 use super::confinement::reachable;
 use super::consoles::{ConsoleError, Consoles};
+use super::deadline::{SHUTDOWN_GRACE, ShutdownWatch};
 use super::devices::{DeviceError, give_addresses};
 use super::machine::Machine;
 use super::state::{TransitionError, VmState};
@@ -36,7 +37,7 @@ use crate::api::{
 use crate::config::{ConfigError, VmParams, memory_size, name_devices};
 use crate::event::{EventSink, MachineEvent};
 use crate::monitor::{EventMonitor, Source};
-use crate::sandbox::{LandlockError, confine};
+use crate::sandbox::{LandlockError, confine, end_process};
 use crate::stats::StatsHub;
 
 /// Why a request or the control thread itself failed.
@@ -174,6 +175,7 @@ pub struct Vmm {
     next_name: u32,
     ended: Option<Ended>,
     monitor: Option<EventMonitor>,
+    watch: Option<ShutdownWatch>,
 }
 
 impl Vmm {
@@ -204,7 +206,21 @@ impl Vmm {
             next_name: 0,
             ended: None,
             monitor: None,
+            watch: None,
         })
+    }
+
+    /// Ends the process if a VM's threads do not end in time, or the VMM itself
+    /// does not after a byte came through `signal`, whatever blocks it.
+    pub fn limit_shutdown(&mut self, signal: UnixStream) -> Result<(), ControlError> {
+        let sink = self.queue.sink(EVERY_MACHINE);
+        let watch = ShutdownWatch::start(signal, SHUTDOWN_GRACE, sink, || {
+            end_process(&format!(
+                "Error: The VM has not shut down within {SHUTDOWN_GRACE:?}: a thread waits for the host\n"
+            ))
+        });
+        self.watch = Some(watch.map_err(ControlError::SetUp)?);
+        Ok(())
     }
 
     /// Writes events to `output` from now on.
@@ -348,8 +364,17 @@ impl Vmm {
 
     fn take_down(&mut self) -> Result<(), ControlError> {
         self.state.change(VmState::Shutdown)?;
+        // How long the host takes to have the memory back is its own affair.
+        let memory = self.machine.as_ref().map(Machine::memory);
+        if let Some(watch) = &self.watch {
+            watch.arm();
+        }
         // Joins the vCPU threads, so the figures are final afterwards.
         self.machine = None;
+        if let Some(watch) = &self.watch {
+            watch.disarm();
+        }
+        drop(memory);
         self.deferred = None;
         self.stats.retire();
         self.state.change(VmState::Created)?;

@@ -25,7 +25,7 @@ pub struct Machine {
     devices: DeviceSet,
     buses: Buses,
     vm: Arc<dyn Vm>,
-    _ram: GuestRam,
+    ram: GuestRam,
 }
 
 impl Machine {
@@ -45,7 +45,7 @@ impl Machine {
             devices,
             buses,
             vm,
-            _ram: ram,
+            ram,
         }
     }
 
@@ -58,6 +58,12 @@ impl Machine {
     /// The devices on the PCI bus, to be changed.
     pub fn devices_mut(&mut self) -> &mut DeviceSet {
         &mut self.devices
+    }
+
+    /// The guest's memory. Whoever keeps a clone keeps the memory.
+    #[must_use]
+    pub(super) fn memory(&self) -> GuestRam {
+        self.ram.clone()
     }
 
     /// Interrupts every vCPU in a way that it cannot mask.

@@ -5,6 +5,7 @@ mod builder;
 mod confinement;
 mod consoles;
 mod control;
+mod deadline;
 mod devices;
 mod machine;
 mod state;

@@ -76,7 +76,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let config = args.config()?;
     logger::start(args)?;
 
-    let signals = watch_signals().context("Cannot watch signals")?;
+    let (signals, shutdown) = watch_signals().context("Cannot watch signals")?;
     vmm::vcpu::install_kick_handler()?;
 
     sandbox::keep_files_private();
@@ -87,6 +87,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let hypervisor = Arc::new(KvmHypervisor::open()?);
     let stats = Arc::new(StatsHub::new());
     let mut vmm = Vmm::new(hypervisor, Arc::clone(&stats), args.no_shutdown)?;
+    vmm.limit_shutdown(shutdown)?;
     if let Some(output) = events_output(args)? {
         vmm.monitor_events(output)?;
     }
@@ -116,18 +117,23 @@ fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn watch_signals() -> std::io::Result<Signals> {
+/// The signals for the control thread, and those that end the process for the
+/// thread that sees to it that it ends.
+fn watch_signals() -> std::io::Result<(Signals, UnixStream)> {
     let (end, end_sender) = UnixStream::pair()?;
+    let (shutdown, shutdown_sender) = UnixStream::pair()?;
     let (window, window_sender) = UnixStream::pair()?;
     window.set_nonblocking(true)?;
     for (signal, sender) in [
         (SIGTERM, end_sender.try_clone()?),
         (SIGINT, end_sender),
+        (SIGTERM, shutdown_sender.try_clone()?),
+        (SIGINT, shutdown_sender),
         (SIGWINCH, window_sender),
     ] {
         signal_hook::low_level::pipe::register(signal, sender)?;
     }
-    Ok(Signals { end, window })
+    Ok((Signals { end, window }, shutdown))
 }
 
 fn events_output(args: &Args) -> anyhow::Result<Option<File>> {

@@ -44,6 +44,7 @@ fn lists(kind: ThreadKind) -> Vec<&'static [Entry]> {
         ThreadKind::VirtioRng | ThreadKind::VirtioBalloon | ThreadKind::VirtioWatchdog => {
             vec![WORKER]
         }
+        ThreadKind::ShutdownWatch => vec![WATCH],
         ThreadKind::EventMonitor => vec![],
     }
 }
@@ -124,6 +125,9 @@ const WORKER: &[Entry] = &[
     any(libc::SYS_timerfd_create),
     any(libc::SYS_timerfd_settime),
 ];
+
+/// What the watch over a shutdown takes to wait.
+const WATCH: &[Entry] = &[any(libc::SYS_poll), any(libc::SYS_ppoll)];
 
 /// Copies of descriptors, and descriptors that do not block.
 const STREAMS: &[Entry] = &[

@@ -60,6 +60,7 @@ pub struct BalloonParams {
 pub struct Balloon {
     features: u64,
     size: Arc<BalloonSize>,
+    faults: Arc<GuestFaults>,
     worker: Worker,
 }
 
@@ -75,11 +76,19 @@ impl Balloon {
         }
         let size = Arc::new(BalloonSize::default());
         size.set_wanted(params.size);
-        let service = BalloonService::new(Arc::new(GuestFaults::new(id)));
-        let worker = Worker::spawn(id, ThreadKind::VirtioBalloon, events, service)?;
+        let faults = Arc::new(GuestFaults::new(id));
+        let service = BalloonService::new(Arc::clone(&faults));
+        let worker = Worker::spawn(
+            id,
+            ThreadKind::VirtioBalloon,
+            Arc::clone(&faults),
+            events,
+            service,
+        )?;
         Ok(Self {
             features,
             size,
+            faults,
             worker,
         })
     }
@@ -128,6 +137,10 @@ impl VirtioDevice for Balloon {
                 .actual
                 .store(u32::from_le_bytes(data), Ordering::Relaxed);
         }
+    }
+
+    fn faults(&self) -> &Arc<GuestFaults> {
+        &self.faults
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -5,13 +5,18 @@ use std::io::Read;
 
 use vm_memory::GuestAddress;
 
-use crate::virtio::Chain;
+use crate::virtio::{Chain, StopFlag};
 
 /// The unit of the device, whatever the guest's page size.
 pub(super) const PAGE: u64 = 4096;
 /// Page numbers are read so many at a time.
 const STEP: usize = 256;
 const NUMBER: usize = size_of::<u32>();
+/// A list has no more page numbers than this. Linux and FreeBSD send 256 at a
+/// time, Windows 1024.
+pub(super) const MAX_PAGES: usize = 4096;
+/// A run is given back in pieces of this many bytes.
+pub(super) const PIECE: u64 = 64 << 20;
 
 /// Guest memory without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +32,11 @@ pub(super) enum RequestError {
     #[error("A request with misplaced buffers: {0}")]
     Buffers(virtio_queue::Error),
     /// Not a number of page numbers.
-    #[error("A list of {0} bytes is no list of page numbers")]
+    #[error("A list of {0} bytes is not a list of page numbers")]
     Length(usize),
+    /// More page numbers than are served at once.
+    #[error("A list of {0} bytes has more than {MAX_PAGES} page numbers")]
+    TooLong(usize),
     /// Cut off while it was read.
     #[error("A list that cannot be read")]
     Unreadable,
@@ -62,8 +70,12 @@ impl Runs {
     }
 }
 
-/// Calls `visit` with the pages that a list names.
-pub(super) fn listed_pages(chain: &Chain, mut visit: impl FnMut(Run)) -> Result<(), RequestError> {
+/// Calls `visit` with the pages that a list names, until `stop` is set.
+pub(super) fn listed_pages(
+    chain: &Chain,
+    stop: &StopFlag,
+    mut visit: impl FnMut(Run),
+) -> Result<(), RequestError> {
     let mut reader = chain
         .clone()
         .reader(chain.memory())
@@ -71,6 +83,9 @@ pub(super) fn listed_pages(chain: &Chain, mut visit: impl FnMut(Run)) -> Result<
     let mut left = reader.available_bytes();
     if !left.is_multiple_of(NUMBER) {
         return Err(RequestError::Length(left));
+    }
+    if left > MAX_PAGES * NUMBER {
+        return Err(RequestError::TooLong(left));
     }
     let mut runs = Runs::default();
     let mut bytes = [0; STEP * NUMBER];
@@ -80,6 +95,9 @@ pub(super) fn listed_pages(chain: &Chain, mut visit: impl FnMut(Run)) -> Result<
             .read_exact(&mut bytes[..step])
             .map_err(|_| RequestError::Unreadable)?;
         for number in bytes[..step].as_chunks().0 {
+            if stop.is_set() {
+                return Ok(());
+            }
             let page = u64::from(u32::from_le_bytes(*number)) * PAGE;
             if let Some(run) = runs.add(page) {
                 visit(run);
@@ -93,18 +111,24 @@ pub(super) fn listed_pages(chain: &Chain, mut visit: impl FnMut(Run)) -> Result<
     Ok(())
 }
 
-/// Calls `visit` with the pages that are the buffers of a chain.
-pub(super) fn reported_pages(chain: &Chain, mut visit: impl FnMut(Run)) {
+/// Calls `visit` with the pages that are the buffers of a chain, in pieces,
+/// until `stop` is set.
+pub(super) fn reported_pages(chain: &Chain, stop: &StopFlag, mut visit: impl FnMut(Run)) {
     for descriptor in chain.clone().writable() {
         // The driver reports whole pages; of anything else the inner ones.
         let start = descriptor.addr().0;
         let end = start.saturating_add(u64::from(descriptor.len()));
-        let (first, last) = (start.div_ceil(PAGE), end / PAGE);
-        if first < last {
+        let (Some(mut start), end) = (start.checked_next_multiple_of(PAGE), end - end % PAGE)
+        else {
+            continue;
+        };
+        while start < end && !stop.is_set() {
+            let length = PIECE.min(end - start);
             visit(Run {
-                start: GuestAddress(first * PAGE),
-                length: (last - first) * PAGE,
+                start: GuestAddress(start),
+                length,
             });
+            start += length;
         }
     }
 }

@@ -1,12 +1,14 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
 
-use super::request::PAGE;
+use super::request::{MAX_PAGES, PAGE, listed_pages, reported_pages};
 use super::worker::{Role, process_queue};
 use super::{Balloon, BalloonParams};
 use crate::event::EventSink;
-use crate::virtio::testing::{BUFFERS, Buffer, Driver, MEMORY};
-use crate::virtio::{GuestFaults, VirtioDevice};
+use crate::virtio::testing::{BUFFERS, Buffer, Driver, MEMORY, reset_at_work};
+use crate::virtio::{GuestFaults, StopFlag, VirtioDevice};
 
 /// Where the tests' pages lie, counted from the buffers.
 const AREA: u64 = 0x10_0000;
@@ -85,6 +87,50 @@ fn pages_that_are_not_there_are_the_drivers_fault() {
     driver.offer(&[Buffer::readable(0, 7)]);
     assert_eq!(process(&driver, Role::Inflate), 3);
     assert_eq!(driver.used().len(), 2);
+}
+
+#[test]
+fn a_list_of_all_memory_is_refused_and_one_of_what_drivers_send_is_served() {
+    let mut driver = Driver::new(128);
+    driver.offer_everything(128, false);
+    assert_eq!(process(&driver, Role::Inflate), 1);
+    assert_eq!(driver.used().len(), 1);
+
+    let mut driver = Driver::new(8);
+    mark(&driver);
+    driver.put(0, &list(&vec![2; MAX_PAGES]));
+    driver.offer(&[Buffer::readable(0, 4 * MAX_PAGES as u32)]);
+    driver.offer(&[Buffer::readable(0, 4 * MAX_PAGES as u32 + 4)]);
+    assert_eq!(process(&driver, Role::Inflate), 1);
+    assert_eq!(marked(&driver), [0, 1, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_reset_does_not_wait_for_a_driver_that_gives_up_all_memory_again_and_again() {
+    let events = EventSink::new(|_| {});
+    let mut balloon = Balloon::new("balloon", &BalloonParams::default(), events).unwrap();
+    let mut driver = Driver::new(128);
+    for _ in 0..128 {
+        driver.offer_everything(128, false);
+    }
+    let took = reset_at_work(&mut balloon, &driver);
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn a_request_that_is_stopped_gives_nothing_more_back() {
+    let mut driver = Driver::new(8);
+    mark(&driver);
+    driver.put(0, &list(&[1, 2, 3]));
+    driver.offer(&[Buffer::readable(0, 12)]);
+    let chain = driver.queue().pop().unwrap().unwrap();
+    let stop = StopFlag::default();
+    let mut seen = Vec::new();
+    listed_pages(&chain, &stop, |run| seen.push(run)).unwrap();
+    assert_eq!(seen.len(), 1);
+    stop.set();
+    listed_pages(&chain, &stop, |_| panic!("it was stopped")).unwrap();
+    reported_pages(&chain, &stop, |_| panic!("it was stopped"));
 }
 
 #[test]

@@ -66,19 +66,20 @@ pub(super) fn process_queue(
     faults: &GuestFaults,
 ) -> Result<(), QueueError> {
     let memory = Arc::clone(queue.memory());
+    let stop = queue.stop_flag().clone();
     queue.drain(|chain| {
         let release = |run: Run| {
             if let Err(error) = release(&memory, run) {
-                faults.report(&format!("{run:x?} cannot be given back: {error}"));
+                faults.report(&format_args!("{run:x?} cannot be given back: {error}"));
             }
         };
         match role {
             Role::Inflate => {
-                if let Err(error) = listed_pages(chain, release) {
+                if let Err(error) = listed_pages(chain, &stop, release) {
                     faults.report(&error);
                 }
             }
-            Role::Report => reported_pages(chain, release),
+            Role::Report => reported_pages(chain, &stop, release),
             // The host gives a page when the guest touches it.
             Role::Deflate => {}
         }

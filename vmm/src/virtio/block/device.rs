@@ -68,7 +68,7 @@ impl Block {
             serial: serial.unwrap_or_else(|| image.serial().to_owned()),
             image,
             config,
-            faults: GuestFaults::new(id),
+            faults: Arc::new(GuestFaults::new(id)),
         });
         let counters = Arc::new(BlockCounters::new());
         let workers = (0..options.queues)
@@ -85,7 +85,14 @@ impl Block {
                     options.ring,
                 );
                 let name = format!("{id}_q{queue}");
-                Worker::spawn(&name, ThreadKind::VirtioBlock, events.clone(), service)
+                let faults = Arc::clone(&disk.faults);
+                Worker::spawn(
+                    &name,
+                    ThreadKind::VirtioBlock,
+                    faults,
+                    events.clone(),
+                    service,
+                )
             })
             .collect::<io::Result<_>>()?;
         Ok(Self {
@@ -129,6 +136,10 @@ impl VirtioDevice for Block {
         self.disk.config.write(offset, data);
     }
 
+    fn faults(&self) -> &Arc<GuestFaults> {
+        &self.disk.faults
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         self.disk.config.negotiate(activation.features);
         for (index, worker) in (0u16..).zip(&self.workers) {
@@ -146,9 +157,7 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
-        for worker in &self.workers {
-            worker.stop();
-        }
+        Worker::stop_all(&self.workers);
         self.disk.config.reset();
     }
 

@@ -20,7 +20,7 @@ pub(super) struct Disk {
     pub(super) image: Image,
     pub(super) config: DiskConfig,
     pub(super) serial: String,
-    pub(super) faults: GuestFaults,
+    pub(super) faults: Arc<GuestFaults>,
 }
 
 /// Something that needs the image's file, with its memory checked.

@@ -34,6 +34,7 @@ impl ConsoleSize {
 pub struct Console {
     features: u64,
     size: Arc<ConsoleSize>,
+    faults: Arc<GuestFaults>,
     worker: Worker,
 }
 
@@ -46,11 +47,19 @@ impl Console {
             size.set(columns, rows);
             features |= SIZE;
         }
-        let service = ConsoleService::new(end, Arc::new(GuestFaults::new(id)));
-        let worker = Worker::spawn(id, ThreadKind::VirtioConsole, events, service)?;
+        let faults = Arc::new(GuestFaults::new(id));
+        let service = ConsoleService::new(end, Arc::clone(&faults));
+        let worker = Worker::spawn(
+            id,
+            ThreadKind::VirtioConsole,
+            Arc::clone(&faults),
+            events,
+            service,
+        )?;
         Ok(Self {
             features,
             size,
+            faults,
             worker,
         })
     }
@@ -82,6 +91,10 @@ impl VirtioDevice for Console {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let size = self.size.0.load(Ordering::Relaxed);
         copy_config(&size.to_le_bytes(), offset, data);
+    }
+
+    fn faults(&self) -> &Arc<GuestFaults> {
+        &self.faults
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -1,12 +1,14 @@
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
 
 use super::Console;
-use super::worker::{Input, receive, transmit};
+use super::worker::{Input, MAX_BYTES, receive, transmit};
 use crate::console_end::{ConsoleEnd, ConsoleTarget};
 use crate::event::EventSink;
 use crate::memory::ScatterList;
@@ -67,6 +69,54 @@ fn input_takes_one_buffer_at_a_time_and_waits_for_more() {
     drop(typist);
     assert_eq!(read(), Input::End);
     assert_eq!(faults.count(), 1);
+}
+
+#[test]
+fn one_chain_never_writes_more_than_a_mebibyte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let end = ConsoleEnd::open(&ConsoleTarget::File(path.clone())).unwrap();
+    let mut driver = Driver::new(256);
+    driver.offer_everything(256, false);
+    assert_eq!(send(&driver, &end), 1);
+    assert_eq!(std::fs::metadata(&path).unwrap().len() as usize, MAX_BYTES);
+}
+
+#[test]
+fn a_reset_does_not_wait_for_a_reader_that_takes_little_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let end = ConsoleEnd::open(&ConsoleTarget::Socket(path.clone())).unwrap();
+    let mut reader = UnixStream::connect(&path).unwrap();
+    assert!(end.accept().unwrap());
+    let done = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&done);
+    let thread = std::thread::spawn(move || {
+        let mut bytes = vec![0; 64 << 10];
+        while !ended.load(Ordering::Relaxed) && reader.read(&mut bytes).is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let mut console = Console::new("console", end.clone(), EventSink::new(|_| {})).unwrap();
+    let driver = Driver::new(256);
+    // The transmit queue is the second.
+    let mut transmit = driver.beside(1);
+    for _ in 0..256 {
+        transmit.offer_everything(256, false);
+    }
+    let mut activation = driver.activation();
+    activation.queues.push(transmit.queue());
+    console.activate(activation).unwrap();
+    transmit.kick();
+    std::thread::sleep(Duration::from_millis(300));
+    // Nobody waits for the stream either.
+    let start = std::time::Instant::now();
+    assert!(end.input().is_some());
+    console.reset();
+    let took = start.elapsed();
+    done.store(true, Ordering::Relaxed);
+    thread.join().unwrap();
+    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]

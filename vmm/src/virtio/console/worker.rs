@@ -14,11 +14,19 @@ const TRANSMIT: u64 = 1;
 const INPUT: u64 = 2;
 const LISTENER: u64 = 3;
 
+/// Bytes of one chain that are written; the rest is dropped. Linux sends 32 KiB
+/// at the most.
+pub(super) const MAX_BYTES: usize = 1 << 20;
+/// Bytes of one write to the host.
+const PIECE: usize = 64 << 10;
+
 /// Why a chain cannot be served.
 #[derive(Debug, thiserror::Error)]
 enum ChainError {
     #[error("A console buffer without a byte")]
     Empty,
+    #[error("Console output of {0} bytes in one piece is cut off")]
+    TooLong(usize),
     #[error(transparent)]
     Scatter(#[from] ScatterError),
 }
@@ -226,13 +234,23 @@ pub(super) fn transmit(
     end: &ConsoleEnd,
     faults: &GuestFaults,
 ) -> Result<(), QueueError> {
+    let stop = queue.stop_flag().clone();
     queue.drain(|chain| {
-        match gather(chain, buffers, false) {
-            Ok(()) => end.write_with(buffers.length(), |output, done| {
-                buffers.write_to(output, done, usize::MAX)
-            }),
-            Err(error) => faults.report(&error),
+        if let Err(error) = gather(chain, buffers, false) {
+            faults.report(&error);
+            return 0;
         }
+        let mut length = buffers.length();
+        if length > MAX_BYTES {
+            faults.report(&ChainError::TooLong(length));
+            length = MAX_BYTES;
+        }
+        end.write_with(length, |output, done| {
+            if stop.is_set() {
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            buffers.write_to(output, done, PIECE.min(length - done))
+        });
         0
     })
 }

@@ -82,6 +82,7 @@ pub struct Net {
     queue_sizes: Vec<u16>,
     steering: Arc<Steering>,
     counters: Arc<NetCounters>,
+    faults: Arc<GuestFaults>,
     workers: Vec<Worker>,
 }
 
@@ -129,6 +130,7 @@ impl Net {
             workers.push(Worker::spawn(
                 &name,
                 ThreadKind::VirtioNet,
+                Arc::clone(&faults),
                 events.clone(),
                 service,
             )?);
@@ -142,6 +144,7 @@ impl Net {
             queue_sizes,
             steering,
             counters: Arc::new(NetCounters::new(counters)),
+            faults,
             workers,
         })
     }
@@ -166,6 +169,10 @@ impl VirtioDevice for Net {
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         copy_config(&self.config, offset, data);
+    }
+
+    fn faults(&self) -> &Arc<GuestFaults> {
+        &self.faults
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
@@ -208,9 +215,7 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        for worker in &self.workers {
-            worker.stop();
-        }
+        Worker::stop_all(&self.workers);
     }
 
     fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {

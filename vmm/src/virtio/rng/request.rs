@@ -18,6 +18,9 @@ pub(super) enum RequestError {
     /// The buffers do not lie in guest memory.
     #[error("A request with misplaced buffers: {0}")]
     Buffers(virtio_queue::Error),
+    /// The host's source has nothing yet.
+    #[error("The source has no random bytes at the moment")]
+    NotReady,
     /// The host's source failed.
     #[error("Cannot read random bytes")]
     Source(#[source] io::Error),
@@ -41,6 +44,9 @@ pub(super) fn fill(chain: &Chain, source: &mut impl Read) -> Result<u32, Request
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) if written > 0 => break,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(RequestError::NotReady);
+            }
             Err(error) => return Err(RequestError::Source(error)),
         };
         if count == 0 {

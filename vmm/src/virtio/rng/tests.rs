@@ -3,7 +3,9 @@ use std::io::{self, Read, repeat};
 use proptest::prelude::*;
 use virtio_queue::desc::split::Descriptor;
 
+use super::Rng;
 use super::worker::process_queue;
+use crate::event::EventSink;
 use crate::virtio::GuestFaults;
 use crate::virtio::testing::{BUFFERS, Buffer, Driver, MEMORY};
 
@@ -46,7 +48,8 @@ fn a_source_that_fails_gives_the_request_back_empty() {
     }
     let mut driver = Driver::new(8);
     let head = driver.offer(&[Buffer::writable(0, 1000)]);
-    assert_eq!(process(&driver, &mut Broken), 1);
+    // No fault of the driver's.
+    assert_eq!(process(&driver, &mut Broken), 0);
     assert_eq!(driver.used(), [(head, 0)]);
 }
 
@@ -67,6 +70,50 @@ fn requests_without_usable_buffers_go_back_empty_and_are_counted() {
     assert_eq!(process(&driver, &mut repeat(7)), 3);
     assert!(driver.used().iter().all(|&(_, written)| written == 0));
     assert_eq!(driver.used().len(), 3);
+}
+
+#[test]
+fn a_source_without_bytes_keeps_the_request_until_it_has_some() {
+    let mut source = Waiting { left: 0 };
+    let mut driver = Driver::new(8);
+    let head = driver.offer(&[Buffer::writable(0, 100)]);
+    let mut queue = driver.queue();
+    let faults = GuestFaults::new("rng");
+    assert!(!process_queue(&mut queue, &mut source, &faults).unwrap());
+    assert!(driver.used().is_empty());
+    source.left = 60;
+    assert!(process_queue(&mut queue, &mut source, &faults).unwrap());
+    assert_eq!(driver.used(), [(head, 60)]);
+    assert_eq!(faults.count(), 0);
+}
+
+/// Has only so many bytes now.
+struct Waiting {
+    left: usize,
+}
+
+impl Read for Waiting {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.left.min(bytes.len());
+        self.left -= count;
+        match count {
+            0 => Err(io::ErrorKind::WouldBlock.into()),
+            count => Ok(count),
+        }
+    }
+}
+
+#[test]
+fn what_may_keep_its_reader_waiting_is_not_a_source() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("pipe");
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, kind, rustix::fs::Mode::RWXU, 0).unwrap();
+    for path in [path.as_path(), folder.path()] {
+        let made = Rng::new("rng", path, EventSink::new(|_| {}));
+        assert_eq!(made.err().unwrap().kind(), io::ErrorKind::InvalidInput);
+    }
+    assert!(Rng::new("rng", "/dev/urandom".as_ref(), EventSink::new(|_| {})).is_ok());
 }
 
 proptest! {

@@ -1,19 +1,23 @@
 //! What runs on the device's thread.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::Arc;
 
-use super::request::fill;
+use super::request::{RequestError, fill};
 use crate::virtio::worker::{Poll, Service, ServiceError};
 use crate::virtio::{Activation, GuestFaults, QueueError, VirtQueue};
 
 const REQUESTS: u64 = 0;
+const SOURCE: u64 = 1;
 
 pub(super) struct RngService {
     source: File,
     faults: Arc<GuestFaults>,
     queue: Option<VirtQueue>,
+    /// The next request waits for the source.
+    waiting: bool,
 }
 
 impl RngService {
@@ -22,6 +26,7 @@ impl RngService {
             source,
             faults,
             queue: None,
+            waiting: false,
         }
     }
 }
@@ -36,29 +41,48 @@ impl Service for RngService {
         Ok(())
     }
 
-    fn ready(&mut self, _token: u64, _poll: &Poll) -> Result<(), ServiceError> {
-        if let Some(queue) = &mut self.queue {
-            process_queue(queue, &mut self.source, &self.faults)?;
+    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+        let Some(queue) = &mut self.queue else {
+            return Ok(());
+        };
+        if token == SOURCE {
+            self.waiting = false;
+            poll.remove(&self.source)?;
+        }
+        if self.waiting {
+            // The kick is heard again with the source.
+            let _ = queue.kick().read();
+        } else if !process_queue(queue, &mut self.source, &self.faults)? {
+            poll.add(&self.source, SOURCE)?;
+            self.waiting = true;
         }
         Ok(())
     }
 
     fn stop(&mut self) {
         self.queue = None;
+        self.waiting = false;
     }
 }
 
-/// Fills every request in the queue. One that cannot be filled goes back empty.
+/// Fills every request in the queue; false if the source has nothing for the
+/// next one yet. One that cannot be filled goes back empty.
 pub(super) fn process_queue(
     queue: &mut VirtQueue,
     source: &mut impl Read,
     faults: &GuestFaults,
-) -> Result<(), QueueError> {
-    queue.drain(|chain| match fill(chain, source) {
-        Ok(written) => written,
+) -> Result<bool, QueueError> {
+    queue.drain_while(|chain| match fill(chain, source) {
+        Ok(written) => Some(written),
+        Err(RequestError::NotReady) => None,
+        Err(error @ RequestError::Source(_)) => {
+            let cause = error.source().map(ToString::to_string).unwrap_or_default();
+            faults.report_host(&format_args!("{error}: {cause}"));
+            Some(0)
+        }
         Err(error) => {
             faults.report(&error);
-            0
+            Some(0)
         }
     })
 }

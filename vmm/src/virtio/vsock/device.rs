@@ -20,6 +20,7 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 /// A socket device.
 pub struct Vsock {
     cid: u64,
+    faults: Arc<GuestFaults>,
     worker: Worker,
 }
 
@@ -31,13 +32,23 @@ impl Vsock {
         let listener = Listener::bind(path)?;
         let service = VsockService {
             switchboard: Switchboard::new(cid, listener, Arc::clone(&faults), FIRST_STREAM),
-            faults,
+            faults: Arc::clone(&faults),
             timer: TimerFd::new()?,
             ticking: false,
             active: None,
         };
-        let worker = Worker::spawn(id, ThreadKind::VirtioVsock, events, service)?;
-        Ok(Self { cid, worker })
+        let worker = Worker::spawn(
+            id,
+            ThreadKind::VirtioVsock,
+            Arc::clone(&faults),
+            events,
+            service,
+        )?;
+        Ok(Self {
+            cid,
+            faults,
+            worker,
+        })
     }
 }
 
@@ -60,6 +71,10 @@ impl VirtioDevice for Vsock {
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         copy_config(&self.cid.to_le_bytes(), offset, data);
+    }
+
+    fn faults(&self) -> &Arc<GuestFaults> {
+        &self.faults
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

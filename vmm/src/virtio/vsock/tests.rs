@@ -478,6 +478,36 @@ impl Bench {
     }
 }
 
+#[test]
+fn a_reset_does_not_wait_for_a_guest_that_never_stops_sending() {
+    let mut bench = Bench::new();
+    // Is answered with a reset each time.
+    let nonsense = Header {
+        source_cid: CID.into(),
+        target_cid: HOST_CID,
+        kind: STREAM,
+        operation: Operation::CreditRequest.number(),
+        ..Header::default()
+    };
+    let at = u64::from(BUFFERS) * ROOM;
+    bench.from_guest.put(at, &nonsense.to_bytes());
+    for _ in 0..SIZE {
+        bench
+            .from_guest
+            .offer(&[Buffer::readable(at, HEADER_LENGTH as u32)]);
+    }
+    bench.to_guest.refill_at_once(2);
+    bench.from_guest.kick();
+    std::thread::sleep(Duration::from_millis(100));
+    let (sender, stopped) = std::sync::mpsc::channel();
+    let mut device = bench.device;
+    std::thread::spawn(move || {
+        device.reset();
+        sender.send(()).unwrap();
+    });
+    stopped.recv_timeout(WAIT).unwrap();
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]

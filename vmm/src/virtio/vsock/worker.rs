@@ -21,6 +21,9 @@ pub(super) const FIRST_STREAM: u64 = 16;
 
 /// The guest's packets wait while so many of ours do: each may cause one.
 const MAX_BACKLOG: usize = 256;
+/// Turns of both queues before the thread looks at what else there is: each
+/// turn may make room for the next for as long as the guest likes.
+const TURNS: usize = 4;
 /// How exact deadlines are.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -71,9 +74,18 @@ fn gather(chain: &Chain, packet: &mut ScatterList, writable: bool) -> Result<(),
 impl VsockService {
     /// Serves both queues until something is missing.
     fn run(&mut self, poll: &Poll) -> Result<(), ServiceError> {
+        let mut turns = 0;
         loop {
             self.send(poll)?;
             if !self.receive(poll)? {
+                break;
+            }
+            turns += 1;
+            if turns == TURNS {
+                if let Some(active) = &self.active {
+                    // A full counter kicks as well.
+                    let _ = active.from_guest.kick().write(1);
+                }
                 break;
             }
         }
@@ -94,6 +106,7 @@ impl VsockService {
         loop {
             queue.stop_kicks()?;
             while left > 0
+                && !queue.stop_flag().is_set()
                 && self.switchboard.backlog() < MAX_BACKLOG
                 && let Some(chain) = queue.pop()?
             {
@@ -113,6 +126,9 @@ impl VsockService {
             if !queue.want_kicks()? {
                 return Ok(served);
             }
+            if queue.stop_flag().is_set() {
+                return Ok(false);
+            }
             if left == 0 {
                 // A full counter kicks as well.
                 let _ = queue.kick().write(1);
@@ -130,7 +146,7 @@ impl VsockService {
         let mut left = queue.size();
         queue.stop_kicks()?;
         while self.switchboard.has_outgoing() {
-            if left == 0 {
+            if left == 0 || queue.stop_flag().is_set() {
                 let _ = queue.kick().write(1);
                 break;
             }

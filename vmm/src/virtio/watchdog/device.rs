@@ -19,6 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// A watchdog.
 pub struct Watchdog {
     hold: Arc<WatchdogHold>,
+    faults: Arc<GuestFaults>,
     worker: Worker,
 }
 
@@ -31,9 +32,24 @@ impl Watchdog {
     pub(super) fn with_timeout(id: &str, events: EventSink, timeout: Duration) -> io::Result<Self> {
         let faults = Arc::new(GuestFaults::new(id));
         let hold = Arc::new(WatchdogHold::default());
-        let service = WatchdogService::new(faults, events.clone(), timeout, Arc::clone(&hold))?;
-        let worker = Worker::spawn(id, ThreadKind::VirtioWatchdog, events, service)?;
-        Ok(Self { hold, worker })
+        let service = WatchdogService::new(
+            Arc::clone(&faults),
+            events.clone(),
+            timeout,
+            Arc::clone(&hold),
+        )?;
+        let worker = Worker::spawn(
+            id,
+            ThreadKind::VirtioWatchdog,
+            Arc::clone(&faults),
+            events,
+            service,
+        )?;
+        Ok(Self {
+            hold,
+            faults,
+            worker,
+        })
     }
 
     /// The control thread's hold of the watchdog.
@@ -54,6 +70,10 @@ impl VirtioDevice for Watchdog {
 
     fn features(&self) -> u64 {
         0
+    }
+
+    fn faults(&self) -> &Arc<GuestFaults> {
+        &self.faults
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

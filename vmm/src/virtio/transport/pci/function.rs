@@ -83,7 +83,7 @@ pub struct VirtioPci {
     address: PciAddress,
     vm: Arc<dyn Vm>,
     memory: Arc<GuestRam>,
-    faults: GuestFaults,
+    faults: Arc<GuestFaults>,
     interrupt: Arc<PciInterrupt>,
     kicks: Vec<EventFd>,
     counters: Option<Arc<dyn DeviceCounters>>,
@@ -113,12 +113,13 @@ impl VirtioPci {
             .collect::<Result<_, _>>()?;
         let placer = BarPlacer::new(name, &platform.mmio, BAR_SIZE as u64);
         let interrupt = Arc::new(PciInterrupt::new(Arc::clone(&vectors), queues));
+        let faults = Arc::clone(device.faults());
         let function = Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             address,
             vm: Arc::clone(&platform.vm),
             memory: Arc::clone(&platform.memory),
-            faults: GuestFaults::new(name),
+            faults,
             interrupt,
             kicks,
             counters: device.counters(),
@@ -174,7 +175,7 @@ impl VirtioPci {
             self.interrupt.set_window(None);
             for (kick, doorbell) in self.doorbells(base) {
                 if let Err(error) = self.vm.unregister_ioeventfd(kick, doorbell) {
-                    log::warn!("{}: {error}", self.address);
+                    self.faults.report_host(&error);
                 }
             }
         }
@@ -184,7 +185,7 @@ impl VirtioPci {
         for (kick, doorbell) in self.doorbells(base) {
             if let Err(error) = self.vm.register_ioeventfd(kick, doorbell) {
                 // Kicks then come through `write`, slower.
-                log::warn!("{}: {error}", self.address);
+                self.faults.report_host(&error);
             }
         }
         match self.window(base) {
@@ -194,7 +195,7 @@ impl VirtioPci {
                 self.interrupt.show_table(state.table.bytes());
             }
             // Reads then come through `read`, slower.
-            Err(error) => log::warn!("{}: {error}", self.address),
+            Err(error) => self.faults.report_host(&error),
         }
     }
 

@@ -12,7 +12,7 @@ use crate::interrupt::testing::{Call, RecordingVm};
 use crate::memory::layout::PCI_WINDOW_START;
 use crate::memory::{PCI_DEVICE_SLOTS, plain};
 use crate::pci::{PciAddress, PciFunction};
-use crate::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice};
 
 const FEATURE: u64 = 1 << 5 | 1 << 40;
 const BASE: u64 = PCI_WINDOW_START + (3 << 16);
@@ -26,6 +26,7 @@ struct Seen {
 /// Keeps what it is given.
 struct Device {
     seen: Arc<Seen>,
+    faults: Arc<GuestFaults>,
     config: [u8; 6],
 }
 
@@ -51,6 +52,9 @@ impl VirtioDevice for Device {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         *self.seen.activation.lock().unwrap() = Some(activation);
         Ok(())
+    }
+    fn faults(&self) -> &Arc<GuestFaults> {
+        &self.faults
     }
     fn reset(&mut self) {
         *self.seen.activation.lock().unwrap() = None;
@@ -78,6 +82,7 @@ impl Guest {
         };
         let seen = Arc::new(Seen::default());
         let device = Box::new(Device {
+            faults: Arc::new(GuestFaults::new("device")),
             seen: Arc::clone(&seen),
             config: [1, 2, 3, 4, 5, 6],
         });
