@@ -13,6 +13,7 @@ pub mod config;
 pub mod console_end;
 pub mod devices;
 pub mod event;
+pub mod host_file;
 pub mod interrupt;
 #[expect(
     unsafe_code,

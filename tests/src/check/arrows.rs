@@ -30,15 +30,16 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "console_end",
             "sandbox",
             "event",
+            "host_file",
         ],
     ),
-    ("api", &["stats", "sandbox", "event"]),
+    ("api", &["stats", "sandbox", "event", "host_file"]),
     (
         "config",
         &["boot", "vcpu", "virtio", "devices", "memory", "console_end"],
     ),
     ("stats", &[]),
-    ("boot", &["devices", "memory"]),
+    ("boot", &["devices", "memory", "host_file"]),
     ("vcpu", &["bus", "memory", "sandbox", "event"]),
     (
         "virtio",
@@ -50,6 +51,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "console_end",
             "sandbox",
             "event",
+            "host_file",
         ],
     ),
     (
@@ -66,11 +68,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("pci", &["interrupt", "bus", "memory", "event"]),
     ("interrupt", &["memory"]),
     ("bus", &[]),
-    ("memory", &[]),
+    ("memory", &["host_file"]),
     ("monitor", &["sandbox", "event"]),
-    ("console_end", &[]),
+    ("console_end", &["host_file"]),
     ("sandbox", &["event"]),
     ("event", &[]),
+    ("host_file", &[]),
 ];
 
 /// Every `crate::` path in the VMM's library goes along an arrow.

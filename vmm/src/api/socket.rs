@@ -5,11 +5,13 @@ use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use thiserror::Error;
 
+use crate::host_file::{Purpose, is_served, open_with};
 use crate::sandbox::keep_files_private;
 
 /// Why there is no socket to listen on.
@@ -71,7 +73,7 @@ impl ApiSocket {
                 return Err(SocketError::NotASocket(path.to_owned()));
             }
             // A VMM that takes no lock may still listen.
-            Ok(_) if UnixStream::connect(path).is_ok() => {
+            Ok(_) if is_served(path) => {
                 return Err(SocketError::InUse(path.to_owned()));
             }
             Ok(_) => fs::remove_file(path).map_err(listen_error)?,
@@ -175,12 +177,9 @@ impl LockFile {
             source,
         };
         loop {
-            let file = OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .write(true)
-                .mode(0o600)
-                .open(&path)
+            let mut options = OpenOptions::new();
+            options.create(true).truncate(false).write(true).mode(0o600);
+            let file = open_with(&path, Purpose::Content, &mut options, OFlags::empty())
                 .map_err(lock_error)?;
             match file.try_lock() {
                 Ok(()) => {}
@@ -212,6 +211,7 @@ impl Drop for LockFile {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
 
     use super::*;
 

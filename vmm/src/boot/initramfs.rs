@@ -1,12 +1,12 @@
 //! Loading the initial file system.
 
-use std::fs::File;
 use std::path::Path;
 
 use vm_memory::{Bytes, GuestAddress};
 
 use super::kernel::Kernel;
 use super::{BootError, Placed, owned};
+use crate::host_file::{self, Purpose};
 use crate::memory::GuestRam;
 use crate::memory::layout::LOW_RAM_END;
 use vm_memory::GuestMemoryBackend;
@@ -17,8 +17,11 @@ const PAGE: u64 = 4096;
 /// gets.
 pub(super) fn load(ram: &GuestRam, path: &Path, kernel: &Kernel) -> Result<Placed, BootError> {
     let failed = |source| BootError::ReadInitramfs(owned(path), source);
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = host_file::open(path, Purpose::Content).map_err(failed)?;
     let length = file.metadata().map_err(failed)?.len();
+    if length == 0 {
+        return Err(BootError::InitramfsEmpty(owned(path)));
+    }
     let limit = kernel.initramfs_limit().saturating_add(1);
     let low_end = ram
         .find_region(GuestAddress(0))

@@ -9,6 +9,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::{BootError, owned};
+use crate::host_file::{self, Purpose};
 use crate::memory::GuestRam;
 use crate::memory::layout::HIGH_RAM_START;
 
@@ -61,7 +62,8 @@ impl Kernel {
 
 /// Loads the image at `path`, an ELF image or else a bzImage.
 pub(super) fn load(ram: &GuestRam, path: &Path) -> Result<Kernel, BootError> {
-    let mut file = File::open(path).map_err(|source| BootError::OpenKernel(owned(path), source))?;
+    let mut file = host_file::open(path, Purpose::Content)
+        .map_err(|source| BootError::OpenKernel(owned(path), source))?;
     let magic = {
         use std::os::unix::fs::FileExt;
         let mut magic = [0; 4];

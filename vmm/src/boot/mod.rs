@@ -64,6 +64,9 @@ pub enum BootError {
     /// The initial file system's file.
     #[error("Cannot read the initramfs {}", .0.display())]
     ReadInitramfs(PathBuf, #[source] std::io::Error),
+    /// There is nothing in it.
+    #[error("The initramfs {} is empty", .0.display())]
+    InitramfsEmpty(PathBuf),
     /// It does not fit.
     #[error("The initramfs {} does not fit into the guest's memory", .0.display())]
     InitramfsTooBig(PathBuf),

@@ -205,3 +205,32 @@ fn what_does_not_fit_is_refused_by_name() {
         Err(BootError::CmdlineZero)
     ));
 }
+
+#[test]
+fn a_kernel_or_initramfs_that_is_no_file_is_refused_at_once() {
+    use crate::host_file::testing::{fifo, within_time};
+
+    let kernel = file(&bzimage());
+    let (_folder, pipe) = fifo();
+    let empty = file(&[]);
+    for (kernel, initramfs, expected) in [
+        (pipe.as_path(), None, "it is a FIFO"),
+        (Path::new("/dev/zero"), None, "it is a character device"),
+        (Path::new("/"), None, "it is a directory"),
+        (empty.path(), None, "neither a bzImage nor"),
+        (kernel.path(), Some(pipe.as_path()), "it is a FIFO"),
+        (
+            kernel.path(),
+            Some(Path::new("/dev/zero")),
+            "it is a character device",
+        ),
+        (kernel.path(), Some(empty.path()), "is empty"),
+    ] {
+        let mut payload = payload(kernel);
+        payload.initramfs = initramfs.map(Path::to_owned);
+        let error = within_time(move || load(&ram(64), &payload, RSDP).unwrap_err());
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        let text = format!("{error}: {}", source.unwrap_or_default());
+        assert!(text.contains(expected), "{text}");
+    }
+}

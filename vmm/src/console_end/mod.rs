@@ -12,7 +12,7 @@ mod tests;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +24,7 @@ use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
+use crate::host_file::{Purpose, create_output, is_served, open_with};
 pub use terminal::RawTerminal;
 
 /// How long a reader that was quick so far may let the guest wait.
@@ -149,16 +150,11 @@ impl ConsoleEnd {
     /// have put that. No input. A named pipe that nobody reads is an error:
     /// to wait for its reader would hold up every other request.
     fn file(path: &Path) -> io::Result<Self> {
-        let mut options = File::options();
-        options.custom_flags(OFlags::NONBLOCK.bits().cast_signed());
         // Stays open until the second is, lest a pipe's reader sees an end.
-        let _made = options
-            .clone()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)?;
-        let output = options.append(true).open(path)?;
+        let _made = create_output(path)?;
+        let mut options = File::options();
+        options.append(true);
+        let output = open_with(path, Purpose::Output, &mut options, OFlags::empty())?;
         Ok(Self::new(None, Some(output), Shared::default()))
     }
 
@@ -190,7 +186,7 @@ impl ConsoleEnd {
     /// serves any more is replaced.
     fn socket(path: &Path) -> io::Result<Self> {
         if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-            && UnixStream::connect(path).is_err()
+            && !is_served(path)
         {
             std::fs::remove_file(path)?;
         }

@@ -1,4 +1,5 @@
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use super::*;

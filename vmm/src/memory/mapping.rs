@@ -7,12 +7,15 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
+use rustix::fs::OFlags;
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::Result as MemoryResult;
 use vm_memory::{
     GuestAddress, GuestMemoryError, GuestMemoryRegion, GuestMemoryRegionBytes, GuestUsize,
     MemoryRegionAddress, VolatileSlice,
 };
+
+use crate::host_file::{Purpose, open_with};
 
 /// Second-level page tables map 2 MiB at a time when guest and host address
 /// agree modulo 2 MiB; guest ranges start on such a boundary, so host ranges
@@ -72,7 +75,8 @@ fn file_at(path: &Path, size: u64) -> io::Result<File> {
     let file = if path.is_dir() {
         options.custom_flags(libc::O_TMPFILE).open(path)?
     } else {
-        options.create(true).truncate(false).open(path)?
+        options.create(true).truncate(false);
+        open_with(path, Purpose::Content, &mut options, OFlags::empty())?
     };
     if file.metadata()?.len() < size {
         file.set_len(size)?;
@@ -454,6 +458,19 @@ mod tests {
         };
         assert!(open_file(SIZE as u64, &nameless).unwrap().is_some());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn memory_lies_in_regular_files_only() {
+        use crate::host_file::testing::{fifo, within_time};
+
+        let (_folder, path) = fifo();
+        let backing = Backing {
+            file: Some(path),
+            ..Default::default()
+        };
+        let error = within_time(move || open_file(SIZE as u64, &backing).unwrap_err());
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The program's own messages: to standard error or a file, one line each, with
 //! the time since the program started.
 
-use std::fs::File;
 use std::io::Write;
 use std::time::Instant;
 
 use anyhow::Context;
 use env_logger::{Builder, Target};
 use log::LevelFilter;
+use vmm::host_file::create_output;
 
 use crate::args::Args;
 
@@ -22,7 +22,7 @@ pub fn start(args: &Args) -> anyhow::Result<()> {
     let target = match &args.log_file {
         None => Target::Stderr,
         Some(path) => {
-            let file = File::create(path)
+            let file = create_output(path)
                 .with_context(|| format!("Cannot create the log file {}", path.display()))?;
             Target::Pipe(Box::new(file))
         }

@@ -21,6 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGWINCH};
 use vmm::api::{
     ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on, start_server,
 };
+use vmm::host_file::{create_output, set_blocking};
 use vmm::sandbox::{self, Filter, ThreadKind};
 use vmm::stats::StatsHub;
 use vmm::vm::{Signals, Vmm};
@@ -139,7 +140,12 @@ fn watch_signals() -> std::io::Result<(Signals, UnixStream)> {
 fn events_output(args: &Args) -> anyhow::Result<Option<File>> {
     let output = match args.event_monitor()? {
         None => return Ok(None),
-        Some(EventMonitorArg::Path(path)) => File::create(&path)
+        Some(EventMonitorArg::Path(path)) => create_output(&path)
+            .and_then(|output| {
+                // A thread of its own writes, and may wait for a slow reader.
+                set_blocking(&output)?;
+                Ok(output)
+            })
             .with_context(|| format!("Cannot write events to {}", path.display()))?,
         Some(EventMonitorArg::Fd(number)) => sandbox::inherited_descriptor(number)
             .with_context(|| format!("Cannot use descriptor {number} for events"))?

@@ -8,6 +8,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::host_file::is_served;
 use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, socket_with,
 };
@@ -86,8 +87,7 @@ impl Drop for Listener {
 fn is_abandoned(path: &Path) -> bool {
     // Connecting to a plain file is refused just the same.
     std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-        && UnixStream::connect(path)
-            .is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+        && !is_served(path)
 }
 
 /// A program that has not said yet which port it wants.
