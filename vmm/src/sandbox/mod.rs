@@ -131,9 +131,10 @@ pub fn quiet_watched_panics() {
 
 /// Does the work of a thread, and tells of a panic in it.
 pub fn watch_panics<T>(body: impl FnOnce() -> T) -> Result<T, String> {
-    PANIC_PLACE.set(Some(String::new()));
+    // It may be part of what is watched already.
+    let outer = PANIC_PLACE.replace(Some(String::new()));
     let outcome = catch_unwind(AssertUnwindSafe(body));
-    let place = PANIC_PLACE.take().unwrap_or_default();
+    let place = PANIC_PLACE.replace(outer).unwrap_or_default();
     outcome.map_err(|panic| format!("panicked{place}: {}", panic_text(panic.as_ref())))
 }
 

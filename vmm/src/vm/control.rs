@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use api_client::config::VmConfig;
+use api_client::config::{ImageType, VmConfig};
 use api_client::types::{DeviceNode, VmInfo};
 use hypervisor::Hypervisor;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -39,6 +39,7 @@ use crate::event::{EventSink, MachineEvent};
 use crate::monitor::{EventMonitor, Source};
 use crate::sandbox::{LandlockError, confine, end_process};
 use crate::stats::StatsHub;
+use crate::virtio::block::image::ImageFormat;
 
 /// Why a request or the control thread itself failed.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +88,15 @@ impl ControlError {
                 ErrorKind::NotFound
             }
             ControlError::OneVsock
-            | ControlError::Build(BuildError::Device(DeviceError::Exists(_))) => {
-                ErrorKind::Conflict
-            }
+            | ControlError::Build(BuildError::Device(
+                DeviceError::Exists(_) | DeviceError::ImageInUse(..),
+            )) => ErrorKind::Conflict,
             ControlError::Build(
                 BuildError::Config(_)
                 | BuildError::NoLatency
-                | BuildError::Device(DeviceError::NoBalloon | DeviceError::Resize(..)),
+                | BuildError::Device(
+                    DeviceError::NoBalloon | DeviceError::Resize(..) | DeviceError::Image(..),
+                ),
             )
             | ControlError::Console(ConsoleError::Config(_))
             | ControlError::Unsupported(_) => ErrorKind::BadRequest,
@@ -528,7 +531,7 @@ impl RequestHandler for Vmm {
         let machine = self.machine.as_ref();
         VmStatus {
             info: Some(VmInfo {
-                config: config.as_ref().clone(),
+                config: shown_config(config, machine),
                 state: self.state.into(),
                 memory_actual_size: memory_size(&config.memory),
                 device_tree: machine.map(|machine| device_tree(config, machine)),
@@ -537,6 +540,21 @@ impl RequestHandler for Vmm {
             balloon: machine.and_then(|machine| machine.devices().balloon_reader()),
         }
     }
+}
+
+/// The configuration with what was found out. It is only shown: the next boot
+/// is to look again, and to treat what it finds as found.
+fn shown_config(config: &VmConfig, machine: Option<&Machine>) -> VmConfig {
+    let mut config = config.clone();
+    for disk in config.disks.iter_mut().flatten() {
+        let id = disk.pci_common.id.as_deref().unwrap_or_default();
+        match machine.and_then(|machine| machine.devices().image_format(id)) {
+            Some(ImageFormat::Raw) => disk.image_type = ImageType::Raw,
+            Some(ImageFormat::Qcow2) => disk.image_type = ImageType::Qcow2,
+            Some(ImageFormat::Detect) | None => {}
+        }
+    }
+    config
 }
 
 fn device_tree(config: &VmConfig, machine: &Machine) -> BTreeMap<String, DeviceNode> {

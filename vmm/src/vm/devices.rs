@@ -5,6 +5,7 @@ mod net;
 mod platform;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
@@ -21,8 +22,8 @@ use crate::memory::MemoryError;
 use crate::memory::layout::{HOTPLUG_PORTS, PCI_CONFIG_PORTS};
 use crate::pci::{PciAddress, PciConfigPorts, PciSegment, SegmentError};
 use crate::virtio::balloon::BalloonSize;
-use crate::virtio::block::image::{Image, ImageError, ResizeError};
-use crate::virtio::block::{Block, BlockOptions, DiskSize};
+use crate::virtio::block::image::{FileId, Image, ImageError, ImageFormat, ResizeError};
+use crate::virtio::block::{Block, BlockOptions, DiskImage};
 use crate::virtio::console::ConsoleSize;
 use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
@@ -52,6 +53,9 @@ pub enum DeviceError {
     /// A disk's image.
     #[error("The disk {0} has no usable image")]
     Image(String, #[source] ImageError),
+    /// A disk's image, which another disk has already.
+    #[error("{0} is in use by the disk {1} of this VM")]
+    ImageInUse(String, String),
     /// A disk's size.
     #[error("The disk {0} keeps its size")]
     Resize(String, #[source] ResizeError),
@@ -116,8 +120,8 @@ pub struct DeviceSet {
     events: EventSink,
     entries: BTreeMap<String, Entry>,
     limit_groups: BTreeMap<String, RateLimit>,
-    /// The disks' sizes, by name.
-    disk_sizes: BTreeMap<String, DiskSize>,
+    /// The disks' images, by name.
+    disk_images: BTreeMap<String, DiskImage>,
     /// Name and size of the memory balloon.
     balloon: Option<(String, Arc<BalloonSize>)>,
     /// The hold of the watchdog.
@@ -154,7 +158,7 @@ impl DeviceSet {
             events,
             entries: BTreeMap::new(),
             limit_groups: BTreeMap::new(),
-            disk_sizes: BTreeMap::new(),
+            disk_images: BTreeMap::new(),
             balloon: None,
             watchdog: None,
             console: None,
@@ -221,23 +225,36 @@ impl DeviceSet {
             affinity: params.affinity.clone(),
             ring: true,
         };
-        let mut size = None;
+        let mut handle = None;
+        let disk_images = &self.disk_images.clone();
         let added = self.add(&params.pci, Name::Numbered(DISK_PREFIX), |id, events| {
-            let image = Image::open(&params.image)
-                .map_err(|source| DeviceError::Image(id.to_owned(), source))?;
+            let image = Image::open(&params.image).map_err(|source| {
+                match (&source, user_of(disk_images, &params.image.path)) {
+                    (ImageError::Locked(path, _), Some(user)) => {
+                        DeviceError::ImageInUse(path.display().to_string(), user)
+                    }
+                    _ => DeviceError::Image(id.to_owned(), source),
+                }
+            })?;
             let disk = Block::new(id, image, &options, &events)
                 .map_err(|source| DeviceError::Disk(id.to_owned(), source))?;
-            size = Some(disk.size());
+            handle = Some(disk.image());
             Ok(Box::new(disk))
         })?;
-        self.disk_sizes
-            .extend(size.map(|size| (added.0.clone(), size)));
+        self.disk_images
+            .extend(handle.map(|handle| (added.0.clone(), handle)));
         Ok(added)
+    }
+
+    /// The format of a disk's image, as it was found.
+    #[must_use]
+    pub fn image_format(&self, id: &str) -> Option<ImageFormat> {
+        self.disk_images.get(id).map(DiskImage::format)
     }
 
     /// Gives a disk another size and tells the guest.
     pub fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), DeviceError> {
-        let (Some(size), Some(entry)) = (self.disk_sizes.get(id), self.entries.get(id)) else {
+        let (Some(size), Some(entry)) = (self.disk_images.get(id), self.entries.get(id)) else {
             return Err(DeviceError::NoDisk(id.to_owned()));
         };
         size.change(bytes)
@@ -331,7 +348,7 @@ impl DeviceSet {
             .collect();
         for id in &gone {
             self.entries.remove(id);
-            self.disk_sizes.remove(id);
+            self.disk_images.remove(id);
             log::info!("the device {id} is removed");
         }
         gone
@@ -374,6 +391,13 @@ impl DeviceSet {
                 .collect()
         })
     }
+}
+
+/// The disk among these whose image is in the file at `path`.
+fn user_of(images: &BTreeMap<String, DiskImage>, path: &Path) -> Option<String> {
+    let id = FileId::at(path).ok()?;
+    let user = images.iter().find(|(_, image)| image.id() == id);
+    user.map(|(name, _)| name.clone())
 }
 
 /// The registers through which the guest hears of devices that come and go.

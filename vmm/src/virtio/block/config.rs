@@ -12,6 +12,9 @@ pub(super) const LENGTH: usize = 60;
 /// The write cache's switch, all that a driver may write.
 const WRITEBACK: usize = 32;
 
+/// Buffers of data in one request: as many as one system call takes, however
+/// long the queue is.
+const MAX_DATA_SEGMENTS: u16 = 1022;
 /// Ranges in one request.
 pub(super) const MAX_SEGMENTS: u32 = 16;
 /// Sectors in one range; rounded down to whole blocks.
@@ -46,10 +49,8 @@ impl DiskConfig {
         let mut bytes = [0; LENGTH];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         // A request needs one descriptor for its header and one for its status.
-        put(
-            12,
-            &u32::from(queue_size.saturating_sub(2).max(1)).to_le_bytes(),
-        );
+        let segments = queue_size.saturating_sub(2).clamp(1, MAX_DATA_SEGMENTS);
+        put(12, &u32::from(segments).to_le_bytes());
         put(20, &block.to_le_bytes());
         // Physical blocks of 4 KiB, as most media have.
         put(24, &[(4096 / block.clamp(512, 4096)).ilog2() as u8, 0]);

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::config::{DiskConfig, LENGTH};
 use super::counters::BlockCounters;
 use super::execute::Disk;
-use super::image::{Image, ResizeError};
+use super::image::{FileId, Image, ImageFormat, ResizeError};
 use super::worker::BlockService;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
@@ -35,11 +35,23 @@ pub struct BlockOptions {
     pub ring: bool,
 }
 
-/// The control thread's hold of a disk's size.
+/// The control thread's handle of a disk's image.
 #[derive(Clone)]
-pub struct DiskSize(Arc<Disk>);
+pub struct DiskImage(Arc<Disk>);
 
-impl DiskSize {
+impl DiskImage {
+    /// Which file it is in.
+    #[must_use]
+    pub fn id(&self) -> FileId {
+        self.0.image.id()
+    }
+
+    /// Its format, as it was found.
+    #[must_use]
+    pub fn format(&self) -> ImageFormat {
+        self.0.image.format()
+    }
+
     /// Gives the image another size; the driver is to be told afterwards.
     pub fn change(&self, bytes: u64) -> Result<(), ResizeError> {
         self.0.image.resize(bytes)
@@ -103,10 +115,10 @@ impl Block {
         })
     }
 
-    /// The control thread's hold of the size.
+    /// The control thread's handle of the image.
     #[must_use]
-    pub fn size(&self) -> DiskSize {
-        DiskSize(Arc::clone(&self.disk))
+    pub fn image(&self) -> DiskImage {
+        DiskImage(Arc::clone(&self.disk))
     }
 }
 

@@ -9,7 +9,7 @@ use super::SECTOR;
 use super::config::DiskConfig;
 use super::image::Image;
 use super::request::{Extent, Kind, Range, Status};
-use crate::memory::{GuestBuffers, GuestRam};
+use crate::memory::{AlignedBuffer, GuestBuffers, GuestRam};
 use crate::virtio::GuestFaults;
 
 /// Bytes of a disk's serial number.
@@ -27,6 +27,8 @@ pub(super) struct Disk {
 pub(super) enum Transfer {
     Read(GuestBuffers, u64),
     Write(GuestBuffers, u64),
+    /// The guest's bytes as they were when they were checked.
+    WriteChecked(AlignedBuffer, u64),
     Flush,
 }
 
@@ -60,9 +62,9 @@ impl Disk {
                 let plan = self.transfer(*offset, *length, data, memory, Transfer::Write);
                 match plan {
                     Plan::Transfer(Transfer::Write(buffers, offset))
-                        if !self.image.may_write(offset, &buffers) =>
+                        if self.image.touches_mark(offset, *length) =>
                     {
-                        self.refuse("a write that would change what kind of image this is")
+                        self.checked_write(&buffers, offset)
                     }
                     plan => plan,
                 }
@@ -113,6 +115,24 @@ impl Disk {
         }
     }
 
+    /// A write that could make another kind of image of this one. The guest
+    /// can change its memory at any time, so a copy is checked and written.
+    fn checked_write(&self, buffers: &GuestBuffers, offset: u64) -> Plan {
+        let checked = AlignedBuffer::new(buffers.length()).and_then(|mut copy| {
+            buffers.copy_to(copy.bytes_mut());
+            let refused = self.image.makes_mark(offset, copy.bytes())?;
+            Ok((!refused).then_some(copy))
+        });
+        match checked {
+            Ok(Some(copy)) => Plan::Transfer(Transfer::WriteChecked(copy, offset)),
+            Ok(None) => self.refuse("a write that would change what kind of image this is"),
+            Err(error) => {
+                log::warn!("a disk fails: {error}");
+                Plan::Done(Status::Failed, 0)
+            }
+        }
+    }
+
     fn get_id(&self, data: &[Range], memory: &Arc<GuestRam>) -> Plan {
         let mut id = [0; ID_LENGTH];
         for (byte, value) in id.iter_mut().zip(self.serial.bytes()) {
@@ -152,16 +172,24 @@ impl Disk {
         Plan::Done(Status::Ok, 0)
     }
 
+    fn flush_unless_cached(&self) -> io::Result<()> {
+        if self.config.writeback() {
+            return Ok(());
+        }
+        self.image.flush()
+    }
+
     /// Does a transfer at once.
     pub(super) fn perform(&self, transfer: &Transfer) -> io::Result<()> {
         match transfer {
             Transfer::Read(buffers, offset) => self.image.read(buffers, *offset),
             Transfer::Write(buffers, offset) => {
                 self.image.write(buffers, *offset)?;
-                if self.config.writeback() {
-                    return Ok(());
-                }
-                self.image.flush()
+                self.flush_unless_cached()
+            }
+            Transfer::WriteChecked(bytes, offset) => {
+                self.image.write_bytes(bytes, *offset)?;
+                self.flush_unless_cached()
             }
             Transfer::Flush if self.image.geometry().read_only => Ok(()),
             Transfer::Flush => self.image.flush(),

@@ -27,7 +27,7 @@ mod tests;
 mod wakeups;
 mod worker;
 
-pub use device::{Block, BlockOptions, DiskSize};
+pub use device::{Block, BlockOptions, DiskImage};
 
 /// Requests count in these, whatever the image's own unit.
 pub(crate) const SECTOR: u64 = 512;

@@ -214,7 +214,10 @@ fn qcow2() -> Host {
 
 #[test]
 fn a_disk_that_grows_or_shrinks_ends_where_the_driver_is_told() {
-    for host in [Host::new(), qcow2()] {
+    for (host, sizes) in [
+        (Host::new(), vec![SIZE / 512 + 4096, 1000, 1001]),
+        (qcow2(), vec![SIZE / 512 + 4096, SIZE / 512 + 4097]),
+    ] {
         let mut guest = Guest::new(&host);
         let capacity = |guest: &Guest| {
             let mut bytes = [0; 8];
@@ -222,16 +225,32 @@ fn a_disk_that_grows_or_shrinks_ends_where_the_driver_is_told() {
             u64::from_le_bytes(bytes)
         };
         guest.driver.put(DATA, &[0xbb; 512]);
-        for sectors in [SIZE / 512 + 4096, 1000, 1001] {
-            guest.block.size().change(sectors * 512).unwrap();
+        for &sectors in &sizes {
+            guest.block.image().change(sectors * 512).unwrap();
             assert_eq!(capacity(&guest), sectors);
             let write = [Buffer::readable(DATA, 512)];
             let mut put = |sector| guest.request(bits::VIRTIO_BLK_T_OUT, sector, &write).0;
             assert_eq!((put(sectors - 1), put(sectors)), (OK, FAILED), "{sectors}");
         }
         drop(guest);
-        assert_eq!(Image::open(&host.options).unwrap().size(), 1001 * 512);
+        let last = sizes.last().unwrap() * 512;
+        assert_eq!(Image::open(&host.options).unwrap().size(), last);
     }
+}
+
+#[test]
+fn a_huge_qcow2_image_refuses_to_shrink_at_once_and_grows_within_qemus_limits() {
+    use crate::host_file::testing::within_time;
+
+    let image = Image::open(&qcow2().options).unwrap();
+    within_time(move || {
+        // The largest that tables of 32 MiB can describe.
+        let most = 1u64 << 51;
+        image.resize(most).unwrap();
+        for (size, refused) in [(most + 512, true), (SIZE, true), (most, false)] {
+            assert_eq!(image.resize(size).is_err(), refused, "{size}");
+        }
+    });
 }
 
 #[test]
@@ -346,15 +365,95 @@ fn header_data_and_status_may_be_cut_anywhere() {
 
 #[test]
 fn a_detected_raw_image_cannot_become_another_format() {
-    let mut host = Host::new();
-    for (format, status) in [(ImageFormat::Detect, FAILED), (ImageFormat::Raw, OK)] {
-        host.options.format = format;
-        let mut guest = Guest::new(&host);
-        guest.driver.put(DATA, b"QFI\xfb");
-        let write = [Buffer::readable(DATA, 512)];
-        assert_eq!(guest.request(bits::VIRTIO_BLK_T_OUT, 1, &write).0, OK);
-        assert_eq!(guest.request(bits::VIRTIO_BLK_T_OUT, 0, &write).0, status);
+    for (magic, place) in [("QFI\u{fb}", 0), ("conectix", SIZE / 512 - 1)] {
+        for (format, status) in [(ImageFormat::Detect, FAILED), (ImageFormat::Raw, OK)] {
+            let mut host = Host::new();
+            host.options.format = format;
+            let mut guest = Guest::new(&host);
+            // Its characters are its bytes.
+            let bytes: Vec<u8> = magic.chars().map(|byte| byte as u8).collect();
+            guest.driver.put(DATA, &bytes);
+            let write = [Buffer::readable(DATA, 512)];
+            let mut put = |sector| guest.request(bits::VIRTIO_BLK_T_OUT, sector, &write).0;
+            assert_eq!((put(1), put(place)), (OK, status), "{magic} {format:?}");
+            let long = [Buffer::readable(DATA + 512, 512), write[0]];
+            let put = guest.request(bits::VIRTIO_BLK_T_OUT, place.saturating_sub(1), &long);
+            let expected = if place == 0 { OK } else { status };
+            assert_eq!(put.0, expected, "{magic} {format:?}");
+        }
     }
+}
+
+#[test]
+fn what_is_checked_is_what_is_written_however_fast_the_guest_is() {
+    let mut host = Host::new();
+    host.options.format = ImageFormat::Detect;
+    let mut guest = Guest::new(&host);
+    let memory = Arc::clone(guest.driver.memory());
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let flips = std::thread::spawn(move || {
+        use vm_memory::{Bytes, GuestAddress};
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            for word in [*b"QFI\xfb", *b"good"] {
+                memory
+                    .write_obj(word, GuestAddress(BUFFERS + DATA))
+                    .unwrap();
+            }
+        }
+    });
+    for _ in 0..2000 {
+        guest.request(bits::VIRTIO_BLK_T_OUT, 0, &[Buffer::readable(DATA, 512)]);
+        assert_ne!(host.bytes(0, 4), b"QFI\xfb");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    flips.join().unwrap();
+}
+
+#[test]
+fn files_that_can_be_no_disk_are_refused_at_once() {
+    use crate::host_file::testing::{fifo, within_time};
+
+    let (folder, pipe) = fifo();
+    let small = folder.path().join("small");
+    std::fs::write(&small, [0; 511]).unwrap();
+    let listener = folder.path().join("socket");
+    let _listener = std::os::unix::net::UnixListener::bind(&listener).unwrap();
+    for path in [
+        pipe,
+        small.clone(),
+        listener,
+        folder.path().to_owned(),
+        "/dev/null".into(),
+        "/dev/zero".into(),
+    ] {
+        for read_only in [false, true] {
+            let options = ImageOptions {
+                path: path.clone(),
+                format: ImageFormat::Detect,
+                read_only,
+                ..Host::new().options
+            };
+            let error = within_time(move || Image::open(&options).map(drop).unwrap_err());
+            let expected = path == small;
+            assert_eq!(
+                matches!(error, ImageError::Empty { .. }),
+                expected,
+                "{error}"
+            );
+            assert_eq!(matches!(error, ImageError::Open(..)), !expected, "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_last_part_of_a_sector_is_not_shown() {
+    let host = Host::new();
+    host.file.as_file().set_len(SIZE + 100).unwrap();
+    let mut guest = Guest::new(&host);
+    let read = [Buffer::writable(DATA, 512)];
+    let mut get = |sector| guest.request(bits::VIRTIO_BLK_T_IN, sector, &read).0;
+    assert_eq!((get(SIZE / 512 - 1), get(SIZE / 512)), (OK, FAILED));
 }
 
 #[test]
@@ -388,6 +487,14 @@ fn formats_are_told_apart_and_unsupported_ones_refused() {
         let image = Image::open(&host.options);
         assert_eq!(matches!(image, Err(ImageError::Format { .. })), fails);
     }
+    // What the client says has to be true.
+    host.options.format = ImageFormat::Raw;
+    assert!(Image::open(&host.options).is_ok());
+    host.file.as_file_mut().seek(SeekFrom::Start(0)).unwrap();
+    host.file.write_all(b"QFI\xfb").unwrap();
+    let image = Image::open(&host.options);
+    assert!(matches!(image, Err(ImageError::OtherFormat { .. })));
+    host.options.format = ImageFormat::Detect;
     // Begins like a qcow2 image and is none.
     host.file.as_file_mut().seek(SeekFrom::Start(0)).unwrap();
     host.file.write_all(b"QFI\xfb").unwrap();

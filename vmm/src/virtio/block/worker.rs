@@ -266,6 +266,7 @@ impl Active {
             Transfer::Read(buffers, _) | Transfer::Write(buffers, _) => {
                 disk.image.plain_file(buffers)
             }
+            Transfer::WriteChecked(..) => None,
             Transfer::Flush if disk.image.geometry().read_only => None,
             Transfer::Flush => disk.image.sync_file(),
         };
@@ -275,6 +276,7 @@ impl Active {
         let operation = match transfer {
             Transfer::Read(buffers, offset) => RingOperation::Read(buffers, offset),
             Transfer::Write(buffers, offset) => RingOperation::Write(buffers, offset),
+            Transfer::WriteChecked(..) => return Some(transfer),
             Transfer::Flush => RingOperation::Sync,
         };
         let token = self.next;

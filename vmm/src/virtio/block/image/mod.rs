@@ -5,17 +5,21 @@ mod lock;
 mod qcow2;
 mod raw;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs::{File, Metadata};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use lock::LockRange;
+pub use qcow2::Qcow2Error;
 use qcow2::Qcow2Image;
 use raw::RawImage;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-use crate::memory::GuestBuffers;
+use super::SECTOR;
+use crate::host_file::{self, Purpose};
+use crate::memory::{AlignedBuffer, GuestBuffers};
 
 /// What an image file begins with if it is one of these formats.
 const MAGICS: [(&[u8], &str); 4] = [
@@ -25,6 +29,8 @@ const MAGICS: [(&[u8], &str); 4] = [
     (b"conectix", "VHD"),
 ];
 const LONGEST_MAGIC: usize = 8;
+/// From here to the end of the file is what VHD has at its end.
+const FOOTER: u64 = 512;
 
 /// The format of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,9 +79,27 @@ pub enum ImageError {
         /// What it is.
         format: &'static str,
     },
+    /// It is of another format than the client says.
+    #[error("{} is a {found} image, and image_type is {said}", .path.display())]
+    OtherFormat {
+        /// Where it is.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What it was said to be.
+        said: &'static str,
+    },
+    /// There is not even one sector.
+    #[error("{} has {size} bytes, which is less than a sector of 512", .path.display())]
+    Empty {
+        /// Where it is.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+    },
     /// It is damaged, or refers to others and may not.
     #[error("Cannot use {} as a qcow2 image", .0.display())]
-    Qcow2(PathBuf, #[source] io::Error),
+    Qcow2(PathBuf, #[source] Qcow2Error),
 }
 
 /// Why an image keeps its size.
@@ -92,6 +116,9 @@ pub enum ResizeError {
         /// The image's unit.
         block_size: u32,
     },
+    /// Data would be lost, and finding what to give up takes too long.
+    #[error("A qcow2 image cannot become smaller than its {0} bytes while it is in use")]
+    Shrink(u64),
     /// The host's administrator decides about it.
     #[error("The host's block device has {0} bytes, which only the host can change")]
     BlockDevice(u64),
@@ -111,6 +138,34 @@ pub struct Geometry {
     pub sparse: bool,
 }
 
+/// Which file it is, whatever its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    device: u64,
+    inode: u64,
+    /// What the file is a block device for: it may have several names.
+    block: Option<u64>,
+}
+
+impl FileId {
+    fn of(metadata: &Metadata) -> Self {
+        let is_block = metadata.file_type().is_block_device();
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            block: is_block.then(|| metadata.rdev()),
+        }
+    }
+
+    /// Of the file that a path leads to.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        std::fs::metadata(path).map(|metadata| Self::of(&metadata))
+    }
+}
+
 /// An open image.
 pub struct Image {
     geometry: Geometry,
@@ -118,6 +173,8 @@ pub struct Image {
     /// threads read them.
     size: AtomicU64,
     lock: LockRange,
+    id: FileId,
+    format: ImageFormat,
     /// Found out by looking, so the guest must not be able to change what the
     /// next look finds.
     detected_raw: bool,
@@ -134,37 +191,35 @@ impl Image {
     /// Opens and locks an image.
     pub fn open(options: &ImageOptions) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Open(options.path.clone(), source);
-        let file = open_file(&options.path, options).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if metadata.is_dir() {
-            return Err(failed(io::ErrorKind::IsADirectory.into()));
-        }
-        lock::acquire(&file, options.lock, options.read_only)
-            .map_err(|source| ImageError::Locked(options.path.clone(), source))?;
-        let found = detect(&options.path).map_err(failed)?;
-        let format = match (options.format, found) {
-            (ImageFormat::Detect, None) => ImageFormat::Raw,
-            (ImageFormat::Detect, Some("qcow2")) => ImageFormat::Qcow2,
-            (ImageFormat::Detect, Some(other)) => {
-                return Err(ImageError::Format {
-                    path: options.path.clone(),
-                    format: other,
-                });
-            }
-            (format, _) => format,
-        };
-        // Stays the same as long as the file does, as a serial number should.
-        let serial = format!("{:x}-{:x}", metadata.dev(), metadata.ino());
+        let mut open = File::options();
+        open.read(true).write(!options.read_only);
+        let file = host_file::open_with(&options.path, Purpose::Disk, &mut open, OFlags::empty())
+            .map_err(failed)?;
+        let id = FileId::of(&file.metadata().map_err(failed)?);
+        let format = chosen_format(options, detect(&file).map_err(failed)?)?;
+        lock_file(&file, &options.path, options.lock, options.read_only)?;
         let (kind, size, block_size) = if format == ImageFormat::Qcow2 {
-            let image = Qcow2Image::open(file, options)
+            let image = Qcow2Image::open(file, id, options)
                 .map_err(|source| ImageError::Qcow2(options.path.clone(), source))?;
             let (size, block_size) = (image.size(), image.block_size());
             (Kind::Qcow2(image), size, block_size)
         } else {
+            bypass_cache(&file, &options.path, options.direct)?;
             let image = RawImage::new(file, options.direct).map_err(failed)?;
             let (size, block_size) = (image.size().map_err(failed)?, image.block_size());
             (Kind::Raw(image), size, block_size)
         };
+        if size < SECTOR {
+            let path = options.path.clone();
+            return Err(ImageError::Empty { path, size });
+        }
+        if !size.is_multiple_of(SECTOR) {
+            log::warn!(
+                "{}: {size} bytes are not a multiple of 512; the guest does not see the last {}",
+                options.path.display(),
+                size % SECTOR
+            );
+        }
         Ok(Self {
             geometry: Geometry {
                 block_size,
@@ -173,10 +228,25 @@ impl Image {
             },
             size: AtomicU64::new(size),
             lock: options.lock,
+            id,
+            format,
             detected_raw: options.format == ImageFormat::Detect && format == ImageFormat::Raw,
-            serial,
+            // Stays the same as long as the file does, as a serial number should.
+            serial: format!("{:x}-{:x}", id.device, id.inode),
             kind,
         })
+    }
+
+    /// Which file it is.
+    #[must_use]
+    pub fn id(&self) -> FileId {
+        self.id
+    }
+
+    /// Its format, never [`ImageFormat::Detect`].
+    #[must_use]
+    pub fn format(&self) -> ImageFormat {
+        self.format
     }
 
     /// Bytes that the guest sees.
@@ -195,12 +265,15 @@ impl Image {
             return Err(ResizeError::Size { size, block_size });
         }
         let old = self.size();
+        if matches!(self.kind, Kind::Qcow2(_)) && size < old {
+            return Err(ResizeError::Shrink(old));
+        }
         // Nothing new may go where the image ends soon, and nothing may go
         // where it does not reach yet.
         self.size.store(size.min(old), Ordering::Release);
         let outcome = match &self.kind {
             Kind::Raw(image) => image.resize(size, self.lock),
-            Kind::Qcow2(image) => image.resize(size).map_err(ResizeError::Image),
+            Kind::Qcow2(image) => image.grow(size).map_err(ResizeError::Image),
         };
         let now = if outcome.is_ok() { size } else { old };
         self.size.store(now, Ordering::Release);
@@ -236,15 +309,55 @@ impl Image {
         }
     }
 
-    /// Whether these bytes may be written at the offset. The guest of an image
-    /// whose format was detected must not turn it into another format.
-    pub(super) fn may_write(&self, offset: u64, buffers: &GuestBuffers) -> bool {
-        if !self.detected_raw || offset > 0 {
-            return true;
+    /// Whether a write could give the image the mark of another format. The
+    /// guest of an image whose format was found out by looking must not do
+    /// that: the next look would open whatever file its header names.
+    pub(super) fn touches_mark(&self, offset: u64, length: u64) -> bool {
+        let end = offset.saturating_add(length);
+        self.marks()
+            .any(|mark| offset < mark + LONGEST_MAGIC as u64 && mark < end)
+    }
+
+    /// Whether these bytes at the offset would be the mark of a format.
+    pub(super) fn makes_mark(&self, offset: u64, bytes: &[u8]) -> io::Result<bool> {
+        let Kind::Raw(image) = &self.kind else {
+            return Ok(false);
+        };
+        for mark in self.marks() {
+            // What the write leaves of it stays as it is.
+            let mut after = [0; LONGEST_MAGIC];
+            image.read_bytes(&mut after, mark)?;
+            for (byte, at) in after.iter_mut().zip(mark..) {
+                let written = at
+                    .checked_sub(offset)
+                    .and_then(|at| usize::try_from(at).ok());
+                if let Some(new) = written.and_then(|at| bytes.get(at)) {
+                    *byte = *new;
+                }
+            }
+            if MAGICS.iter().any(|(magic, _)| after.starts_with(magic)) {
+                return Ok(true);
+            }
         }
-        let mut start = [0; LONGEST_MAGIC];
-        buffers.copy_to(&mut start);
-        !MAGICS.iter().any(|(magic, _)| start.starts_with(magic))
+        Ok(false)
+    }
+
+    /// Where the marks of formats would be.
+    fn marks(&self) -> impl Iterator<Item = u64> {
+        let end = self
+            .size()
+            .checked_sub(FOOTER)
+            .filter(|_| self.detected_raw);
+        let start = self.detected_raw.then_some(0);
+        start.into_iter().chain(end)
+    }
+
+    /// Writes bytes of this process.
+    pub(super) fn write_bytes(&self, bytes: &AlignedBuffer, offset: u64) -> io::Result<()> {
+        match &self.kind {
+            Kind::Raw(image) => image.write_bytes(bytes, offset),
+            Kind::Qcow2(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     pub(super) fn read(&self, buffers: &GuestBuffers, offset: u64) -> io::Result<()> {
@@ -286,39 +399,72 @@ impl Image {
     }
 }
 
-fn open_file(path: &Path, options: &ImageOptions) -> io::Result<File> {
-    let mut flags = libc::O_CLOEXEC;
-    if options.direct {
-        flags |= libc::O_DIRECT;
+/// The format to use for what was found in the file.
+fn chosen_format(
+    options: &ImageOptions,
+    found: Option<&'static str>,
+) -> Result<ImageFormat, ImageError> {
+    let path = options.path.clone();
+    match (options.format, found) {
+        (ImageFormat::Detect | ImageFormat::Raw, None) => Ok(ImageFormat::Raw),
+        // Whether it is one its header says.
+        (ImageFormat::Qcow2, _) | (ImageFormat::Detect, Some("qcow2")) => Ok(ImageFormat::Qcow2),
+        (ImageFormat::Detect, Some(format)) => Err(ImageError::Format { path, format }),
+        (ImageFormat::Raw, Some(found)) => Err(ImageError::OtherFormat {
+            path,
+            found,
+            said: "raw",
+        }),
     }
-    OpenOptions::new()
-        .read(true)
-        .write(!options.read_only)
-        .custom_flags(flags)
-        .open(path)
 }
 
-/// The name of the format that the first bytes are typical of.
-fn detect(path: &Path) -> io::Result<Option<&'static str>> {
-    // Opened anew: a file that bypasses the cache cannot be read by the byte.
-    let mut file = File::open(path)?;
-    let mut start = Vec::new();
-    file.by_ref()
-        .take(LONGEST_MAGIC as u64)
-        .read_to_end(&mut start)?;
-    let of = |start: &[u8]| {
-        MAGICS
-            .iter()
-            .find(|(magic, _)| start.starts_with(magic))
-            .map(|(_, name)| *name)
+fn lock_file(
+    file: &File,
+    path: &Path,
+    range: LockRange,
+    read_only: bool,
+) -> Result<(), ImageError> {
+    lock::acquire(file, range, read_only).map_err(|source| match source.kind() {
+        io::ErrorKind::WouldBlock => ImageError::Locked(path.to_owned(), source),
+        _ => ImageError::Open(path.to_owned(), source),
+    })
+}
+
+/// Bypasses the host's page cache from now on, if so wanted.
+fn bypass_cache(file: &File, path: &Path, direct: bool) -> Result<(), ImageError> {
+    if !direct {
+        return Ok(());
+    }
+    fcntl_getfl(file)
+        .and_then(|flags| fcntl_setfl(file, flags | OFlags::DIRECT))
+        .map_err(|error| {
+            let text =
+                format!("its file system does not bypass the page cache (direct=on): {error}");
+            ImageError::Open(path.to_owned(), io::Error::other(text))
+        })
+}
+
+/// The name of the format that a file's bytes are typical of.
+fn detect(file: &File) -> io::Result<Option<&'static str>> {
+    let of = |at: u64| -> io::Result<Option<&'static str>> {
+        let mut bytes = [0; LONGEST_MAGIC];
+        let mut done = 0;
+        while done < bytes.len() {
+            match file.read_at(&mut bytes[done..], at + done as u64)? {
+                0 => break,
+                count => done += count,
+            }
+        }
+        let found = MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic));
+        Ok(found.map(|(_, name)| *name))
     };
-    if let Some(name) = of(&start) {
+    if let Some(name) = of(0)? {
         return Ok(Some(name));
     }
     // VHD has its mark at the end.
-    let mut footer = Vec::new();
-    if file.seek(SeekFrom::End(-512)).is_ok() {
-        file.take(LONGEST_MAGIC as u64).read_to_end(&mut footer)?;
+    let length = (&*file).seek(SeekFrom::End(0))?;
+    match length.checked_sub(FOOTER) {
+        Some(at) => Ok(of(at)?.filter(|name| *name == "VHD")),
+        None => Ok(None),
     }
-    Ok(of(&footer).filter(|name| *name == "VHD"))
 }

@@ -96,6 +96,30 @@ impl RawImage {
         self.file.write_all_at(bounce.bytes(), offset)
     }
 
+    /// Fills `bytes`; what lies past the end reads as zero. Small reads only.
+    pub(super) fn read_bytes(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        // Whole pages, for files that take no less.
+        let start = offset / PAGE as u64 * PAGE as u64;
+        let skip = (offset - start) as usize;
+        let mut pages = AlignedBuffer::new((skip + bytes.len()).next_multiple_of(PAGE))?;
+        let mut done = 0;
+        while done < skip + bytes.len() {
+            let rest = &mut pages.bytes_mut()[done..];
+            match self.file.read_at(rest, start + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        bytes.copy_from_slice(&pages.bytes()[skip..][..bytes.len()]);
+        Ok(())
+    }
+
+    pub(super) fn write_bytes(&self, bytes: &AlignedBuffer, offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes.bytes(), offset)
+    }
+
     pub(super) fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
