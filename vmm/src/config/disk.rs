@@ -14,7 +14,10 @@ use crate::virtio::rate_limit::{BucketParams, LimitParams};
 
 /// A queue holds a request's header, data and status at least.
 const MIN_QUEUE_SIZE: u16 = 4;
-const MAX_QUEUE_SIZE: u16 = 1024;
+/// The most that a queue can have (virtio 1.3, 2.7).
+const MAX_QUEUE_SIZE: u16 = 32768;
+/// Bytes of a serial number that the guest can see (virtio 1.3, 5.2.6).
+const MAX_SERIAL: usize = 20;
 
 /// A disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +58,9 @@ impl DiskParams {
             return Err(ConfigError::Unsupported("A vhost-user disk".into()));
         }
         let path = config.path.clone().ok_or(ConfigError::DiskPath)?;
-        let queues = match u16::try_from(config.num_queues) {
-            Ok(queues) if queues > 0 && u32::from(queues) <= vcpus => queues,
+        // None are given means one, as a disk without any could do nothing.
+        let queues = match u16::try_from(config.num_queues.max(1)) {
+            Ok(queues) if u32::from(queues) <= vcpus => queues,
             _ => {
                 return Err(ConfigError::DiskQueues {
                     asked: config.num_queues,
@@ -67,6 +71,11 @@ impl DiskParams {
         let size = config.queue_size;
         if !size.is_power_of_two() || !(MIN_QUEUE_SIZE..=MAX_QUEUE_SIZE).contains(&size) {
             return Err(ConfigError::DiskQueueSize(size));
+        }
+        if let Some(serial) = &config.serial
+            && serial.len() > MAX_SERIAL
+        {
+            return Err(ConfigError::DiskSerial(serial.clone()));
         }
         let format = match config.image_type {
             ImageType::Raw => ImageFormat::Raw,

@@ -108,7 +108,7 @@ pub enum ConfigError {
     #[error("A disk has no path")]
     DiskPath,
     /// Queues of a disk.
-    #[error("A disk is to have {asked} queues, 1 to {vcpus}, the number of vCPUs, are possible")]
+    #[error("invalid num_queues {asked} of a disk: at most {vcpus}, the number of vCPUs")]
     DiskQueues {
         /// What was asked for.
         asked: usize,
@@ -116,8 +116,11 @@ pub enum ConfigError {
         vcpus: u32,
     },
     /// Entries of a disk's queue.
-    #[error("A disk's queue cannot have {0} entries: a power of two from 4 to 1024 is possible")]
+    #[error("invalid queue_size {0} of a disk: must be a power of two from 4 to 32768")]
     DiskQueueSize(u16),
+    /// The guest would see a part of it.
+    #[error("invalid serial {0:?} of a disk: at most 20 bytes")]
+    DiskSerial(String),
     /// Both kinds of limits.
     #[error("A disk has limits of its own and those of a group")]
     TwoLimits,

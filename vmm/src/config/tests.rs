@@ -152,9 +152,17 @@ fn disks_are_checked_against_the_machine() {
     let disk = with(|disk| disk.num_queues = 2).unwrap();
     assert_eq!((disk.queues, disk.queue_size), (2, 128));
     assert_eq!(with(|disk| disk.path = None), Err(ConfigError::DiskPath));
-    for queues in [0, 3, 1 << 16] {
+    // As for Cloud Hypervisor's clients, which leave it to the VMM so.
+    assert_eq!(with(|disk| disk.num_queues = 0).unwrap().queues, 1);
+    assert!(with(|disk| disk.queue_size = 32768).is_ok());
+    assert!(with(|disk| disk.serial = Some("twenty-bytes-exactly".into())).is_ok());
+    let long = "twenty-one characters";
+    assert_eq!(
+        with(|disk| disk.serial = Some("twenty-one characters".into())),
+        Err(ConfigError::DiskSerial(long.into()))
+    );
+    for queues in [3, 1 << 16] {
         let params = match queues {
-            0 => with(|disk| disk.num_queues = 0),
             3 => with(|disk| disk.num_queues = 3),
             _ => with(|disk| disk.num_queues = 1 << 16),
         };
