@@ -4,7 +4,7 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-const GUESTS: [&str; 4] = ["emulated", "hostile", "many_exits", "nested"];
+const GUESTS: [&str; 5] = ["emulated", "hostile", "many_exits", "nested", "resets"];
 
 fn main() {
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");

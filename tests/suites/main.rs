@@ -41,6 +41,7 @@ mod memory;
 mod modules;
 mod nested;
 mod nets;
+mod resets;
 mod rest;
 mod sandbox;
 mod shell;
@@ -88,6 +89,8 @@ const SUITES: &[Suite] = &[
     ch_remote::SUITE,
     lifecycle::SUITE,
     lifecycle::REBOOTS,
+    resets::SUITE,
+    resets::LINUX,
     consoles::SUITE,
     descriptors::SUITE,
     devices::SUITE,

@@ -107,6 +107,31 @@ impl Console {
         }
     }
 
+    /// Waits until `needle` was written `times` times, over again from the log's
+    /// beginning.
+    pub fn wait_for_nth(
+        &self,
+        needle: &str,
+        times: u64,
+        within: Duration,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + within;
+        loop {
+            let may_write = alive();
+            let seen = self.text().matches(needle).count() as u64;
+            if seen >= times {
+                return Ok(());
+            }
+            ensure!(
+                may_write && Instant::now() < deadline,
+                "{needle:?} came {seen} times, not {times}\n{}",
+                self.tail()
+            );
+            sleep(POLL);
+        }
+    }
+
     /// Waits until so many bytes were written, and returns all there are.
     pub fn wait_for_bytes(
         &self,

@@ -11,6 +11,7 @@ const MANY_EXITS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/many_exits.b
 const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.bin"));
 const EMULATED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/emulated.bin"));
 
+const RESETS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/resets.bin"));
 const NESTED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nested.bin"));
 
 /// What the words to fill in follow.
@@ -269,6 +270,52 @@ impl Nested {
             by_host,
             own,
         })
+    }
+}
+
+/// A way in which software resets a PC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetWay {
+    /// The reset register that the FADT names.
+    Acpi,
+    /// Command 0xFE of the i8042 keyboard controller.
+    I8042,
+    /// Port 0xCF9, in two steps.
+    Cf9Hard,
+    /// Port 0xCF9, in one.
+    Cf9Full,
+    /// System control port A.
+    Port92,
+    /// An exception while there is no way to report one.
+    TripleFault,
+    /// A jump to FFFF:0000 in real mode.
+    BiosJump,
+    /// A jump to F000:FFF0 in real mode.
+    BiosEntry,
+    /// A jump to 0xFFFFFFF0 in protected mode.
+    FlatJump,
+    /// An INIT that the boot processor sends to itself.
+    Init,
+}
+
+impl ResetWay {
+    /// All of them, in the order of their numbers in the guest.
+    pub const ALL: [ResetWay; 10] = [
+        ResetWay::Acpi,
+        ResetWay::I8042,
+        ResetWay::Cf9Hard,
+        ResetWay::Cf9Full,
+        ResetWay::Port92,
+        ResetWay::TripleFault,
+        ResetWay::BiosJump,
+        ResetWay::BiosEntry,
+        ResetWay::FlatJump,
+        ResetWay::Init,
+    ];
+
+    /// A guest that writes `R` to the serial port and resets the machine so.
+    pub fn image(self) -> Result<Vec<u8>> {
+        filled_in(RESETS, &[self as u32], &[])
     }
 }
 

@@ -6,7 +6,7 @@ mod linux;
 mod tiny;
 mod vmlinux;
 
-pub use assembled::{ManyExits, Nested, NestedReport, emulated, hostile};
+pub use assembled::{ManyExits, Nested, NestedReport, ResetWay, emulated, hostile};
 pub use linux::{SCRIPT_END, UP, initramfs, initramfs_with};
 pub use tiny::{CpuidQuery, CpuidReading, Instruction, MAGIC, Program, cpuid_reader, readings};
 pub use vmlinux::extract as extract_vmlinux;

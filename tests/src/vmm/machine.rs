@@ -264,6 +264,14 @@ impl Machine {
         bytes.with_context(|| format!("The VMM said: {}", self.stderr().trim()))
     }
 
+    /// Waits until the serial console carried `needle` so many times in all.
+    pub fn wait_for_nth(&mut self, needle: &str, times: u64, within: Duration) -> Result<()> {
+        let Machine { child, serial, .. } = self;
+        let alive = || matches!(child.try_wait(), Ok(None));
+        let came = serial.wait_for_nth(needle, times, within, alive);
+        came.with_context(|| format!("The VMM said: {}", self.stderr().trim()))
+    }
+
     /// Types a line on the guest's serial console.
     pub fn type_line(&mut self, line: &str) -> Result<()> {
         let stdin = self

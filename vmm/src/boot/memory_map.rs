@@ -3,7 +3,7 @@
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::memory::GuestRam;
-use crate::memory::layout::{EBDA_START, HIGH_RAM_START, RSDP_START, SMBIOS_END};
+use crate::memory::layout::{EBDA_START, HIGH_RAM_START, RSDP_START};
 
 /// What a range is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Kind {
 pub(super) fn ranges(ram: &GuestRam) -> Vec<(u64, u64, Kind)> {
     let mut map = vec![
         (0, EBDA_START, Kind::Ram),
-        (RSDP_START, SMBIOS_END - RSDP_START, Kind::Reserved),
+        (RSDP_START, HIGH_RAM_START - RSDP_START, Kind::Reserved),
     ];
     for region in ram.iter() {
         let start = region.start_addr().0.max(HIGH_RAM_START);

@@ -10,6 +10,7 @@ mod linux;
 mod memory_map;
 mod pvh;
 pub mod registers;
+mod reset_vector;
 mod smbios;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::memory::GuestRam;
 use crate::memory::layout::{CMDLINE_MAX, CMDLINE_START};
 use registers::Entry;
+pub use reset_vector::map as map_reset_vector;
 pub use smbios::{Identity, write_tables as write_smbios};
 
 /// What to boot.
@@ -137,6 +139,7 @@ pub fn load(ram: &GuestRam, payload: &Payload, rsdp: u64) -> Result<Entry, BootE
         }
     };
     registers::write_tables(ram)?;
+    reset_vector::write(ram)?;
     Ok(entry)
 }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use api_client::config::{MemoryConfig, MemoryZoneConfig};
 
 use super::ConfigError;
-use crate::memory::{Backing, Zone};
+use crate::memory::{Backing, MAX_RAM_SLOTS, Zone};
 
 /// Less memory than this boots nothing.
 pub(super) const MIN_MEMORY: u64 = 16 << 20;
@@ -15,6 +15,8 @@ const DEFAULT_HUGE_PAGE: u64 = 2 << 20;
 /// Each zone takes one of the hypervisor's memory slots, the one that the hole
 /// below 4 GiB splits two.
 pub(super) const MAX_ZONES: usize = 32;
+// The zone around the hole below 4 GiB takes two slots, each other takes one.
+const _: () = assert!(MAX_ZONES < MAX_RAM_SLOTS as usize);
 
 /// Why memory is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -7,6 +7,7 @@ mod i8042;
 mod ioapic;
 mod pm_timer;
 mod power;
+mod reset_control;
 pub mod serial;
 
 pub use cmos::Cmos;
@@ -16,3 +17,4 @@ pub use i8042::I8042;
 pub use ioapic::{IoApic, Pin};
 pub use pm_timer::PmTimer;
 pub use power::{PowerRegisters, RESET_VALUE, S5_SLEEP_TYPE};
+pub use reset_control::ResetControl;

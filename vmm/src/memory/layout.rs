@@ -44,7 +44,11 @@ pub const ACPI_END: u64 = 0xf_0000;
 /// with the tables behind it.
 pub const SMBIOS_START: u64 = 0xf_0000;
 /// End of the room for them.
-pub const SMBIOS_END: u64 = 0x10_0000;
+pub const SMBIOS_END: u64 = LOW_RESET_VECTOR;
+
+/// Where real-mode code jumps to for a reset: FFFF:0000, the last 16 bytes
+/// below 1 MiB.
+pub const LOW_RESET_VECTOR: u64 = 0xf_fff0;
 
 /// Kernels are loaded from here on.
 pub const HIGH_RAM_START: u64 = 0x10_0000;
@@ -68,6 +72,9 @@ pub const IOAPIC_LENGTH: u64 = 0x20;
 /// The local APICs' registers.
 pub const LAPIC_START: u32 = 0xfee0_0000;
 
+/// The page with the address at which an x86 processor begins.
+pub const RESET_VECTOR_PAGE: u64 = 0xffff_f000;
+
 /// RAM goes on here.
 pub const HIGH_RAM_4G: u64 = 0x1_0000_0000;
 
@@ -75,6 +82,8 @@ pub const HIGH_RAM_4G: u64 = 0x1_0000_0000;
 pub const I8042_PORTS: (u16, u16) = (0x60, 5);
 /// Ports of the clock: index and data.
 pub const CMOS_PORTS: (u16, u16) = (0x70, 2);
+/// System control port A, one bit of which resets the machine.
+pub const SYSTEM_CONTROL_PORT: (u16, u16) = (0x92, 1);
 /// Ports of the first serial port.
 pub const SERIAL_PORTS: (u16, u16) = (0x3f8, 8);
 /// Ports of the power registers: sleep control, sleep status, reset.
@@ -85,6 +94,8 @@ pub const PM_TIMER_PORTS: (u16, u16) = (0x608, 4);
 pub const HOTPLUG_PORTS: (u16, u16) = (0x610, 16);
 /// Ports of PCI configuration space: address and data.
 pub const PCI_CONFIG_PORTS: (u16, u16) = (0xcf8, 8);
+/// The reset control register, a byte in the middle of them.
+pub const RESET_CONTROL_PORT: (u16, u16) = (0xcf9, 1);
 
 /// Interrupt of the I/O APIC's first pin.
 pub const IOAPIC_FIRST_GSI: u32 = 4;

@@ -26,10 +26,14 @@ pub use window::ReadOnlyWindow;
 pub type GuestRam = GuestRegionCollection<RamRegion>;
 
 /// The hypervisor's memory slots: RAM takes the first ones, then come the
-/// windows. This one is for the I/O APIC.
-pub const IOAPIC_SLOT: u32 = 63;
+/// windows.
+pub const MAX_RAM_SLOTS: u32 = 62;
+/// This one is for the page with the reset vector.
+pub const RESET_VECTOR_SLOT: u32 = MAX_RAM_SLOTS;
+/// This one is for the I/O APIC.
+pub const IOAPIC_SLOT: u32 = RESET_VECTOR_SLOT + 1;
 /// This one is for the PCI configuration space.
-pub const PCI_CONFIG_SLOT: u32 = 64;
+pub const PCI_CONFIG_SLOT: u32 = IOAPIC_SLOT + 1;
 /// From here on one for the registers of each PCI device.
 pub const PCI_DEVICE_SLOTS: u32 = PCI_CONFIG_SLOT + 1;
 

@@ -4,6 +4,9 @@
 //! Only machines that boot firmware have it. Firmware knows no other way to
 //! its bus; Linux would take it in place of memory that it reads without an
 //! exit.
+//!
+//! A byte in the middle of the address port is another device's, as on a PC:
+//! the reset control register.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,21 +27,25 @@ const REGISTER: u32 = 0xfc;
 const MAPPED_SHIFT: u32 = 12;
 
 const ADDRESS_PORT: u64 = 0;
+const RESET_CONTROL: u64 = 1;
 const DATA_PORT: u64 = 4;
 
 /// The two ports. One guest uses them under one lock, so the address is not
 /// guarded against a second vCPU, as on a PC.
 pub struct PciConfigPorts {
     segment: Arc<PciSegment>,
+    reset_control: Arc<dyn BusDevice>,
     address: AtomicU32,
 }
 
 impl PciConfigPorts {
-    /// Ports that lead to this segment's functions.
+    /// Ports that lead to this segment's functions, and to the reset control
+    /// register.
     #[must_use]
-    pub fn new(segment: Arc<PciSegment>) -> Self {
+    pub fn new(segment: Arc<PciSegment>, reset_control: Arc<dyn BusDevice>) -> Self {
         Self {
             segment,
+            reset_control,
             address: AtomicU32::new(0),
         }
     }
@@ -65,12 +72,14 @@ impl BusDevice for PciConfigPorts {
                 }
             }
             // Of the address port only the whole is a register.
-            None => {
-                if let (ADDRESS_PORT, [_, _, _, _]) = (offset, &data) {
+            None => match (offset, &data) {
+                (ADDRESS_PORT, [_, _, _, _]) => {
                     let address = self.address.load(Ordering::Relaxed);
                     data.copy_from_slice(&address.to_le_bytes());
                 }
-            }
+                (RESET_CONTROL, [_]) => self.reset_control.read(0, data),
+                _ => {}
+            },
         }
     }
 
@@ -81,23 +90,41 @@ impl BusDevice for PciConfigPorts {
                     self.segment.write(target, data);
                 }
             }
-            None => {
-                if let (ADDRESS_PORT, &[a, b, c, d]) = (offset, data) {
+            None => match (offset, data) {
+                (ADDRESS_PORT, &[a, b, c, d]) => {
                     let address = u32::from_le_bytes([a, b, c, d]);
                     self.address.store(address, Ordering::Relaxed);
                 }
-            }
+                (RESET_CONTROL, [_]) => self.reset_control.write(0, data),
+                _ => {}
+            },
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU8;
+
     use super::*;
     use crate::interrupt::testing::RecordingVm;
 
+    /// A register that keeps its byte.
+    #[derive(Default)]
+    struct Byte(AtomicU8);
+
+    impl BusDevice for Byte {
+        fn read(&self, _: u64, data: &mut [u8]) {
+            data.fill(self.0.load(Ordering::Relaxed));
+        }
+        fn write(&self, _: u64, data: &[u8]) {
+            self.0.store(data[0], Ordering::Relaxed);
+        }
+    }
+
     fn ports() -> PciConfigPorts {
-        PciConfigPorts::new(PciSegment::new(RecordingVm::new()).unwrap())
+        let segment = PciSegment::new(RecordingVm::new()).unwrap();
+        PciConfigPorts::new(segment, Arc::new(Byte::default()))
     }
 
     fn read<const N: usize>(ports: &PciConfigPorts, offset: u64) -> [u8; N] {
@@ -149,7 +176,18 @@ mod tests {
         ports.write(0, &0x8000_0000_u32.to_le_bytes());
         ports.write(0, &[0x12]);
         ports.write(2, &[0x12, 0x34]);
-        assert_eq!(read(&ports, 1), [0xff]);
+        assert_eq!(read(&ports, 2), [0xff]);
+        assert_eq!(read(&ports, 0), 0x8000_0000_u32.to_le_bytes());
+    }
+
+    #[test]
+    fn reset_control_register_is_one_byte_in_the_address_port() {
+        let ports = ports();
+        ports.write(0, &0x8000_0000_u32.to_le_bytes());
+        ports.write(1, &[0x0a, 0x0b]);
+        assert_eq!(read(&ports, 1), [0], "two bytes are not the register");
+        ports.write(1, &[0x0a]);
+        assert_eq!(read(&ports, 1), [0x0a]);
         assert_eq!(read(&ports, 0), 0x8000_0000_u32.to_le_bytes());
     }
 }

@@ -18,12 +18,14 @@ use crate::bus::{Bus, BusError};
 use crate::config::{ConfigError, VmParams};
 use crate::console_end::ConsoleEnd;
 use crate::devices::serial::{InputError, Serial, SerialInput};
-use crate::devices::{Cmos, DebugConsole, I8042, IoApic, Pin, PmTimer, PowerRegisters};
+use crate::devices::{
+    Cmos, DebugConsole, I8042, IoApic, Pin, PmTimer, PowerRegisters, ResetControl,
+};
 use crate::event::EventSink;
 use crate::interrupt::{InterruptError, MsiRouter};
 use crate::memory::layout::{
     self, CMOS_PORTS, I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, PM_TIMER_PORTS, POWER_PORTS,
-    SERIAL_PORTS,
+    RESET_CONTROL_PORT, SERIAL_PORTS, SYSTEM_CONTROL_PORT,
 };
 use crate::memory::{self, IOAPIC_SLOT, MemoryError, ReadOnlyWindow};
 use crate::stats::VmStats;
@@ -111,6 +113,7 @@ pub fn build(
     )?;
     let entry = boot::load(&ram, &params.payload, rsdp)?;
     memory::attach(vm.as_ref(), &ram)?;
+    let reset_vector = boot::map_reset_vector(Arc::clone(&vm))?;
 
     let ranges = Arc::new(RangeMap::new());
     let buses = Buses {
@@ -136,8 +139,15 @@ pub fn build(
         ioapic.line(Pin::Hotplug),
         events.clone(),
     )?;
+    let reset_control = Arc::new(ResetControl::new(events.clone()));
     if params.payload.firmware {
-        devices.add_config_ports(&buses.pio)?;
+        devices.add_config_ports(&buses.pio, reset_control)?;
+    } else {
+        let (base, length) = RESET_CONTROL_PORT;
+        let (base, length) = (u64::from(base), u64::from(length));
+        buses
+            .pio
+            .insert("reset_control", base, length, reset_control)?;
     }
     devices.add_all(&params.devices, consoles.console.as_ref())?;
 
@@ -157,7 +167,16 @@ pub fn build(
         tsc_khz: stats.tsc_khz,
         kvm: vm.exit_stats_support(),
     };
-    let machine = Machine::new(vcpus, apic_ids, input, devices, buses, vm, ram);
+    let machine = Machine::new(
+        vcpus,
+        apic_ids,
+        input,
+        devices,
+        buses,
+        vm,
+        reset_vector,
+        ram,
+    );
     Ok((machine, stats))
 }
 
@@ -223,6 +242,11 @@ fn add_ports(
         "power",
         POWER_PORTS,
         Arc::new(PowerRegisters::new(events.clone())),
+    )?;
+    place(
+        "system_control",
+        SYSTEM_CONTROL_PORT,
+        Arc::new(ResetControl::system_control_a(events.clone())),
     )?;
     if params.payload.firmware {
         place("cmos", CMOS_PORTS, Arc::new(Cmos::new()))?;

@@ -15,7 +15,7 @@ pub(super) use net::give_addresses;
 use crate::bus::{Bus, BusError};
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
 use crate::console_end::{ConsoleEnd, RawTerminal};
-use crate::devices::HotplugController;
+use crate::devices::{HotplugController, ResetControl};
 use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::MsiVector;
 use crate::memory::MemoryError;
@@ -168,9 +168,14 @@ impl DeviceSet {
     }
 
     /// Gives firmware its way to the bus.
-    pub fn add_config_ports(&self, ports: &Bus) -> Result<(), BusError> {
+    pub fn add_config_ports(
+        &self,
+        ports: &Bus,
+        reset_control: Arc<ResetControl>,
+    ) -> Result<(), BusError> {
         let (base, length) = PCI_CONFIG_PORTS;
-        let device = Arc::new(PciConfigPorts::new(Arc::clone(&self.segment)));
+        let segment = Arc::clone(&self.segment);
+        let device = Arc::new(PciConfigPorts::new(segment, reset_control));
         ports.insert("pci_ports", base.into(), length.into(), device)
     }
 

@@ -6,7 +6,7 @@ use hypervisor::Vm;
 
 use super::devices::DeviceSet;
 use crate::devices::serial::SerialInput;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, ReadOnlyWindow};
 use crate::vcpu::{Buses, VcpuHandle};
 
 // A message to one local APIC by its number, delivered as an NMI (Intel SDM
@@ -25,6 +25,7 @@ pub struct Machine {
     devices: DeviceSet,
     buses: Buses,
     vm: Arc<dyn Vm>,
+    _reset_vector: ReadOnlyWindow,
     ram: GuestRam,
 }
 
@@ -36,6 +37,7 @@ impl Machine {
         devices: DeviceSet,
         buses: Buses,
         vm: Arc<dyn Vm>,
+        reset_vector: ReadOnlyWindow,
         ram: GuestRam,
     ) -> Self {
         Self {
@@ -45,6 +47,7 @@ impl Machine {
             devices,
             buses,
             vm,
+            _reset_vector: reset_vector,
             ram,
         }
     }
