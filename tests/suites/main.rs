@@ -29,6 +29,7 @@ mod errors;
 mod evidence;
 mod guest;
 mod host;
+mod hotplug;
 mod hypervisor;
 mod isolation;
 mod keeper;
@@ -94,6 +95,7 @@ const SUITES: &[Suite] = &[
     consoles::SUITE,
     descriptors::SUITE,
     devices::SUITE,
+    hotplug::SUITE,
     cpus::SUITE,
     cpus::LINUX,
     memory::SUITE,

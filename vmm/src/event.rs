@@ -11,8 +11,8 @@ pub enum MachineEvent {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
-    /// The guest gave up the device at a place on the PCI bus.
-    Ejected(u8),
+    /// The guest ejected the device with this id; it is off the bus.
+    Ejected(String),
     /// The guest's driver took this device into use.
     DeviceActivated(String),
     /// It gave it back.

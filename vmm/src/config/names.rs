@@ -10,15 +10,15 @@ const NET: &str = "_net";
 const VSOCK: &str = "_vsock";
 
 /// Names every device that may have any number of siblings. `next` counts all
-/// kinds and only grows: a name is not given again while the guest may still
-/// hold the device that had it.
-pub fn name_devices(config: &mut VmConfig, next: &mut u32) {
+/// kinds and only grows. Names that the configuration has or that are `in_use`
+/// otherwise are left out.
+pub fn name_devices(config: &mut VmConfig, next: &mut u32, in_use: impl Fn(&str) -> bool) {
     let taken = names(config);
     let mut name = |pci: &mut PciCommon, prefix: &str| {
         while pci.id.is_none() {
             let name = format!("{prefix}{next}");
             *next = next.wrapping_add(1);
-            if !taken.contains(&name) {
+            if !taken.contains(&name) && !in_use(&name) {
                 pci.id = Some(name);
             }
         }
@@ -82,14 +82,17 @@ mod tests {
             ..VmConfig::default()
         };
         let mut next = 0;
-        name_devices(&mut config, &mut next);
+        name_devices(&mut config, &mut next, |_| false);
         let expected = ["_disk0", "_disk1", "_disk2", "_net3"];
         assert_eq!(names(&config), expected.map(String::from).into());
         let before = config.clone();
-        name_devices(&mut config, &mut next);
+        name_devices(&mut config, &mut next, |_| false);
         assert_eq!(config, before);
         assert!(forget_device(&mut config, "_disk1"));
         assert!(!forget_device(&mut config, "_disk1"));
         assert_eq!(config.disks.as_ref().map(Vec::len), Some(2));
+        config.net = Some(vec![NetConfig::default()]);
+        name_devices(&mut config, &mut next, |name| name == "_net4");
+        assert!(names(&config).contains("_net5"));
     }
 }

@@ -4,9 +4,9 @@
 //! | offset | register | read | written |
 //! | --- | --- | --- | --- |
 //! | 0 | events | what happened since the last read | – |
-//! | 4 | added | places on the PCI bus with a new device, once | – |
-//! | 8 | leaving | places whose device is to be given up, once | – |
-//! | 12 | ejected | – | places whose device the guest has given up |
+//! | 4 | added | PCI slots with a new device, once | – |
+//! | 8 | leaving | PCI slots whose device is to be ejected, once | – |
+//! | 12 | ejected | – | PCI slots whose device the guest has ejected |
 //!
 //! The control thread reports, vCPU threads read and eject.
 
@@ -38,7 +38,7 @@ pub struct HotplugController {
 }
 
 impl HotplugController {
-    /// Registers that interrupt through `line` and give devices up through
+    /// Registers that interrupt through `line` and eject devices through
     /// `eject`.
     pub fn new(line: Arc<MsiVector>, eject: impl Fn(u8) + Send + Sync + 'static) -> Self {
         Self {
@@ -48,14 +48,21 @@ impl HotplugController {
         }
     }
 
-    /// There is a new device at a place on the PCI bus.
-    pub fn device_added(&self, place: u8) {
-        self.report(EVENT_PCI, |registers| registers.added |= bit(place));
+    /// There is a new device in a PCI slot.
+    pub fn device_added(&self, slot: u8) {
+        self.report(EVENT_PCI, |registers| registers.added |= bit(slot));
     }
 
-    /// The guest is to give up the device at a place.
-    pub fn ask_for_device(&self, place: u8) {
-        self.report(EVENT_PCI, |registers| registers.leaving |= bit(place));
+    /// The guest is to eject the device in a PCI slot.
+    pub fn request_unplug(&self, slot: u8) {
+        self.report(EVENT_PCI, |registers| registers.leaving |= bit(slot));
+    }
+
+    /// What was reported of this slot and not read yet counts no more.
+    pub fn forget(&self, slot: u8) {
+        let mut registers = self.lock();
+        registers.added &= !bit(slot);
+        registers.leaving &= !bit(slot);
     }
 
     /// The power button is pressed.
@@ -78,8 +85,8 @@ impl HotplugController {
     }
 }
 
-fn bit(place: u8) -> u32 {
-    1u32.checked_shl(place.into()).unwrap_or(0)
+fn bit(slot: u8) -> u32 {
+    1u32.checked_shl(slot.into()).unwrap_or(0)
 }
 
 impl BusDevice for HotplugController {
@@ -100,9 +107,9 @@ impl BusDevice for HotplugController {
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let (12, &[a, b, c, d]) = (offset, data) {
-            let places = u32::from_le_bytes([a, b, c, d]);
-            for place in (0..32).filter(|&place| places & bit(place) != 0) {
-                (self.eject)(place);
+            let slots = u32::from_le_bytes([a, b, c, d]);
+            for slot in (0..32).filter(|&slot| slots & bit(slot) != 0) {
+                (self.eject)(slot);
             }
         }
     }
@@ -120,7 +127,7 @@ mod tests {
         let (sender, ejected) = channel();
         let line = MsiVector::new(&MsiRouter::new(RecordingVm::new())).unwrap();
         let controller =
-            HotplugController::new(Arc::new(line), move |place| sender.send(place).unwrap());
+            HotplugController::new(Arc::new(line), move |slot| sender.send(slot).unwrap());
         (controller, ejected)
     }
 
@@ -134,7 +141,7 @@ mod tests {
     fn each_report_is_seen_once_in_its_register() {
         let (controller, _ejected) = controller();
         controller.device_added(3);
-        controller.ask_for_device(31);
+        controller.request_unplug(31);
         controller.press_power_button();
         let all = || [0, 4, 8, 12].map(|offset| read(&controller, offset));
         let events = EVENT_PCI | EVENT_POWER_BUTTON;
@@ -143,18 +150,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_forgotten_is_not_read() {
+        let (controller, _ejected) = controller();
+        for slot in [3, 4] {
+            controller.device_added(slot);
+            controller.request_unplug(slot);
+        }
+        controller.forget(3);
+        assert_eq!([4, 8].map(|at| read(&controller, at)), [1 << 4; 2]);
+    }
+
+    #[test]
     fn only_a_whole_write_of_the_last_register_ejects() {
         let (controller, ejected) = controller();
         for offset in 0..16 {
             for width in [1, 2, 3, 4] {
                 controller.write(offset, &[0b1010, 0, 0, 0x80][..width]);
-                let places: Vec<u8> = ejected.try_iter().collect();
+                let slots: Vec<u8> = ejected.try_iter().collect();
                 let expected: &[u8] = if (offset, width) == (12, 4) {
                     &[1, 3, 31]
                 } else {
                     &[]
                 };
-                assert_eq!(places, expected);
+                assert_eq!(slots, expected);
             }
         }
     }

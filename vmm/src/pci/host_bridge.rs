@@ -33,6 +33,10 @@ impl Default for HostBridge {
 }
 
 impl PciFunction for HostBridge {
+    fn id(&self) -> &str {
+        "host_bridge"
+    }
+
     fn write_config(&self, offset: usize, data: &[u8]) {
         let mut space = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         space.write(offset, data);

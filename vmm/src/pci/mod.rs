@@ -25,11 +25,13 @@ pub use config_space::{CONFIG_SIZE, ConfigSpace, Identity, capability, register}
 pub use host_bridge::HostBridge;
 pub use msix::{ENTRY_SIZE, MsixCapability, MsixTable, MsixVectors, NO_VECTOR};
 pub use ports::PciConfigPorts;
-pub use segment::{PciSegment, SLOTS, SegmentError};
+pub use segment::{PciSegment, SLOTS};
 
 /// What a function does with its configuration registers. Called from vCPU
 /// threads, so it locks its own state.
 pub trait PciFunction: Send + Sync {
+    /// The id of the device that it belongs to.
+    fn id(&self) -> &str;
     /// A guest writes 1, 2 or 4 bytes at `offset`.
     fn write_config(&self, offset: usize, data: &[u8]);
     /// All registers as the guest is to read them now.

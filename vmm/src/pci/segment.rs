@@ -17,32 +17,12 @@ pub const SLOTS: u8 = 32;
 const FUNCTION: usize = 4096;
 const DEVICE: usize = 8 * FUNCTION;
 
-/// Why a function has no place.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum SegmentError {
-    /// No number is free.
-    #[error("All {SLOTS} places on the PCI bus are taken")]
-    Full,
-    /// The number that was asked for is not free.
-    #[error("The place {0} on the PCI bus is taken")]
-    Taken(PciAddress),
-    /// The number that was asked for does not exist.
-    #[error("The PCI bus has no place {0}")]
-    NoSuchPlace(u8),
-}
-
-enum Place {
-    Free,
-    /// Promised to a function that does not exist yet.
-    Reserved,
-    Taken(Arc<dyn PciFunction>),
-}
-
-/// Lock order: `places` is released before a function is called, so a function
-/// may take any lock of its own.
+/// Lock order: `functions` is released before a function is called, so a
+/// function may take any lock of its own.
 pub struct PciSegment {
     window: ReadOnlyWindow,
-    places: Mutex<Vec<Place>>,
+    /// By slot. Whoever inserts a function knows that its slot is free.
+    functions: Mutex<Vec<Option<Arc<dyn PciFunction>>>>,
     /// Held from a write until the window shows its outcome, so that of two
     /// writes the later one is seen last.
     showing: Mutex<()>,
@@ -61,7 +41,7 @@ impl PciSegment {
         )?;
         let segment = Self {
             window,
-            places: Mutex::new((0..SLOTS).map(|_| Place::Free).collect()),
+            functions: Mutex::new((0..SLOTS).map(|_| None).collect()),
             showing: Mutex::new(()),
         };
         segment.insert(PciAddress { device: 0 }, Arc::new(HostBridge::new()));
@@ -74,59 +54,36 @@ impl PciSegment {
         (PCI_CONFIG_START, PCI_CONFIG_LENGTH)
     }
 
-    /// Finds a place: the one that is asked for, or the lowest that is free.
-    pub fn reserve(&self, wanted: Option<u8>) -> Result<PciAddress, SegmentError> {
-        let mut places = self.places();
-        let device = match wanted {
-            Some(device) => match places.get(usize::from(device)) {
-                Some(Place::Free) => device,
-                Some(_) => return Err(SegmentError::Taken(PciAddress { device })),
-                None => return Err(SegmentError::NoSuchPlace(device)),
-            },
-            None => (0..SLOTS)
-                .zip(places.iter())
-                .find(|(_, place)| matches!(place, Place::Free))
-                .map(|(device, _)| device)
-                .ok_or(SegmentError::Full)?,
-        };
-        places[usize::from(device)] = Place::Reserved;
-        Ok(PciAddress { device })
-    }
-
-    /// Puts a function into its reserved place.
+    /// Puts a function into a slot that is free.
     pub fn insert(&self, address: PciAddress, function: Arc<dyn PciFunction>) {
         let _showing = self.showing();
         self.show(address, &function.config());
-        self.set(address, Place::Taken(function));
+        self.set(address, Some(function));
     }
 
-    /// Frees a place, whether a function sits there or it is only reserved.
-    pub fn remove(&self, address: PciAddress) {
+    /// The guest ejects what is in a slot. When this returns, nothing of it is
+    /// left on the bus, and its memory slots are free. Returns its id; `None` if
+    /// nothing is there, or the host bridge.
+    pub fn eject(&self, address: PciAddress) -> Option<String> {
+        if address.device == 0 {
+            return None;
+        }
         let showing = self.showing();
-        let old = self.set(address, Place::Free);
+        let function = self.set(address, None)?;
         self.show(address, &[0xff; CONFIG_SIZE]);
         drop(showing);
-        if let Some(Place::Taken(function)) = old {
-            function.detach();
-        }
+        function.detach();
+        Some(function.id().to_owned())
     }
 
-    /// The guest gives up what is at a place; false if nothing is, or the host
-    /// bridge.
-    pub fn give_up(&self, address: PciAddress) -> bool {
-        let place = usize::from(address.device);
-        let taken = matches!(self.places().get(place), Some(Place::Taken(_)));
-        if !taken || place == 0 {
-            return false;
-        }
-        self.remove(address);
-        true
-    }
-
-    fn set(&self, address: PciAddress, place: Place) -> Option<Place> {
-        self.places()
-            .get_mut(usize::from(address.device))
-            .map(|old| std::mem::replace(old, place))
+    fn set(
+        &self,
+        address: PciAddress,
+        function: Option<Arc<dyn PciFunction>>,
+    ) -> Option<Arc<dyn PciFunction>> {
+        let mut functions = self.functions();
+        let slot = functions.get_mut(usize::from(address.device))?;
+        std::mem::replace(slot, function)
     }
 
     fn show(&self, address: PciAddress, config: &[u8; CONFIG_SIZE]) {
@@ -134,8 +91,10 @@ impl PciSegment {
             .store(usize::from(address.device) * DEVICE, config);
     }
 
-    fn places(&self) -> MutexGuard<'_, Vec<Place>> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    fn functions(&self) -> MutexGuard<'_, Vec<Option<Arc<dyn PciFunction>>>> {
+        self.functions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn showing(&self) -> MutexGuard<'_, ()> {
@@ -152,13 +111,9 @@ impl PciSegment {
         if register >= CONFIG_SIZE {
             return None;
         }
-        match self.places().get(device)? {
-            Place::Taken(function) => {
-                let device = u8::try_from(device).ok()?;
-                Some((PciAddress { device }, Arc::clone(function), register))
-            }
-            Place::Free | Place::Reserved => None,
-        }
+        let function = Arc::clone(self.functions().get(device)?.as_ref()?);
+        let device = u8::try_from(device).ok()?;
+        Some((PciAddress { device }, function, register))
     }
 }
 
@@ -196,6 +151,9 @@ mod tests {
     struct Function(Mutex<ConfigSpace>);
 
     impl PciFunction for Function {
+        fn id(&self) -> &str {
+            "f"
+        }
         fn write_config(&self, offset: usize, data: &[u8]) {
             self.0.lock().unwrap().write(offset, data);
         }
@@ -221,31 +179,10 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_given_in_order_and_explicit_ones_are_respected() {
-        let segment = PciSegment::new(RecordingVm::new()).unwrap();
-        let device = |wanted| segment.reserve(wanted).map(|address| address.device);
-        assert_eq!(device(Some(2)), Ok(2));
-        assert_eq!((device(None), device(None)), (Ok(1), Ok(3)));
-        let two = PciAddress { device: 2 };
-        assert_eq!(device(Some(2)), Err(SegmentError::Taken(two)));
-        assert_eq!(
-            device(Some(0)),
-            Err(SegmentError::Taken(PciAddress { device: 0 }))
-        );
-        assert_eq!(device(Some(32)), Err(SegmentError::NoSuchPlace(32)));
-        for _ in 4..SLOTS {
-            device(None).unwrap();
-        }
-        assert_eq!(device(None), Err(SegmentError::Full));
-        segment.remove(two);
-        assert_eq!(device(None), Ok(2));
-    }
-
-    #[test]
-    fn functions_answer_at_their_place_and_nowhere_else() {
+    fn functions_answer_in_their_slot_and_nowhere_else() {
         let segment = PciSegment::new(RecordingVm::new()).unwrap();
         assert_eq!(read(&segment, 0, 0), 0x0d57_8086);
-        let address = segment.reserve(None).unwrap();
+        let address = PciAddress { device: 1 };
         assert_eq!(read(&segment, 1, 0), 0xffff_ffff);
         segment.insert(address, function());
         assert_eq!(read(&segment, 1, 0), 0x5678_1234);
@@ -253,8 +190,11 @@ mod tests {
         // Another function of the same device, and an extended register.
         assert_eq!(read(&segment, 1, 0x1000), 0xffff_ffff);
         assert_eq!(read(&segment, 1, 0x100), 0xffff_ffff);
-        segment.remove(address);
+        assert_eq!(segment.eject(address).as_deref(), Some("f"));
         assert_eq!(read(&segment, 1, 0), 0xffff_ffff);
+        assert_eq!(segment.eject(address), None);
+        assert_eq!(segment.eject(PciAddress { device: 0 }), None);
+        assert_eq!(read(&segment, 0, 0), 0x0d57_8086);
     }
 
     #[test]

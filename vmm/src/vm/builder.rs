@@ -10,7 +10,7 @@ use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::consoles::Consoles;
-use super::devices::{DeviceError, DeviceSet};
+use super::device_tree::{DeviceError, DeviceTree};
 use super::machine::Machine;
 use crate::boot::registers::Entry;
 use crate::boot::{self, BootError, acpi};
@@ -133,7 +133,7 @@ pub fn build(
         memory: Arc::new(ram.clone()),
         events: events.clone(),
     };
-    let mut devices = DeviceSet::new(
+    let mut devices = DeviceTree::new(
         platform,
         &buses.pio,
         ioapic.line(Pin::Hotplug),

@@ -27,7 +27,7 @@ use super::builder::{BuildError, build};
 use super::confinement::reachable;
 use super::consoles::{ConsoleError, Consoles};
 use super::deadline::{SHUTDOWN_GRACE, ShutdownWatch};
-use super::devices::{DeviceError, give_addresses};
+use super::device_tree::{DeviceError, assign_macs};
 use super::machine::Machine;
 use super::state::{TransitionError, VmState};
 use crate::api::{
@@ -177,6 +177,8 @@ pub struct Vmm {
     /// Number in the next name that is made up for a device.
     next_name: u32,
     ended: Option<Ended>,
+    /// Why the control thread has to end, as it found out during a request.
+    failed: Option<ControlError>,
     monitor: Option<EventMonitor>,
     watch: Option<ShutdownWatch>,
 }
@@ -208,6 +210,7 @@ impl Vmm {
             generation: 0,
             next_name: 0,
             ended: None,
+            failed: None,
             monitor: None,
             watch: None,
         })
@@ -269,8 +272,8 @@ impl Vmm {
         let (Some(config), Some(consoles)) = (&mut self.config, &self.consoles) else {
             return Err(ControlError::NotCreated);
         };
-        name_devices(config, &mut self.next_name);
-        give_addresses(config).map_err(BuildError::Device)?;
+        name_devices(config, &mut self.next_name, |_| false);
+        assign_macs(config).map_err(BuildError::Device)?;
         if !self.state.may_become(VmState::Running) || self.machine.is_some() {
             return Err(TransitionError {
                 from: self.state,
@@ -420,7 +423,7 @@ impl Vmm {
                 match event.data() {
                     API => requests.serve(self, board),
                     EVENTS => {
-                        self.hear_machine()?;
+                        self.handle_vm_events()?;
                         board.publish(self.status());
                     }
                     WINDOW => {
@@ -433,6 +436,9 @@ impl Vmm {
                     _ => self.ended = Some(Ended::Signal),
                 }
             }
+            if let Some(error) = self.failed.take() {
+                return Err(error);
+            }
             if let Some(ended) = self.ended {
                 if self.machine.is_some() {
                     self.take_down()?;
@@ -443,7 +449,7 @@ impl Vmm {
         }
     }
 
-    fn hear_machine(&mut self) -> Result<(), ControlError> {
+    fn handle_vm_events(&mut self) -> Result<(), ControlError> {
         // Nothing to read means that nothing was written: equally quiet.
         let _ = self.queue.wake.read();
         while let Ok((generation, event)) = self.events.try_recv() {
@@ -462,11 +468,9 @@ impl Vmm {
                     log::info!("the guest resets the machine");
                     self.reboot()?;
                 }
-                MachineEvent::Ejected(place) => {
+                MachineEvent::Ejected(id) => {
                     let machine = self.machine.as_mut();
-                    for id in machine
-                        .map_or_else(Vec::new, |machine| machine.devices_mut().ejected(place))
-                    {
+                    if machine.is_some_and(|machine| machine.devices_mut().ejected(&id)) {
                         self.tell_about(Source::Vm, "device-removed", Some(&id));
                     }
                 }
@@ -485,6 +489,14 @@ impl Vmm {
 
 impl RequestHandler for Vmm {
     fn handle(&mut self, action: VmAction) -> Result<VmReply, ApiError> {
+        // What the guest did before the request was made counts first: a device
+        // that it has ejected leaves its id and its slot to the one that is added.
+        if self.failed.is_none() {
+            self.failed = self.handle_vm_events().err();
+        }
+        if let Some(error) = &self.failed {
+            return Err(ApiError::from_error(error.kind(), error));
+        }
         let outcome = match action {
             VmAction::Create(config, descriptors) => self.create(config).map(|()| {
                 self.descriptors.push(descriptors);

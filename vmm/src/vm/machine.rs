@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hypervisor::Vm;
 
-use super::devices::DeviceSet;
+use super::device_tree::DeviceTree;
 use crate::devices::serial::SerialInput;
 use crate::memory::{GuestRam, ReadOnlyWindow};
 use crate::vcpu::{Buses, VcpuHandle};
@@ -22,7 +22,7 @@ pub struct Machine {
     /// The local APIC of each vCPU.
     apic_ids: Vec<u32>,
     input: Option<SerialInput>,
-    devices: DeviceSet,
+    devices: DeviceTree,
     buses: Buses,
     vm: Arc<dyn Vm>,
     _reset_vector: ReadOnlyWindow,
@@ -34,7 +34,7 @@ impl Machine {
         vcpus: Vec<VcpuHandle>,
         apic_ids: Vec<u32>,
         input: Option<SerialInput>,
-        devices: DeviceSet,
+        devices: DeviceTree,
         buses: Buses,
         vm: Arc<dyn Vm>,
         reset_vector: ReadOnlyWindow,
@@ -54,12 +54,12 @@ impl Machine {
 
     /// The devices on the PCI bus.
     #[must_use]
-    pub fn devices(&self) -> &DeviceSet {
+    pub fn devices(&self) -> &DeviceTree {
         &self.devices
     }
 
     /// The devices on the PCI bus, to be changed.
-    pub fn devices_mut(&mut self) -> &mut DeviceSet {
+    pub fn devices_mut(&mut self) -> &mut DeviceTree {
         &mut self.devices
     }
 

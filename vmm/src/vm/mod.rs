@@ -6,12 +6,12 @@ mod confinement;
 mod consoles;
 mod control;
 mod deadline;
-mod devices;
+mod device_tree;
 mod machine;
 mod state;
 
 pub use builder::{BuildError, build};
 pub use control::{ControlError, Ended, Signals, Vmm};
-pub use devices::{DeviceError, DeviceSet};
+pub use device_tree::{DeviceError, DeviceTree};
 pub use machine::Machine;
 pub use state::{TransitionError, VmState};

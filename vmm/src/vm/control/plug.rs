@@ -10,7 +10,7 @@ use crate::api::NewDevice;
 use crate::config::{DeviceParams, forget_device, name_devices};
 use crate::pci::PciAddress;
 use crate::vm::BuildError;
-use crate::vm::devices::{DeviceError, DeviceSet, give_addresses};
+use crate::vm::device_tree::{DeviceError, DeviceTree, assign_macs};
 
 /// Puts a device into a configuration.
 fn configure(config: &mut VmConfig, device: &NewDevice) -> Result<(), ControlError> {
@@ -31,7 +31,7 @@ fn configure(config: &mut VmConfig, device: &NewDevice) -> Result<(), ControlErr
 
 /// Puts the device that was configured last into the machine.
 fn plug(
-    devices: &mut DeviceSet,
+    devices: &mut DeviceTree,
     params: &DeviceParams,
     device: &NewDevice,
 ) -> Result<Option<(String, PciAddress)>, DeviceError> {
@@ -52,8 +52,13 @@ impl Vmm {
     ) -> Result<Option<PciDeviceInfo>, ControlError> {
         let mut config = self.config.clone().ok_or(ControlError::NotCreated)?;
         configure(&mut config, device)?;
-        name_devices(&mut config, &mut self.next_name);
-        give_addresses(&mut config).map_err(BuildError::Device)?;
+        // An id may be in use by a device that has left the configuration and not
+        // yet the machine.
+        let machine = self.machine.as_ref();
+        name_devices(&mut config, &mut self.next_name, |id| {
+            machine.is_some_and(|machine| machine.devices().contains(id))
+        });
+        assign_macs(&mut config).map_err(BuildError::Device)?;
         let mut added = None;
         if let Some(machine) = &mut self.machine {
             // All of them are checked, because what makes sense for one
@@ -62,7 +67,7 @@ impl Vmm {
             let devices = machine.devices_mut();
             added = plug(devices, &params, device).map_err(BuildError::Device)?;
             if let Some((_, address)) = &added {
-                devices.announce(*address);
+                devices.notify_added(*address);
             }
         }
         self.config = Some(config);
@@ -82,7 +87,7 @@ impl Vmm {
         let leaves = self
             .machine
             .as_ref()
-            .is_some_and(|machine| machine.devices().ask_for(id));
+            .is_some_and(|machine| machine.devices().request_unplug(id));
         let forgotten = forget_device(config, id);
         // What was sent along for it is closed.
         let named: BTreeSet<i32> = config

@@ -7,7 +7,7 @@ use super::{ControlError, Vmm};
 use crate::config::{VmParams, check_balloon_size, memory_size};
 use crate::monitor::Source;
 use crate::vm::BuildError;
-use crate::vm::devices::DeviceError;
+use crate::vm::device_tree::DeviceError;
 
 impl Vmm {
     /// Gives the machine what is asked for, or refuses all of it.

@@ -330,6 +330,10 @@ fn class(kind: u32) -> [u8; 3] {
 }
 
 impl PciFunction for VirtioPci {
+    fn id(&self) -> &str {
+        &self.name
+    }
+
     fn write_config(&self, offset: usize, data: &[u8]) {
         let mut state = self.state();
         state.config.write(offset, data);

@@ -1,8 +1,15 @@
-//! The devices on the PCI bus: named, placed, added and removed. Belongs to
-//! the control thread.
+//! The devices of a machine: the one owner of their ids and PCI slots. It
+//! belongs to the control thread.
+//!
+//! A device that is unplugged keeps both until the control thread hears that
+//! the guest has ejected it; by then nothing of it is left on the bus. So a
+//! device that is added right after never shares an id or a slot with one that
+//! is going, and an event that arrives late means no other device. The address
+//! of a device's BAR at boot follows from its slot.
 
 mod net;
-mod platform;
+mod singletons;
+mod slots;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +17,9 @@ use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
 
-pub(super) use net::give_addresses;
+pub(super) use net::assign_macs;
+pub use slots::SlotError;
+use slots::Slots;
 
 use crate::bus::{Bus, BusError};
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
@@ -20,7 +29,7 @@ use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::MsiVector;
 use crate::memory::MemoryError;
 use crate::memory::layout::{HOTPLUG_PORTS, PCI_CONFIG_PORTS};
-use crate::pci::{PciAddress, PciConfigPorts, PciSegment, SegmentError};
+use crate::pci::{PciAddress, PciConfigPorts, PciSegment};
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{FileId, Image, ImageError, ImageFormat, ResizeError};
 use crate::virtio::block::{Block, BlockOptions, DiskImage};
@@ -38,9 +47,9 @@ pub enum DeviceError {
     /// Another device has the name.
     #[error("There is a device called {0} already")]
     Exists(String),
-    /// No place on the bus.
-    #[error("The device {0} cannot be placed")]
-    Place(String, #[source] SegmentError),
+    /// No slot on the bus.
+    #[error("The device {0} gets no PCI slot")]
+    Slot(String, #[source] SlotError),
     /// No registers.
     #[error("The device {0} cannot be connected")]
     Transport(String, #[source] TransportError),
@@ -69,8 +78,11 @@ pub enum DeviceError {
     #[error("The network device {0} cannot be made")]
     Net(String, #[source] NetError),
     /// No random bytes for a hardware address.
-    #[error("Cannot make up a hardware address")]
+    #[error("Cannot generate a MAC address")]
     Mac(#[source] std::io::Error),
+    /// The configuration has none; it gets one before a device is made of it.
+    #[error("The network device has no MAC address")]
+    NoMac,
     /// A descriptor for a network device.
     #[error("The descriptor {0} cannot be used")]
     Descriptor(i32, #[source] std::io::Error),
@@ -94,31 +106,24 @@ pub enum DeviceError {
     Rng(String, #[source] std::io::Error),
 }
 
-/// Names that are made up begin with this, and end with a number.
-const DISK_PREFIX: &str = "_disk";
-/// Name that an entropy device has unless the client chose one.
+/// The id of a disk to which the configuration gave none; it gives one to each.
+const DISK_ID: &str = "_disk";
+/// The id of the entropy device unless the client chose one.
 const RNG_ID: &str = "__rng";
 
-/// What a device is called if the client does not say.
-enum Name {
-    /// There is only one.
-    Fixed(&'static str),
-    /// This and a number.
-    Numbered(&'static str),
-}
-
-struct Entry {
+struct Node {
     address: PciAddress,
     function: Arc<VirtioPci>,
 }
 
 /// All devices on the bus.
-pub struct DeviceSet {
+pub struct DeviceTree {
     segment: Arc<PciSegment>,
     hotplug: Arc<HotplugController>,
-    platform: PciPlatform,
+    context: PciPlatform,
     events: EventSink,
-    entries: BTreeMap<String, Entry>,
+    nodes: BTreeMap<String, Node>,
+    slots: Slots,
     limit_groups: BTreeMap<String, RateLimit>,
     /// The disks' images, by name.
     disk_images: BTreeMap<String, DiskImage>,
@@ -130,21 +135,19 @@ pub struct DeviceSet {
     console: Option<(String, Arc<ConsoleSize>, ConsoleEnd)>,
     /// The terminal, while the console has it.
     terminal: Option<RawTerminal>,
-    /// The next number of a name that is made up.
-    next: u32,
 }
 
-impl DeviceSet {
+impl DeviceTree {
     /// A bus with nothing on it but the host bridge.
     pub fn new(
-        platform: PciPlatform,
+        context: PciPlatform,
         ports: &Bus,
         line: Arc<MsiVector>,
         events: EventSink,
     ) -> Result<Self, DeviceError> {
-        let segment = PciSegment::new(Arc::clone(&platform.vm)).map_err(DeviceError::Segment)?;
+        let segment = PciSegment::new(Arc::clone(&context.vm)).map_err(DeviceError::Segment)?;
         let (base, length) = PciSegment::range();
-        platform
+        context
             .mmio
             .insert("pci", base, length, Arc::clone(&segment) as Arc<_>)?;
         let hotplug = hotplug(&segment, line, events.clone());
@@ -154,16 +157,16 @@ impl DeviceSet {
         Ok(Self {
             segment,
             hotplug,
-            platform,
+            context,
             events,
-            entries: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            slots: Slots::new(),
             limit_groups: BTreeMap::new(),
             disk_images: BTreeMap::new(),
             balloon: None,
             watchdog: None,
             console: None,
             terminal: None,
-            next: 0,
         })
     }
 
@@ -232,7 +235,7 @@ impl DeviceSet {
         };
         let mut handle = None;
         let disk_images = &self.disk_images.clone();
-        let added = self.add(&params.pci, Name::Numbered(DISK_PREFIX), |id, events| {
+        let added = self.add(&params.pci, DISK_ID, |id, events| {
             let image = Image::open(&params.image).map_err(|source| {
                 match (&source, user_of(disk_images, &params.image.path)) {
                     (ImageError::Locked(path, _), Some(user)) => {
@@ -259,28 +262,17 @@ impl DeviceSet {
 
     /// Gives a disk another size and tells the guest.
     pub fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), DeviceError> {
-        let (Some(size), Some(entry)) = (self.disk_images.get(id), self.entries.get(id)) else {
+        let (Some(size), Some(node)) = (self.disk_images.get(id), self.nodes.get(id)) else {
             return Err(DeviceError::NoDisk(id.to_owned()));
         };
         size.change(bytes)
             .map_err(|source| DeviceError::Resize(id.to_owned(), source))?;
-        entry.function.config_changed();
+        node.function.config_changed();
         Ok(())
     }
 
-    /// A name that nobody has.
-    fn made_up_name(&mut self, prefix: &str) -> String {
-        loop {
-            let name = format!("{prefix}{}", self.next);
-            self.next = self.next.wrapping_add(1);
-            if !self.entries.contains_key(&name) {
-                return name;
-            }
-        }
-    }
-
     fn add_rng(&mut self, params: &RngParams) -> Result<(), DeviceError> {
-        self.add(&params.pci, Name::Fixed(RNG_ID), |id, events| {
+        self.add(&params.pci, RNG_ID, |id, events| {
             let failed = |source| DeviceError::Rng(params.source.display().to_string(), source);
             Ok(Box::new(
                 Rng::new(id, &params.source, events).map_err(failed)?,
@@ -289,74 +281,73 @@ impl DeviceSet {
         Ok(())
     }
 
-    /// Names and places a device, has `create` make it, and puts it on the
-    /// bus. Says what it is called and where it is.
+    /// Gives a device its id, `default` if it has none, and a slot, has `create`
+    /// make it, and puts it on the bus. Says what its id is and where it is.
     fn add(
         &mut self,
         pci: &PciParams,
-        name: Name,
+        default: &str,
         create: impl FnOnce(&str, EventSink) -> Result<Box<dyn VirtioDevice>, DeviceError>,
     ) -> Result<(String, PciAddress), DeviceError> {
-        let id = match (&pci.id, name) {
-            (Some(id), _) => id.clone(),
-            (None, Name::Fixed(id)) => id.to_owned(),
-            (None, Name::Numbered(prefix)) => self.made_up_name(prefix),
-        };
-        if self.entries.contains_key(&id) {
+        let id = pci.id.as_deref().unwrap_or(default).to_owned();
+        if self.nodes.contains_key(&id) {
             return Err(DeviceError::Exists(id));
         }
         let address = self
-            .segment
-            .reserve(pci.device)
-            .map_err(|source| DeviceError::Place(id.clone(), source))?;
+            .slots
+            .take(pci.device)
+            .map_err(|source| DeviceError::Slot(id.clone(), source))?;
         let function = create(&id, self.events.clone()).and_then(|device| {
-            VirtioPci::new(&id, address, device, &self.platform)
+            VirtioPci::new(&id, address, device, &self.context)
                 .map_err(|source| DeviceError::Transport(id.clone(), source))
         });
         let function = match function {
             Ok(function) => function,
             Err(error) => {
-                self.segment.remove(address);
+                self.slots.free(address);
                 return Err(error);
             }
         };
         self.segment
             .insert(address, Arc::clone(&function) as Arc<_>);
-        self.entries.insert(id.clone(), Entry { address, function });
+        self.nodes.insert(id.clone(), Node { address, function });
         Ok((id, address))
     }
 
+    /// Whether a device has this id, be it one that the guest has yet to eject.
+    #[must_use]
+    pub fn contains(&self, id: &str) -> bool {
+        self.nodes.contains_key(id)
+    }
+
     /// Tells the guest of a device that was added while it runs.
-    pub fn announce(&self, address: PciAddress) {
+    pub fn notify_added(&self, address: PciAddress) {
         self.hotplug.device_added(address.device);
     }
 
-    /// Asks the guest to give up a device; false if there is none of this
-    /// name.
+    /// Asks the guest to eject a device; false if no device has the id.
     #[must_use]
-    pub fn ask_for(&self, id: &str) -> bool {
-        let entry = self.entries.get(id);
-        if let Some(entry) = entry {
-            self.hotplug.ask_for_device(entry.address.device);
+    pub fn request_unplug(&self, id: &str) -> bool {
+        let node = self.nodes.get(id);
+        if let Some(node) = node {
+            self.hotplug.request_unplug(node.address.device);
         }
-        entry.is_some()
+        node.is_some()
     }
 
-    /// The guest has given up what was at a place, which is off the bus; says
-    /// what that was called.
-    pub fn ejected(&mut self, place: u8) -> Vec<String> {
-        let gone: Vec<String> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| entry.address.device == place)
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in &gone {
-            self.entries.remove(id);
-            self.disk_images.remove(id);
-            log::info!("the device {id} is removed");
-        }
-        gone
+    /// The guest has ejected a device, which is off the bus: its id and its slot
+    /// are free from now on. False if no device has the id.
+    pub fn ejected(&mut self, id: &str) -> bool {
+        let Some(node) = self.nodes.remove(id) else {
+            return false;
+        };
+        self.disk_images.remove(id);
+        // What was reported of it must not be read as a report of the next device
+        // in its slot.
+        self.hotplug.forget(node.address.device);
+        self.slots.free(node.address);
+        log::info!("the device {id} is removed");
+        true
     }
 
     /// Tells the guest that somebody wants it to shut down.
@@ -367,15 +358,15 @@ impl DeviceSet {
     /// The devices for `vm.info`.
     #[must_use]
     pub fn tree(&self) -> BTreeMap<String, DeviceNode> {
-        self.entries
+        self.nodes
             .iter()
-            .map(|(id, entry)| {
-                let node = DeviceNode {
+            .map(|(id, node)| {
+                let shown = DeviceNode {
                     id: id.clone(),
-                    pci_bdf: Some(entry.address.to_string()),
+                    pci_bdf: Some(node.address.to_string()),
                     ..Default::default()
                 };
-                (id.clone(), node)
+                (id.clone(), shown)
             })
             .collect()
     }
@@ -385,9 +376,9 @@ impl DeviceSet {
     #[must_use]
     pub fn counters(&self) -> Arc<dyn Fn() -> VmCounters + Send + Sync> {
         let devices: Vec<(String, Arc<dyn DeviceCounters>)> = self
-            .entries
+            .nodes
             .iter()
-            .filter_map(|(id, entry)| Some((id.clone(), entry.function.counters()?)))
+            .filter_map(|(id, node)| Some((id.clone(), node.function.counters()?)))
             .collect();
         Arc::new(move || {
             devices
@@ -415,8 +406,11 @@ fn hotplug(
     Arc::new(HotplugController::new(line, move |device| {
         // The guest must not find it any more once its write is done; what
         // else there is to do, the control thread does.
-        if segment.give_up(PciAddress { device }) {
-            events.send(MachineEvent::Ejected(device));
+        if let Some(id) = segment.eject(PciAddress { device }) {
+            events.send(MachineEvent::Ejected(id));
         }
     }))
 }
+
+#[cfg(test)]
+mod tests;

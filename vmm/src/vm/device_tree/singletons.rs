@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{DeviceError, DeviceSet, Name};
+use super::{DeviceError, DeviceTree};
 use crate::config::{MemoryBalloon, PciParams, VsockParams};
 use crate::console_end::{ConsoleEnd, RawTerminal};
 use crate::pci::PciAddress;
@@ -15,10 +15,10 @@ use crate::virtio::watchdog::Watchdog;
 const CONSOLE_ID: &str = "__console";
 const BALLOON_ID: &str = "__balloon";
 const WATCHDOG_ID: &str = "__watchdog";
-/// Names that are made up begin with this, and end with a number.
-const VSOCK_PREFIX: &str = "_vsock";
+/// The id of a socket device to which the configuration gave none; it gives one.
+const VSOCK_ID: &str = "_vsock";
 
-impl DeviceSet {
+impl DeviceTree {
     pub(super) fn add_console(
         &mut self,
         place: &PciParams,
@@ -28,7 +28,7 @@ impl DeviceSet {
             self.terminal = RawTerminal::enter().map_err(DeviceError::Console)?;
         }
         let mut size = None;
-        let (id, _) = self.add(place, Name::Fixed(CONSOLE_ID), |id, events| {
+        let (id, _) = self.add(place, CONSOLE_ID, |id, events| {
             let console = Console::new(id, end.clone(), events).map_err(DeviceError::Console)?;
             size = Some(console.size());
             Ok(Box::new(console))
@@ -42,15 +42,15 @@ impl DeviceSet {
         let Some((id, size, end)) = &self.console else {
             return;
         };
-        if let (Some((columns, rows)), Some(entry)) = (end.size(), self.entries.get(id)) {
+        if let (Some((columns, rows)), Some(node)) = (end.size(), self.nodes.get(id)) {
             size.set(columns, rows);
-            entry.function.config_changed();
+            node.function.config_changed();
         }
     }
 
     /// Adds a socket device; says what it is called and where it is.
     pub fn add_vsock(&mut self, params: &VsockParams) -> Result<(String, PciAddress), DeviceError> {
-        self.add(&params.pci, Name::Numbered(VSOCK_PREFIX), |id, events| {
+        self.add(&params.pci, VSOCK_ID, |id, events| {
             let failed = |source| DeviceError::Vsock(params.socket.display().to_string(), source);
             let vsock = Vsock::new(id, params.cid, &params.socket, events).map_err(failed)?;
             Ok(Box::new(vsock))
@@ -59,7 +59,7 @@ impl DeviceSet {
 
     pub(super) fn add_balloon(&mut self, balloon: &MemoryBalloon) -> Result<(), DeviceError> {
         let mut size = None;
-        let (id, _) = self.add(&balloon.pci, Name::Fixed(BALLOON_ID), |id, events| {
+        let (id, _) = self.add(&balloon.pci, BALLOON_ID, |id, events| {
             let device = Balloon::new(id, &balloon.params, events).map_err(DeviceError::Balloon)?;
             size = Some(device.size());
             Ok(Box::new(device))
@@ -71,9 +71,9 @@ impl DeviceSet {
     /// Asks the guest to give up so many bytes, or to take some back.
     pub fn resize_balloon(&self, bytes: u64) -> Result<(), DeviceError> {
         let (id, size) = self.balloon.as_ref().ok_or(DeviceError::NoBalloon)?;
-        let entry = self.entries.get(id).ok_or(DeviceError::NoBalloon)?;
+        let node = self.nodes.get(id).ok_or(DeviceError::NoBalloon)?;
         size.set_wanted(bytes);
-        entry.function.config_changed();
+        node.function.config_changed();
         Ok(())
     }
 
@@ -89,7 +89,7 @@ impl DeviceSet {
     pub(super) fn add_watchdog(&mut self) -> Result<(), DeviceError> {
         let nowhere = PciParams::default();
         let mut hold = None;
-        self.add(&nowhere, Name::Fixed(WATCHDOG_ID), |id, events| {
+        self.add(&nowhere, WATCHDOG_ID, |id, events| {
             let watchdog = Watchdog::new(id, events).map_err(DeviceError::Watchdog)?;
             hold = Some(watchdog.hold());
             Ok(Box::new(watchdog))

@@ -5,22 +5,20 @@ use std::io::Read;
 
 use api_client::config::{MacAddr, VmConfig};
 
-use super::{DeviceError, DeviceSet, Name};
+use super::{DeviceError, DeviceTree};
 use crate::config::{NicCable, NicParams};
 use crate::pci::PciAddress;
 use crate::sandbox::inherited_descriptor;
 use crate::virtio::net::{Cable, Net, NetParams};
 
-/// Names that are made up begin with this, and end with a number.
-const PREFIX: &str = "_net";
+/// The id of a network device to which the configuration gave none; it gives one
+/// to each.
+const NET_ID: &str = "_net";
 
-impl DeviceSet {
+impl DeviceTree {
     /// Adds a network device; says what it is called and where it is.
     pub fn add_net(&mut self, params: &NicParams) -> Result<(String, PciAddress), DeviceError> {
-        let mac = match params.mac {
-            Some(mac) => mac,
-            None => made_up_address().map_err(DeviceError::Mac)?,
-        };
+        let mac = params.mac.ok_or(DeviceError::NoMac)?;
         let cable = match &params.cable {
             NicCable::Interface { name, params } => Cable::Interface {
                 name: name.clone(),
@@ -44,7 +42,7 @@ impl DeviceSet {
             offloads: params.offloads,
             limit: params.limit,
         };
-        self.add(&params.pci, Name::Numbered(PREFIX), |id, events| {
+        self.add(&params.pci, NET_ID, |id, events| {
             let net = Net::new(id, net, &events)
                 .map_err(|source| DeviceError::Net(id.to_owned(), source))?;
             Ok(Box::new(net))
@@ -54,17 +52,17 @@ impl DeviceSet {
 
 /// Gives every network device without a hardware address one that it keeps,
 /// so that the guest finds the same after every reboot.
-pub(in crate::vm) fn give_addresses(config: &mut VmConfig) -> Result<(), DeviceError> {
+pub(in crate::vm) fn assign_macs(config: &mut VmConfig) -> Result<(), DeviceError> {
     for net in config.net.iter_mut().flatten() {
         if net.mac.is_none() {
-            net.mac = Some(MacAddr(made_up_address().map_err(DeviceError::Mac)?));
+            net.mac = Some(MacAddr(random_mac().map_err(DeviceError::Mac)?));
         }
     }
     Ok(())
 }
 
 /// A random hardware address that belongs to no vendor.
-fn made_up_address() -> std::io::Result<[u8; 6]> {
+fn random_mac() -> std::io::Result<[u8; 6]> {
     let mut mac = [0; 6];
     File::open("/dev/urandom")?.read_exact(&mut mac)?;
     // Locally administered, and of one station.
@@ -82,17 +80,17 @@ mod tests {
             net: Some(vec![Default::default(), Default::default()]),
             ..VmConfig::default()
         };
-        give_addresses(&mut config).unwrap();
+        assign_macs(&mut config).unwrap();
         let first = config.clone();
         let net = first.net.as_ref().unwrap();
         assert!(net[0].mac.is_some() && net[0].mac != net[1].mac);
-        give_addresses(&mut config).unwrap();
+        assign_macs(&mut config).unwrap();
         assert_eq!(config, first);
     }
 
     #[test]
-    fn made_up_addresses_differ_and_belong_to_one_station() {
-        let (first, second) = (made_up_address().unwrap(), made_up_address().unwrap());
+    fn random_macs_differ_and_belong_to_one_station() {
+        let (first, second) = (random_mac().unwrap(), random_mac().unwrap());
         assert_ne!(first, second);
         assert_eq!((first[0] & 3, second[0] & 3), (2, 2));
     }
