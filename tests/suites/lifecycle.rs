@@ -23,6 +23,7 @@ pub const SUITE: Suite = Suite {
         figures_only_grow_through_pauses,
         shutdown_of_the_vmm_leaves_no_socket,
         killed_vmm_leaves_no_vm_in_kvm,
+        event_monitor_tells_each_change_once_and_in_order,
     ],
 };
 
@@ -198,6 +199,68 @@ fn killed_vmm_leaves_no_vm_in_kvm(site: &Site) -> Result<()> {
     anyhow::bail!("KVM still has the machine of a process that is gone")
 }
 
+fn event_monitor_tells_each_change_once_and_in_order(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let kernel = dir.join("guest.elf");
+    let image = Program::new().repeat(Instruction::Out(0x3f8), 1).halt();
+    std::fs::write(&kernel, image)?;
+    let events = dir.join("events");
+    let monitor = format!("path={}", events.display());
+    let mut machine = Machine::idle_with(&site.bin(), &dir, &["--event-monitor".into(), monitor])?;
+    let config = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+    });
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    for (action, status) in [
+        ("vm.pause", 500),
+        ("vm.boot", 204),
+        ("vm.pause", 204),
+        ("vm.pause", 500),
+        ("vm.resume", 204),
+        ("vm.resume", 500),
+        ("vm.reboot", 204),
+        ("vm.shutdown", 204),
+        ("vm.boot", 204),
+    ] {
+        let answer = machine.api("PUT", &format!("/api/v1/{action}"), None)?;
+        ensure!(answer.status == status, "{action}: {answer:?}");
+    }
+    machine.must("PUT", "/api/v1/vmm.shutdown", None)?;
+    machine.wait_for_end()?;
+    let text = std::fs::read_to_string(&events)?;
+    let said = serde_json::Deserializer::from_str(&text)
+        .into_iter::<serde_json::Value>()
+        .map(|event| {
+            let event = event?;
+            Ok(format!("{} {}", event["source"], event["event"]).replace('"', ""))
+        })
+        .collect::<Result<Vec<String>>>()?;
+    let expected = [
+        "vmm starting",
+        "vm booting",
+        "vm booted",
+        "vm pausing",
+        "vm paused",
+        "vm pausing",
+        "vm resuming",
+        "vm resumed",
+        "vm resuming",
+        "vm rebooting",
+        "vm rebooted",
+        "vm shutdown",
+        "vm booting",
+        "vm booted",
+        "vm shutdown",
+        "vm deleted",
+        "vmm shutdown",
+    ];
+    ensure!(said == expected, "{said:?}");
+    Ok(())
+}
+
 /// What the process holds while it has no guest.
 #[derive(Debug, PartialEq, Eq)]
 struct Holdings {
@@ -315,7 +378,7 @@ fn reboot_over_and_over(site: &Site, reset: impl Fn(Program) -> Vec<u8>) -> Resu
     );
     let boots = machine.serial().bytes().len();
     let told = std::fs::read_to_string(&events)?;
-    let told = told.matches("\"booted\"").count();
+    let told = told.matches("\"booted\"").count() + told.matches("\"rebooted\"").count();
     // Some boots were ended from outside, maybe before they said anything.
     ensure!(
         (told.saturating_sub(LOOKS + 2)..=told).contains(&boots),

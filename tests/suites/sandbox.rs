@@ -19,6 +19,7 @@ pub const SUITE: Suite = Suite {
         every_thread_has_a_filter_of_system_calls,
         violation_ends_the_vmm_with_a_message,
         landlock_opens_what_is_configured_and_nothing_else,
+        confined_vm_reboots_with_any_console,
     ],
 };
 
@@ -137,5 +138,48 @@ fn landlock_opens_what_is_configured_and_nothing_else(site: &Site) -> Result<()>
     machine.must("PUT", "/api/v1/vm.reboot", None)?;
     let finished = machine.shut_down()?;
     ensure!(finished.status.success(), "{}", finished.stderr);
+    Ok(())
+}
+
+fn confined_vm_reboots_with_any_console(site: &Site) -> Result<()> {
+    for mode in ["Socket", "Pty", "File", "Null"] {
+        let dir = site.fresh_dir()?;
+        let kernel = dir.join("guest.elf");
+        fs::write(&kernel, Program::new().halt())?;
+        let machine = Machine::idle(&site.bin(), &dir)?;
+        let end = |name: &str| match mode {
+            "Socket" => json!({"mode": mode, "socket": dir.join(name)}),
+            "File" => json!({"mode": mode, "file": dir.join(name)}),
+            _ => json!({"mode": mode}),
+        };
+        let config = json!({
+            "memory": {"size": 64 << 20},
+            "payload": {"kernel": kernel},
+            "serial": end("serial"),
+            "console": end("console"),
+            "landlock_enable": true,
+        })
+        .to_string();
+        // The second time, the VM is created by a process that is confined.
+        for round in ["first", "second"] {
+            machine.must("PUT", "/api/v1/vm.create", Some(&config))?;
+            for action in [
+                "vm.boot",
+                "vm.reboot",
+                "vm.reboot",
+                "vm.shutdown",
+                "vm.boot",
+            ] {
+                machine
+                    .must("PUT", &format!("/api/v1/{action}"), None)
+                    .with_context(|| format!("{mode}, {round}"))?;
+            }
+            let info = machine.must("GET", "/api/v1/vm.info", None)?.json()?;
+            ensure!(info["state"] == "Running", "{mode}, {round}: {info}");
+            machine.must("PUT", "/api/v1/vm.delete", None)?;
+        }
+        let finished = machine.shut_down()?;
+        ensure!(finished.status.success(), "{mode}: {}", finished.stderr);
+    }
     Ok(())
 }

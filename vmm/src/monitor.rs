@@ -82,8 +82,8 @@ impl EventMonitor {
         })
     }
 
-    /// Tells of an event, with the device or so that it is about.
-    pub fn tell(&self, source: Source, event: &'static str, id: Option<&str>) {
+    /// Writes an event, with the id of the device that it is about.
+    pub fn emit(&self, source: Source, event: &'static str, id: Option<&str>) {
         let since: Duration = self.start.elapsed();
         let event = Event {
             timestamp: Timestamp {
@@ -153,8 +153,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("events");
         let monitor = monitor(File::create(&path).unwrap());
-        monitor.tell(Source::Vmm, "starting", None);
-        monitor.tell(Source::VirtioDevice, "activated", Some("_disk0"));
+        monitor.emit(Source::Vmm, "starting", None);
+        monitor.emit(Source::VirtioDevice, "activated", Some("_disk0"));
         drop(monitor);
         let text = std::fs::read_to_string(&path).unwrap();
         let events: Vec<Value> = text
@@ -184,7 +184,7 @@ mod tests {
         let monitor = monitor(File::from(OwnedFd::from(writer)));
         let start = Instant::now();
         for _ in 0..10 * WAITING {
-            monitor.tell(Source::Vm, "paused", None);
+            monitor.emit(Source::Vm, "paused", None);
         }
         drop(monitor);
         assert!(start.elapsed() < Duration::from_secs(5));

@@ -45,10 +45,10 @@ use crate::virtio::block::image::ImageFormat;
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// There is no configuration.
-    #[error("No virtual machine has been created")]
+    #[error("The VM is not created")]
     NotCreated,
     /// There is one already.
-    #[error("A virtual machine has been created already")]
+    #[error("The VM is already created")]
     AlreadyCreated,
     /// The state does not allow it.
     #[error(transparent)]
@@ -234,17 +234,17 @@ impl Vmm {
         let sink = self.queue.sink(EVERY_MACHINE);
         let monitor = EventMonitor::start(output, sink).map_err(ControlError::SetUp)?;
         self.monitor = Some(monitor);
-        self.tell(Source::Vmm, "starting");
+        self.emit(Source::Vmm, "starting");
         Ok(())
     }
 
-    fn tell(&self, source: Source, event: &'static str) {
-        self.tell_about(source, event, None);
+    fn emit(&self, source: Source, event: &'static str) {
+        self.emit_for(source, event, None);
     }
 
-    fn tell_about(&self, source: Source, event: &'static str, id: Option<&str>) {
+    fn emit_for(&self, source: Source, event: &'static str, id: Option<&str>) {
         if let Some(monitor) = &self.monitor {
-            monitor.tell(source, event, id);
+            monitor.emit(source, event, id);
         }
     }
 
@@ -269,21 +269,26 @@ impl Vmm {
 
     /// Builds the machine and lets it run.
     pub fn boot(&mut self) -> Result<(), ControlError> {
+        if self.config.is_none() {
+            return Err(ControlError::NotCreated);
+        }
+        self.emit(Source::Vm, "booting");
+        self.start()?;
+        self.emit(Source::Vm, "booted");
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<(), ControlError> {
         let (Some(config), Some(consoles)) = (&mut self.config, &self.consoles) else {
             return Err(ControlError::NotCreated);
         };
+        if !self.state.may_become(VmState::Running) || self.machine.is_some() {
+            return Err(TransitionError(self.state).into());
+        }
         name_devices(config, &mut self.next_name, |_| false);
         assign_macs(config).map_err(BuildError::Device)?;
-        if !self.state.may_become(VmState::Running) || self.machine.is_some() {
-            return Err(TransitionError {
-                from: self.state,
-                to: VmState::Running,
-            }
-            .into());
-        }
         let params = VmParams::try_from(config.as_ref()).map_err(BuildError::Config)?;
         let consoles = consoles.clone();
-        self.tell(Source::Vm, "booting");
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
         let hypervisor = self.hypervisor.as_ref();
@@ -293,29 +298,28 @@ impl Vmm {
         machine.resume();
         self.machine = Some(machine);
         log::info!("the machine runs");
-        self.tell(Source::Vm, "booted");
         Ok(())
     }
 
     /// Stops all vCPUs.
     pub fn pause(&mut self) -> Result<(), ControlError> {
         let machine = self.booted()?;
+        self.emit(Source::Vm, "pausing");
         self.require(VmState::Paused)?;
-        self.tell(Source::Vm, "pausing");
         machine.pause();
         self.state.change(VmState::Paused)?;
-        self.tell(Source::Vm, "paused");
+        self.emit(Source::Vm, "paused");
         Ok(())
     }
 
     /// Lets them go on.
     pub fn resume(&mut self) -> Result<(), ControlError> {
         let machine = self.booted()?;
+        self.emit(Source::Vm, "resuming");
         self.require(VmState::Running)?;
-        self.tell(Source::Vm, "resuming");
         machine.resume();
         self.state.change(VmState::Running)?;
-        self.tell(Source::Vm, "resumed");
+        self.emit(Source::Vm, "resumed");
         if let Some(event) = self.deferred.take() {
             self.queue.sink(self.generation).send(event);
         }
@@ -325,29 +329,36 @@ impl Vmm {
     /// Ends the machine and keeps its configuration.
     pub fn shutdown(&mut self) -> Result<(), ControlError> {
         self.booted()?;
-        self.take_down()
+        self.take_down()?;
+        self.emit(Source::Vm, "shutdown");
+        Ok(())
     }
 
-    /// Ends the machine and boots it again.
+    /// Ends the machine and boots it again. Nothing is emitted in between: who
+    /// hears that the VM is shut down takes it for the end.
     pub fn reboot(&mut self) -> Result<(), ControlError> {
         self.booted()?;
-        self.tell(Source::Vm, "rebooting");
+        self.emit(Source::Vm, "rebooting");
         self.take_down()?;
-        self.boot()?;
-        self.tell(Source::Vm, "rebooted");
+        if let Err(error) = self.start() {
+            self.emit(Source::Vm, "shutdown");
+            return Err(error);
+        }
+        self.emit(Source::Vm, "rebooted");
         Ok(())
     }
 
     /// Forgets the configuration, ending the machine if it runs.
     pub fn delete(&mut self) -> Result<(), ControlError> {
         if self.machine.is_some() {
-            self.take_down()?;
+            self.shutdown()?;
         }
-        self.config = None;
         self.consoles = None;
         self.descriptors.clear();
         self.stats.clear();
-        self.tell(Source::Vm, "deleted");
+        if self.config.take().is_some() {
+            self.emit(Source::Vm, "deleted");
+        }
         Ok(())
     }
 
@@ -357,10 +368,7 @@ impl Vmm {
         }
         self.machine
             .as_ref()
-            .ok_or(ControlError::Transition(TransitionError {
-                from: self.state,
-                to: VmState::Shutdown,
-            }))
+            .ok_or(ControlError::Transition(TransitionError(self.state)))
     }
 
     fn require(&self, next: VmState) -> Result<(), TransitionError> {
@@ -385,7 +393,6 @@ impl Vmm {
         self.stats.retire();
         self.state.change(VmState::Created)?;
         log::info!("the machine is shut down");
-        self.tell(Source::Vm, "shutdown");
         Ok(())
     }
 
@@ -440,10 +447,8 @@ impl Vmm {
                 return Err(error);
             }
             if let Some(ended) = self.ended {
-                if self.machine.is_some() {
-                    self.take_down()?;
-                }
-                self.tell(Source::Vmm, "shutdown");
+                self.delete()?;
+                self.emit(Source::Vmm, "shutdown");
                 return Ok(ended);
             }
         }
@@ -462,7 +467,7 @@ impl Vmm {
                 MachineEvent::PowerOff | MachineEvent::Reset if self.state == VmState::Paused => {
                     self.deferred = Some(event);
                 }
-                MachineEvent::PowerOff if self.no_shutdown => self.take_down()?,
+                MachineEvent::PowerOff if self.no_shutdown => self.shutdown()?,
                 MachineEvent::PowerOff => self.ended = Some(Ended::PowerOff),
                 MachineEvent::Reset => {
                     log::info!("the guest resets the machine");
@@ -471,14 +476,14 @@ impl Vmm {
                 MachineEvent::Ejected(id) => {
                     let machine = self.machine.as_mut();
                     if machine.is_some_and(|machine| machine.devices_mut().ejected(&id)) {
-                        self.tell_about(Source::Vm, "device-removed", Some(&id));
+                        self.emit_for(Source::Vm, "device-removed", Some(&id));
                     }
                 }
                 MachineEvent::DeviceActivated(id) => {
-                    self.tell_about(Source::VirtioDevice, "activated", Some(&id));
+                    self.emit_for(Source::VirtioDevice, "activated", Some(&id));
                 }
                 MachineEvent::DeviceReset(id) => {
-                    self.tell_about(Source::VirtioDevice, "reset", Some(&id));
+                    self.emit_for(Source::VirtioDevice, "reset", Some(&id));
                 }
                 MachineEvent::Failed(text) => return Err(ControlError::Failed(text)),
             }
@@ -589,3 +594,6 @@ impl From<ConfigError> for ControlError {
         ControlError::Build(BuildError::Config(error))
     }
 }
+
+#[cfg(test)]
+mod tests;

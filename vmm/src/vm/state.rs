@@ -28,13 +28,11 @@ pub enum VmState {
 
 /// A change that the table does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("A machine that is {} cannot become {}", .from.name(), .to.name())]
-pub struct TransitionError {
+#[error("The VM is {}", .0.name())]
+pub struct TransitionError(
     /// The state as it is.
-    pub from: VmState,
-    /// The state asked for.
-    pub to: VmState,
-}
+    pub VmState,
+);
 
 impl VmState {
     /// The transition table.
@@ -54,10 +52,7 @@ impl VmState {
     /// Makes a change, or says why not.
     pub fn change(&mut self, next: VmState) -> Result<(), TransitionError> {
         if !self.may_become(next) {
-            return Err(TransitionError {
-                from: *self,
-                to: next,
-            });
+            return Err(TransitionError(*self));
         }
         *self = next;
         Ok(())
@@ -65,10 +60,9 @@ impl VmState {
 
     fn name(self) -> &'static str {
         match self {
-            VmState::Created => "created",
-            VmState::Running => "running",
-            VmState::Paused => "paused",
-            VmState::Shutdown => "shut down",
+            VmState::Created | VmState::Shutdown => "not running",
+            VmState::Running => "already running",
+            VmState::Paused => "already paused",
         }
     }
 }
@@ -110,11 +104,17 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_change_names_both_states() {
-        let error = VmState::Created.change(VmState::Paused).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "A machine that is created cannot become paused"
-        );
+    fn a_refused_change_names_the_state() {
+        for (mut state, next, expected) in [
+            (VmState::Created, VmState::Paused, "The VM is not running"),
+            (VmState::Paused, VmState::Paused, "The VM is already paused"),
+            (
+                VmState::Running,
+                VmState::Running,
+                "The VM is already running",
+            ),
+        ] {
+            assert_eq!(state.change(next).unwrap_err().to_string(), expected);
+        }
     }
 }

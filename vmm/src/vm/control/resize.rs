@@ -13,6 +13,7 @@ impl Vmm {
     /// Gives the machine what is asked for, or refuses all of it.
     pub(super) fn resize(&mut self, wanted: &VmResize) -> Result<(), ControlError> {
         let mut config = self.config.clone().ok_or(ControlError::NotCreated)?;
+        self.emit(Source::Vm, "resizing");
         if let Some(vcpus) = wanted.desired_vcpus {
             if self.machine.is_some() && vcpus != config.cpus.boot_vcpus {
                 return Err(ControlError::Unsupported(
@@ -45,24 +46,23 @@ impl Vmm {
             balloon.size = bytes;
         }
         VmParams::try_from(config.as_ref())?;
-        self.tell(Source::Vm, "resizing");
         if let (Some(machine), Some(bytes)) = (&self.machine, wanted.desired_balloon) {
             let devices = machine.devices();
             devices.resize_balloon(bytes).map_err(BuildError::Device)?;
         }
         self.config = Some(config);
-        self.tell(Source::Vm, "resized");
+        self.emit(Source::Vm, "resized");
         Ok(())
     }
 
     /// Gives a disk of the running machine another size.
     pub(super) fn resize_disk(&self, wanted: &VmResizeDisk) -> Result<(), ControlError> {
         let devices = self.booted()?.devices();
-        self.tell(Source::Vm, "resizing");
+        self.emit(Source::Vm, "resizing");
         devices
             .resize_disk(&wanted.id, wanted.desired_size)
             .map_err(BuildError::Device)?;
-        self.tell(Source::Vm, "resized");
+        self.emit(Source::Vm, "resized");
         Ok(())
     }
 }

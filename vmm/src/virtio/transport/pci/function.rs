@@ -71,6 +71,8 @@ struct State {
     table: MsixTable,
     placer: BarPlacer,
     common: CommonConfig,
+    /// A driver has taken the device into use.
+    active: bool,
     device: Box<dyn VirtioDevice>,
 }
 
@@ -131,6 +133,7 @@ impl VirtioPci {
                 table: MsixTable::new(vectors),
                 placer,
                 common,
+                active: false,
                 device,
             }),
         });
@@ -219,8 +222,11 @@ impl VirtioPci {
                 state.device.reset();
                 state.common.reset();
                 self.interrupt.reset();
-                self.events
-                    .send(MachineEvent::DeviceReset(self.name.clone()));
+                // Drivers reset the device before they use it, too.
+                if std::mem::take(&mut state.active) {
+                    self.events
+                        .send(MachineEvent::DeviceReset(self.name.clone()));
+                }
             }
             Transition::Activate => self.activate(state),
         }
@@ -237,6 +243,7 @@ impl VirtioPci {
             self.interrupt.needs_reset();
             return;
         }
+        state.active = true;
         self.events
             .send(MachineEvent::DeviceActivated(self.name.clone()));
     }
