@@ -42,8 +42,8 @@ pub struct Platform {
     pub apic_ids: Vec<u32>,
     /// There is a serial port.
     pub serial: bool,
-    /// There is a power management timer: boot loaders that are not told of it
-    /// measure their time with an 8254.
+    /// There is a power management timer: who is not told of it measures time
+    /// with an 8254.
     pub pm_timer: bool,
 }
 

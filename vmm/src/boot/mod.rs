@@ -8,6 +8,7 @@ mod initramfs;
 mod kernel;
 mod linux;
 mod memory_map;
+mod notes;
 mod pvh;
 pub mod registers;
 mod reset_vector;
@@ -19,6 +20,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestRam;
 use crate::memory::layout::{CMDLINE_MAX, CMDLINE_START};
+pub use kernel::Kernel;
 use registers::Entry;
 pub use reset_vector::map as map_reset_vector;
 pub use smbios::{Identity, write_tables as write_smbios};
@@ -107,9 +109,9 @@ struct Placed {
     length: u64,
 }
 
-/// Loads everything and says where the first vCPU begins. The ACPI tables are
-/// in place already, their root pointer at `rsdp`.
-pub fn load(ram: &GuestRam, payload: &Payload, rsdp: u64) -> Result<Entry, BootError> {
+/// Loads the kernel or firmware itself. What it is decides on the machine that
+/// it gets.
+pub fn load_kernel(ram: &GuestRam, payload: &Payload) -> Result<Kernel, BootError> {
     let kernel = kernel::load(ram, &payload.kernel).map_err(|error| match error {
         BootError::KernelFormat(path) if payload.firmware => BootError::FirmwareFormat(path),
         error => error,
@@ -117,12 +119,23 @@ pub fn load(ram: &GuestRam, payload: &Payload, rsdp: u64) -> Result<Entry, BootE
     if payload.firmware && !matches!(kernel.protocol, kernel::Protocol::Pvh) {
         return Err(BootError::FirmwareFormat(owned(&payload.kernel)));
     }
+    Ok(kernel)
+}
+
+/// Loads everything else and says where the first vCPU begins. The ACPI tables
+/// are in place already, their root pointer at `rsdp`.
+pub fn load_rest(
+    ram: &GuestRam,
+    payload: &Payload,
+    kernel: &Kernel,
+    rsdp: u64,
+) -> Result<Entry, BootError> {
     let cmdline_max = kernel.cmdline_max().min(CMDLINE_MAX - 1);
     write_cmdline(ram, &payload.cmdline, cmdline_max)?;
     let initramfs = payload
         .initramfs
         .as_deref()
-        .map(|path| initramfs::load(ram, path, &kernel))
+        .map(|path| initramfs::load(ram, path, kernel))
         .transpose()?;
     let entry = match &kernel.protocol {
         kernel::Protocol::Linux(header) => {

@@ -70,6 +70,12 @@ fn elf() -> Vec<u8> {
     image
 }
 
+/// Loads all of a payload.
+fn load(ram: &GuestRam, payload: &Payload, rsdp: u64) -> Result<Entry, BootError> {
+    let kernel = load_kernel(ram, payload)?;
+    load_rest(ram, payload, &kernel, rsdp)
+}
+
 #[test]
 fn a_bzimage_is_entered_in_64_bit_mode_with_its_zero_page() {
     let (ram, kernel, initramfs) = (ram(64), file(&bzimage()), file(&[7; 5000]));
@@ -113,6 +119,32 @@ fn an_elf_image_with_the_note_is_entered_by_pvh() {
     let at = |offset: u64| GuestAddress(PVH_INFO_START + offset);
     assert_eq!(ram.read_obj::<u32>(at(0)).unwrap(), 0x336e_c578);
     assert_eq!(ram.read_obj::<u64>(at(32)).unwrap(), RSDP);
+}
+
+#[test]
+fn what_is_not_linux_is_known_by_its_version_or_its_notes() {
+    let is_linux = |image: &[u8]| {
+        let kernel = file(image);
+        load_kernel(&ram(64), &payload(kernel.path()))
+            .unwrap()
+            .is_linux()
+    };
+    assert!(!is_linux(&elf()));
+    let mut linux = elf();
+    // The note's owner has six letters then, and its content comes after them.
+    let mut note = b"\x06\0\0\0\x04\0\0\0\0\x01\0\0Linux\0\0\0salt".to_vec();
+    note.extend_from_slice(&elf()[0x400..0x414]);
+    linux[0x400..0x400 + note.len()].copy_from_slice(&note);
+    linux[64 + 56 + 32] = note.len() as u8;
+    assert!(is_linux(&linux));
+
+    let mut image = bzimage();
+    assert!(!is_linux(&image));
+    image[0x20e..0x210].copy_from_slice(&0x100u16.to_le_bytes());
+    image[0x300..0x310].copy_from_slice(b"Memtest86+ v6.10");
+    assert!(!is_linux(&image));
+    image[0x300..0x320].copy_from_slice(b"6.1.0-56 (who@where) #1 SMP Now\0");
+    assert!(is_linux(&image));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use super::machine::Machine;
 use crate::boot::registers::Entry;
 use crate::boot::{self, BootError, acpi};
 use crate::bus::{Bus, BusError};
-use crate::config::{ConfigError, VmParams};
+use crate::config::{ConfigError, CpuParams, VmParams};
 use crate::console_end::ConsoleEnd;
 use crate::devices::serial::{InputError, Serial, SerialInput};
 use crate::devices::{
@@ -97,12 +97,16 @@ pub fn build(
     let apic_ids: Vec<u32> = (0..params.cpus.count)
         .map(|id| params.cpus.topology.apic_id(id))
         .collect();
+    let kernel = boot::load_kernel(&ram, &params.payload)?;
+    // Linux needs the processor, its interrupts and virtio; whatever else boots
+    // gets the rest of what it finds in a PC.
+    let is_pc = !kernel.is_linux();
     let rsdp = acpi::write_tables(
         &ram,
         &acpi::Platform {
             apic_ids: apic_ids.clone(),
             serial: consoles.serial.is_some(),
-            pm_timer: params.payload.firmware,
+            pm_timer: is_pc,
         },
     )?;
     boot::write_smbios(
@@ -111,7 +115,7 @@ pub fn build(
         params.cpus.count,
         params.memory.iter().map(|zone| zone.size).sum(),
     )?;
-    let entry = boot::load(&ram, &params.payload, rsdp)?;
+    let entry = boot::load_rest(&ram, &params.payload, &kernel, rsdp)?;
     memory::attach(vm.as_ref(), &ram)?;
     let reset_vector = boot::map_reset_vector(Arc::clone(&vm))?;
 
@@ -121,7 +125,7 @@ pub fn build(
         mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
     };
     let ioapic = add_ioapic(&vm, &router, &buses)?;
-    add_ports(&buses, params, consoles, events)?;
+    add_ports(&buses, params, is_pc, consoles, events)?;
     let input = match &consoles.serial {
         Some(end) => add_serial(&ioapic, &buses, end, events)?,
         None => None,
@@ -140,7 +144,7 @@ pub fn build(
         events.clone(),
     )?;
     let reset_control = Arc::new(ResetControl::new(events.clone()));
-    if params.payload.firmware {
+    if is_pc {
         devices.add_config_ports(&buses.pio, reset_control)?;
     } else {
         let (base, length) = RESET_CONTROL_PORT;
@@ -151,11 +155,18 @@ pub fn build(
     }
     devices.add_all(&params.devices, consoles.console.as_ref())?;
 
+    let profile = CpuProfile {
+        topology: params.cpus.topology,
+        max_phys_bits: params.cpus.max_phys_bits,
+        nested: params.cpus.nested,
+        tsc_deadline: hypervisor.has_tsc_deadline_timer(),
+        is_pc,
+    };
     let (vcpus, stats) = create_vcpus(
-        hypervisor,
         vm.as_ref(),
         &supported,
-        params,
+        &params.cpus,
+        &profile,
         entry,
         &buses,
         events,
@@ -167,16 +178,16 @@ pub fn build(
         tsc_khz: stats.tsc_khz,
         kvm: vm.exit_stats_support(),
     };
-    let machine = Machine::new(
+    let machine = Machine {
         vcpus,
         apic_ids,
         input,
         devices,
         buses,
         vm,
-        reset_vector,
+        _reset_vector: reset_vector,
         ram,
-    );
+    };
     Ok((machine, stats))
 }
 
@@ -229,6 +240,7 @@ fn add_ioapic(
 fn add_ports(
     buses: &Buses,
     params: &VmParams,
+    is_pc: bool,
     consoles: &Consoles,
     events: &EventSink,
 ) -> Result<(), BusError> {
@@ -248,7 +260,7 @@ fn add_ports(
         SYSTEM_CONTROL_PORT,
         Arc::new(ResetControl::system_control_a(events.clone())),
     )?;
-    if params.payload.firmware {
+    if is_pc {
         place("cmos", CMOS_PORTS, Arc::new(Cmos::new()))?;
         place("pm_timer", PM_TIMER_PORTS, Arc::new(PmTimer::new()))?;
     }
@@ -295,34 +307,27 @@ struct VcpuStats {
 }
 
 fn create_vcpus(
-    hypervisor: &dyn Hypervisor,
     vm: &dyn Vm,
     supported: &[CpuidEntry],
-    params: &VmParams,
+    cpus: &CpuParams,
+    profile: &CpuProfile,
     entry: Entry,
     buses: &Buses,
     events: &EventSink,
 ) -> Result<(Vec<VcpuHandle>, VcpuStats), BuildError> {
-    let topology = params.cpus.topology;
-    let profile = CpuProfile {
-        topology,
-        max_phys_bits: params.cpus.max_phys_bits,
-        nested: params.cpus.nested,
-        tsc_deadline: hypervisor.has_tsc_deadline_timer(),
-        memory_type_ranges: params.payload.firmware,
-    };
     let mut handles = Vec::new();
     let mut stats = VcpuStats {
         vcpus: Vec::new(),
         tsc_khz: 0,
     };
-    for id in 0..params.cpus.count {
-        let mut vcpu = vm.create_vcpu(topology.apic_id(id))?;
+    for id in 0..cpus.count {
+        let mut vcpu = vm.create_vcpu(profile.topology.apic_id(id))?;
         vcpu.set_up(&VcpuSetup {
-            cpuid: cpuid::for_vcpu(supported, &profile, id),
+            cpuid: cpuid::for_vcpu(supported, profile, id),
             msrs: msr::boot_msrs(),
             registers: (id == 0).then(|| entry.registers()),
-            x2apic: true,
+            // As a processor starts; Linux would switch over at some cost.
+            x2apic: !profile.is_pc,
             extended_state: true,
         })?;
         if id == 0 {
@@ -330,14 +335,14 @@ fn create_vcpus(
         }
         let recorder = Arc::new(UserExitRecorder::new());
         stats.vcpus.push((vcpu.stats()?, Arc::clone(&recorder)));
-        let cpus = params.cpus.affinity.get(id as usize);
+        let affinity = cpus.affinity.get(id as usize);
         handles.push(VcpuHandle::start(
             id,
             vcpu,
             buses,
             recorder,
             events,
-            cpus.cloned().unwrap_or_default(),
+            affinity.cloned().unwrap_or_default(),
         )?);
     }
     Ok((handles, stats))

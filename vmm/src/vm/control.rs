@@ -16,6 +16,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Instant;
 
 use api_client::config::{ImageType, VmConfig};
 use api_client::types::{DeviceNode, VmInfo};
@@ -29,6 +30,7 @@ use super::consoles::{ConsoleError, Consoles};
 use super::deadline::{SHUTDOWN_GRACE, ShutdownWatch};
 use super::device_tree::{DeviceError, assign_macs};
 use super::machine::Machine;
+use super::reset_loop::ResetLoop;
 use super::state::{TransitionError, VmState};
 use crate::api::{
     ApiError, ApiQueue, Descriptors, ErrorKind, RequestHandler, StatusBoard, VmAction, VmReply,
@@ -172,6 +174,7 @@ pub struct Vmm {
     /// What a paused guest has done to itself just before it stood still. It
     /// takes effect when the guest goes on: paused it is to stay.
     deferred: Option<MachineEvent>,
+    reset_loop: ResetLoop,
     /// Number of the machine.
     generation: u64,
     /// Number in the next name that is made up for a device.
@@ -207,6 +210,7 @@ impl Vmm {
             state: VmState::Created,
             machine: None,
             deferred: None,
+            reset_loop: ResetLoop::default(),
             generation: 0,
             next_name: 0,
             ended: None,
@@ -471,6 +475,13 @@ impl Vmm {
                 MachineEvent::PowerOff => self.ended = Some(Ended::PowerOff),
                 MachineEvent::Reset => {
                     log::info!("the guest resets the machine");
+                    if self.reset_loop.is_loop(Instant::now()) {
+                        log::warn!(
+                            "the guest resets the machine many times a second and has not used a \
+                             device: it does not find what it needs to boot"
+                        );
+                        self.emit(Source::Vm, "reset-loop");
+                    }
                     self.reboot()?;
                 }
                 MachineEvent::Ejected(id) => {
@@ -480,6 +491,7 @@ impl Vmm {
                     }
                 }
                 MachineEvent::DeviceActivated(id) => {
+                    self.reset_loop.driver_ran();
                     self.emit_for(Source::VirtioDevice, "activated", Some(&id));
                 }
                 MachineEvent::DeviceReset(id) => {

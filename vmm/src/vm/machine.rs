@@ -18,40 +18,18 @@ const DELIVER_NMI: u32 = 0b100 << 8;
 /// Owned by the control thread. Fields are dropped in order: first the threads
 /// that use the rest, last the memory that the guest used.
 pub struct Machine {
-    vcpus: Vec<VcpuHandle>,
+    pub(super) vcpus: Vec<VcpuHandle>,
     /// The local APIC of each vCPU.
-    apic_ids: Vec<u32>,
-    input: Option<SerialInput>,
-    devices: DeviceTree,
-    buses: Buses,
-    vm: Arc<dyn Vm>,
-    _reset_vector: ReadOnlyWindow,
-    ram: GuestRam,
+    pub(super) apic_ids: Vec<u32>,
+    pub(super) input: Option<SerialInput>,
+    pub(super) devices: DeviceTree,
+    pub(super) buses: Buses,
+    pub(super) vm: Arc<dyn Vm>,
+    pub(super) _reset_vector: ReadOnlyWindow,
+    pub(super) ram: GuestRam,
 }
 
 impl Machine {
-    pub(super) fn new(
-        vcpus: Vec<VcpuHandle>,
-        apic_ids: Vec<u32>,
-        input: Option<SerialInput>,
-        devices: DeviceTree,
-        buses: Buses,
-        vm: Arc<dyn Vm>,
-        reset_vector: ReadOnlyWindow,
-        ram: GuestRam,
-    ) -> Self {
-        Self {
-            vcpus,
-            apic_ids,
-            input,
-            devices,
-            buses,
-            vm,
-            _reset_vector: reset_vector,
-            ram,
-        }
-    }
-
     /// The devices on the PCI bus.
     #[must_use]
     pub fn devices(&self) -> &DeviceTree {

@@ -8,6 +8,7 @@ mod control;
 mod deadline;
 mod device_tree;
 mod machine;
+mod reset_loop;
 mod state;
 
 pub use builder::{BuildError, build};

@@ -46,10 +46,10 @@ pub struct CpuProfile {
     pub nested: bool,
     /// The local APIC has a deadline timer.
     pub tsc_deadline: bool,
-    /// Memory type ranges are announced. Only firmware needs them; without
-    /// real devices behind it, a kernel's reading of them is 60 wasted exits
-    /// per vCPU.
-    pub memory_type_ranges: bool,
+    /// The guest expects a PC: memory type ranges are announced, and local APICs
+    /// start in xAPIC mode. Linux needs neither; without real devices behind
+    /// it, its reading of the ranges is 60 wasted exits per vCPU.
+    pub is_pc: bool,
 }
 
 /// Width of physical addresses on the host; without the leaf, 36 bits.
@@ -148,7 +148,7 @@ fn adjust(leaf: &mut CpuidEntry, profile: &CpuProfile, apic_id: u32) {
                 leaf.ecx &= !VMX;
             }
             set(&mut leaf.edx, HTT, threads > 1);
-            if !profile.memory_type_ranges {
+            if !profile.is_pc {
                 leaf.edx &= !MTRR;
             }
         }
@@ -211,7 +211,7 @@ mod tests {
             max_phys_bits: 46,
             nested: true,
             tsc_deadline: true,
-            memory_type_ranges: false,
+            is_pc: false,
         }
     }
 
@@ -319,7 +319,7 @@ mod tests {
     fn memory_type_ranges_are_announced_where_they_are_needed() {
         let mut profile = profile(1);
         assert_eq!(find(&for_vcpu(&host(), &profile, 0), 1, 0).edx & MTRR, 0);
-        profile.memory_type_ranges = true;
+        profile.is_pc = true;
         assert_eq!(find(&for_vcpu(&host(), &profile, 0), 1, 0).edx & MTRR, MTRR);
     }
 
