@@ -1,5 +1,6 @@
 //! A virtio device as a PCI function.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hypervisor::Vm;
@@ -94,6 +95,21 @@ pub struct VirtioPci {
     state: Mutex<State>,
 }
 
+/// What the device counts, and what its driver does wrong.
+struct FunctionCounters {
+    device: Option<Arc<dyn DeviceCounters>>,
+    faults: Arc<GuestFaults>,
+}
+
+impl DeviceCounters for FunctionCounters {
+    fn read(&self) -> BTreeMap<String, u64> {
+        let device = self.device.as_ref();
+        let mut counters = device.map_or_else(BTreeMap::new, |device| device.read());
+        counters.insert("driver_faults".to_owned(), self.faults.count());
+        counters
+    }
+}
+
 impl VirtioPci {
     /// Makes a function of `device`. The guest sees it once it is inserted
     /// into the segment.
@@ -141,10 +157,13 @@ impl VirtioPci {
         Ok(function)
     }
 
-    /// Figures of the device, if it has any.
+    /// Counters of the device, and of its driver's faults.
     #[must_use]
-    pub fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
-        self.counters.clone()
+    pub fn counters(&self) -> Arc<dyn DeviceCounters> {
+        Arc::new(FunctionCounters {
+            device: self.counters.clone(),
+            faults: Arc::clone(&self.faults),
+        })
     }
 
     /// The device's configuration has changed by itself: shows it to the

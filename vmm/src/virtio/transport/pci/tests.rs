@@ -171,6 +171,17 @@ fn a_driver_brings_the_device_up_with_what_it_chose() {
 }
 
 #[test]
+fn what_a_driver_does_wrong_is_among_the_counters_of_its_device() {
+    let guest = Guest::enabled();
+    let faults = || guest.function.counters().read()["driver_faults"];
+    assert_eq!(faults(), 0);
+    guest.accept(VERSION_1);
+    guest.set_up_queue(0, 16, 1 << 40);
+    guest.write(20, &[0xf]);
+    assert_eq!(faults(), 1);
+}
+
+#[test]
 fn features_that_were_not_offered_are_refused() {
     for features in [VERSION_1 | 1 << 6, 1 << 5, 0] {
         let guest = Guest::enabled();
