@@ -17,8 +17,8 @@ const WRITEBACK: usize = 32;
 const MAX_DATA_SEGMENTS: u16 = 1022;
 /// Ranges in one request.
 pub(super) const MAX_SEGMENTS: u32 = 16;
-/// Sectors in one range; rounded down to whole blocks.
-const MAX_SECTORS: u32 = 1 << 22;
+/// Sectors in one range.
+pub(super) const MAX_SECTORS: u32 = 1 << 22;
 
 /// What both driver and device know of the disk.
 pub(super) struct DiskConfig {

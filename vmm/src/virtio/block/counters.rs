@@ -1,5 +1,5 @@
-//! Figures of a disk. Any number of threads count, any number read; counters
-//! only grow.
+//! Counters of a disk. Any number of threads count, any number read; they only
+//! grow.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -36,9 +36,9 @@ impl Direction {
         self.operations.fetch_add(1, Relaxed);
     }
 
-    fn read(&self, name: &str, figures: &mut BTreeMap<String, u64>) {
+    fn read(&self, name: &str, counters: &mut BTreeMap<String, u64>) {
         let operations = self.operations.load(Relaxed);
-        let mut put = |what: &str, value| figures.insert(format!("{name}_{what}"), value);
+        let mut put = |what: &str, value| counters.insert(format!("{name}_{what}"), value);
         put("bytes", self.bytes.load(Relaxed));
         put("ops", operations);
         // Without an operation there is no latency, and none is invented.
@@ -59,6 +59,8 @@ impl Direction {
 pub(super) struct BlockCounters {
     read: Direction,
     write: Direction,
+    /// Requests that the host failed.
+    errors: AtomicU64,
 }
 
 impl BlockCounters {
@@ -66,6 +68,7 @@ impl BlockCounters {
         Self {
             read: Direction::new(),
             write: Direction::new(),
+            errors: AtomicU64::new(0),
         }
     }
 
@@ -76,14 +79,20 @@ impl BlockCounters {
     pub(super) fn count_write(&self, bytes: u64, took: Duration) {
         self.write.count(bytes, took);
     }
+
+    /// Counts a request that the host failed; how many there are.
+    pub(super) fn count_error(&self) -> u64 {
+        self.errors.fetch_add(1, Relaxed) + 1
+    }
 }
 
 impl DeviceCounters for BlockCounters {
     fn read(&self) -> BTreeMap<String, u64> {
-        let mut figures = BTreeMap::new();
-        self.read.read("read", &mut figures);
-        self.write.read("write", &mut figures);
-        figures
+        let mut counters = BTreeMap::new();
+        self.read.read("read", &mut counters);
+        self.write.read("write", &mut counters);
+        counters.insert("io_errors".to_owned(), self.errors.load(Relaxed));
+        counters
     }
 }
 
@@ -92,16 +101,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_direction_moves_its_own_figures_and_latency_comes_with_the_first_operation() {
+    fn each_direction_moves_its_own_counters_and_latency_comes_with_the_first_operation() {
         let counters = BlockCounters::new();
         let names = |counters: &BlockCounters| counters.read().into_keys().collect::<Vec<_>>();
         assert_eq!(
             names(&counters),
-            ["read_bytes", "read_ops", "write_bytes", "write_ops"]
+            [
+                "io_errors",
+                "read_bytes",
+                "read_ops",
+                "write_bytes",
+                "write_ops"
+            ]
         );
         counters.count_read(512, Duration::from_micros(10));
         counters.count_read(1024, Duration::from_micros(30));
         let expected = [
+            ("io_errors", 0),
             ("read_bytes", 1536),
             ("read_latency_avg", 20),
             ("read_latency_max", 30),
@@ -119,5 +135,7 @@ mod tests {
         counters.count_write(4096, Duration::from_micros(7));
         assert_eq!(counters.read()["write_latency_avg"], 7);
         assert_eq!(counters.read()["read_ops"], 2);
+        assert_eq!((counters.count_error(), counters.count_error()), (1, 2));
+        assert_eq!(counters.read()["io_errors"], 2);
     }
 }

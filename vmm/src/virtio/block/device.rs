@@ -1,6 +1,7 @@
 //! The device: identity, features, configuration, and the hold of a thread per
 //! queue.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -58,10 +59,15 @@ impl DiskImage {
     }
 }
 
+impl DeviceCounters for Disk {
+    fn read(&self) -> BTreeMap<String, u64> {
+        self.counters.read()
+    }
+}
+
 /// A disk.
 pub struct Block {
     disk: Arc<Disk>,
-    counters: Arc<BlockCounters>,
     queue_sizes: Vec<u16>,
     workers: Vec<Worker>,
 }
@@ -81,13 +87,12 @@ impl Block {
             image,
             config,
             faults: Arc::new(GuestFaults::new(id)),
+            counters: BlockCounters::new(),
         });
-        let counters = Arc::new(BlockCounters::new());
         let workers = (0..options.queues)
             .map(|queue| {
                 let service = BlockService::new(
                     Arc::clone(&disk),
-                    Arc::clone(&counters),
                     options.limit.clone(),
                     options
                         .affinity
@@ -109,7 +114,6 @@ impl Block {
             .collect::<io::Result<_>>()?;
         Ok(Self {
             disk,
-            counters,
             queue_sizes: vec![options.queue_size; usize::from(options.queues)],
             workers,
         })
@@ -174,6 +178,6 @@ impl VirtioDevice for Block {
     }
 
     fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
-        Some(Arc::clone(&self.counters) as Arc<dyn DeviceCounters>)
+        Some(Arc::clone(&self.disk) as Arc<dyn DeviceCounters>)
     }
 }

@@ -7,11 +7,15 @@ use vm_memory::Bytes;
 
 use super::SECTOR;
 use super::config::DiskConfig;
+use super::counters::BlockCounters;
 use super::image::Image;
 use super::request::{Extent, Kind, Range, Status};
 use crate::memory::{AlignedBuffer, GuestBuffers, GuestRam};
-use crate::virtio::GuestFaults;
+use crate::virtio::{GuestFaults, StopFlag};
 
+/// Discards and writes of zeroes are done in pieces of this size, between
+/// which the thread can be stopped and others get their turn.
+const PIECE: u64 = 64 << 20;
 /// Bytes of a disk's serial number.
 const ID_LENGTH: usize = 20;
 
@@ -21,6 +25,7 @@ pub(super) struct Disk {
     pub(super) config: DiskConfig,
     pub(super) serial: String,
     pub(super) faults: Arc<GuestFaults>,
+    pub(super) counters: BlockCounters,
 }
 
 /// Something that needs the image's file, with its memory checked.
@@ -43,7 +48,7 @@ pub(super) enum Plan {
 impl Disk {
     /// Checks a request against the disk, and does what needs no file I/O
     /// that could be left to the ring.
-    pub(super) fn plan(&self, kind: &Kind, memory: &Arc<GuestRam>) -> Plan {
+    pub(super) fn plan(&self, kind: &Kind, memory: &Arc<GuestRam>, stop: &StopFlag) -> Plan {
         let geometry = self.image.geometry();
         match kind {
             Kind::Read {
@@ -71,11 +76,11 @@ impl Disk {
             }
             Kind::Flush => Plan::Transfer(Transfer::Flush),
             Kind::GetId { data } => self.get_id(data, memory),
-            Kind::Discard(extents) if geometry.sparse => self.extents(extents, |extent| {
+            Kind::Discard(extents) if geometry.sparse => self.extents(extents, stop, |extent| {
                 self.image.discard(extent.offset, extent.length)
             }),
             Kind::Discard(_) => Plan::Done(Status::Unsupported, 0),
-            Kind::WriteZeroes(extents) => self.extents(extents, |extent| {
+            Kind::WriteZeroes(extents) => self.extents(extents, stop, |extent| {
                 self.image
                     .write_zeroes(extent.offset, extent.length, extent.unmap)
             }),
@@ -91,6 +96,18 @@ impl Disk {
     fn refuse(&self, why: &str) -> Plan {
         self.faults.report(&why);
         Plan::Done(Status::Failed, 0)
+    }
+
+    fn fail(&self, error: &io::Error) -> Plan {
+        self.count_error(error);
+        Plan::Done(Status::Failed, 0)
+    }
+
+    /// Counts and logs that the host did not do what a request takes.
+    pub(super) fn count_error(&self, error: &io::Error) {
+        let count = self.counters.count_error();
+        self.faults
+            .report_host(&format_args!("the host's I/O fails ({count}): {error}"));
     }
 
     fn within(&self, offset: u64, length: u64) -> bool {
@@ -126,10 +143,7 @@ impl Disk {
         match checked {
             Ok(Some(copy)) => Plan::Transfer(Transfer::WriteChecked(copy, offset)),
             Ok(None) => self.refuse("a write that would change what kind of image this is"),
-            Err(error) => {
-                log::warn!("a disk fails: {error}");
-                Plan::Done(Status::Failed, 0)
-            }
+            Err(error) => self.fail(&error),
         }
     }
 
@@ -147,7 +161,12 @@ impl Disk {
         }
     }
 
-    fn extents(&self, extents: &[Extent], work: impl Fn(&Extent) -> io::Result<()>) -> Plan {
+    fn extents(
+        &self,
+        extents: &[Extent],
+        stop: &StopFlag,
+        work: impl Fn(&Extent) -> io::Result<()>,
+    ) -> Plan {
         if self.image.geometry().read_only {
             return self.refuse("a write to a read-only disk");
         }
@@ -155,21 +174,20 @@ impl Disk {
             if !self.within(extent.offset, extent.length) {
                 return self.refuse("a range past the end of the disk");
             }
-            if extent.length == 0 {
-                continue;
-            }
-            if let Err(error) = work(extent) {
-                log::warn!("a disk fails: {error}");
+        }
+        for piece in extents.iter().flat_map(pieces) {
+            if stop.is_set() {
+                // Nobody waits for the outcome any more.
                 return Plan::Done(Status::Failed, 0);
             }
+            if let Err(error) = work(&piece) {
+                return self.fail(&error);
+            }
         }
-        if !self.config.writeback()
-            && let Err(error) = self.image.flush()
-        {
-            log::warn!("a disk fails: {error}");
-            return Plan::Done(Status::Failed, 0);
+        match self.flush_unless_cached() {
+            Ok(()) => Plan::Done(Status::Ok, 0),
+            Err(error) => self.fail(&error),
         }
-        Plan::Done(Status::Ok, 0)
     }
 
     fn flush_unless_cached(&self) -> io::Result<()> {
@@ -188,13 +206,27 @@ impl Disk {
                 self.flush_unless_cached()
             }
             Transfer::WriteChecked(bytes, offset) => {
-                self.image.write_bytes(bytes, *offset)?;
+                self.image
+                    .write_bytes(bytes, *offset, bytes.bytes().len())?;
                 self.flush_unless_cached()
             }
             Transfer::Flush if self.image.geometry().read_only => Ok(()),
             Transfer::Flush => self.image.flush(),
         }
     }
+}
+
+fn pieces(extent: &Extent) -> impl Iterator<Item = Extent> {
+    let Extent {
+        offset,
+        length,
+        unmap,
+    } = *extent;
+    (0..length.div_ceil(PIECE)).map(move |index| Extent {
+        offset: offset + index * PIECE,
+        length: PIECE.min(length - index * PIECE),
+        unmap,
+    })
 }
 
 /// Tells the driver the outcome of a request.

@@ -5,7 +5,7 @@ use virtio_bindings::virtio_blk as bits;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::SECTOR;
-use super::config::MAX_SEGMENTS;
+use super::config::{MAX_SECTORS, MAX_SEGMENTS};
 use crate::memory::GuestRam;
 use crate::virtio::Chain;
 
@@ -201,9 +201,13 @@ fn extents(memory: &GuestRam, mut ranges: Vec<Range>) -> Option<Vec<Extent>> {
             if flags & !FLAG_UNMAP != 0 {
                 return None;
             }
+            let sectors = u32::from_le_bytes([s0, s1, s2, s3]);
+            if sectors > MAX_SECTORS {
+                return None;
+            }
             Some(Extent {
                 offset: u64::from_le_bytes([a, b, c, d, e, f, g, h]).checked_mul(SECTOR)?,
-                length: u64::from(u32::from_le_bytes([s0, s1, s2, s3])) * SECTOR,
+                length: u64::from(sectors) * SECTOR,
                 unmap: flags & FLAG_UNMAP != 0,
             })
         })

@@ -174,6 +174,35 @@ fn reads_and_writes_reach_the_image_with_and_without_a_ring() {
 }
 
 #[test]
+fn a_disk_past_the_page_cache_takes_any_sector_into_any_buffer() {
+    for qcow2_image in [false, true] {
+        let mut host = if qcow2_image { qcow2() } else { Host::new() };
+        host.options.direct = true;
+        if let Err(error) = Image::open(&host.options) {
+            // A temporary file in memory, on some kernels.
+            assert!(error.to_string().contains("Cannot open"), "{error}");
+            continue;
+        }
+        for ring in [true, false] {
+            let mut guest = Guest::with(&host, &options(ring), FLUSH);
+            let mut config = [0; 4];
+            guest.block.read_config(20, &mut config);
+            assert_eq!(u32::from_le_bytes(config), 512);
+            for (sector, at) in [(0, DATA), (3, DATA + 8), (SIZE / 512 - 1, DATA + 512)] {
+                let value = sector as u8 ^ u8::from(ring) ^ 0x5a;
+                guest.driver.put(at, &[value; 512]);
+                let write = [Buffer::readable(at, 512)];
+                assert_eq!(guest.request(bits::VIRTIO_BLK_T_OUT, sector, &write).0, OK);
+                let read = [Buffer::writable(DATA + 0x1001, 512)];
+                assert_eq!(guest.request(bits::VIRTIO_BLK_T_IN, sector, &read).0, OK);
+                assert_eq!(guest.driver.get(DATA + 0x1001, 512), [value; 512]);
+            }
+        }
+        assert_eq!(host.file.as_file().metadata().unwrap().len() % 512, 0);
+    }
+}
+
+#[test]
 fn the_last_sector_is_reachable_and_nothing_behind_it() {
     let host = Host::new();
     let mut guest = Guest::new(&host);
@@ -313,6 +342,57 @@ fn ranges_are_discarded_and_zeroed_exactly() {
         let extents = guest.extents(&[bad]);
         assert_eq!(guest.request(zeroes, 0, &[extents]).0, FAILED, "{bad:?}");
     }
+}
+
+#[test]
+fn the_advertised_limits_of_discards_and_zeroes_hold() {
+    let host = Host::new();
+    host.file.as_file().set_len(8 << 30).unwrap();
+    let mut guest = Guest::new(&host);
+    let mut config = [0; 60];
+    guest.block.read_config(0, &mut config);
+    let field = |at: usize| u32::from_le_bytes(config[at..at + 4].try_into().unwrap());
+    for (kind, sectors, segments) in [
+        (bits::VIRTIO_BLK_T_DISCARD, field(36), field(40)),
+        (bits::VIRTIO_BLK_T_WRITE_ZEROES, field(48), field(52)),
+    ] {
+        for (extents, status) in [
+            (vec![(0, sectors, 0)], OK),
+            (vec![(0, sectors + 1, 0)], FAILED),
+            (vec![(0, u32::MAX, 0)], FAILED),
+            (vec![(0, 8, 0); segments as usize], OK),
+            (vec![(0, 8, 0); segments as usize + 1], FAILED),
+        ] {
+            let buffer = guest.extents(&extents);
+            let got = guest.request(kind, 0, &[buffer]).0;
+            assert_eq!(got, status, "{kind} {:?} of {}", extents[0], extents.len());
+        }
+    }
+}
+
+#[test]
+fn what_the_host_fails_is_counted_apart_from_what_the_driver_does() {
+    let host = qcow2();
+    let mut guest = Guest::new(&host);
+    let write = [Buffer::readable(DATA, 512)];
+    assert_eq!(guest.request(bits::VIRTIO_BLK_T_OUT, 0, &write).0, OK);
+    drop(guest);
+    let long = |at| u64::from_be_bytes(host.bytes(at, 8).try_into().unwrap());
+    let l2 = long(long(40)) & 0x00ff_ffff_ffff_fe00;
+    let mut guest = Guest::new(&host);
+    // Behind the VMM's back the table becomes nonsense.
+    host.file.as_file().seek(SeekFrom::Start(l2)).unwrap();
+    host.file.as_file().write_all(&[0x3f; 512]).unwrap();
+    let read = [Buffer::writable(DATA, 512)];
+    for count in 1..3 {
+        assert_eq!(guest.request(bits::VIRTIO_BLK_T_IN, 0, &read).0, FAILED);
+        assert_eq!(guest.block.counters().unwrap().read()["io_errors"], count);
+        assert_eq!(guest.block.faults().count(), 0);
+    }
+    let last = SIZE / 512;
+    assert_eq!(guest.request(bits::VIRTIO_BLK_T_IN, last, &read).0, FAILED);
+    assert_eq!(guest.block.counters().unwrap().read()["io_errors"], 2);
+    assert_eq!(guest.block.faults().count(), 1);
 }
 
 #[test]

@@ -9,7 +9,6 @@ use std::time::Instant;
 
 use vm_memory::GuestAddress;
 
-use super::counters::BlockCounters;
 use super::execute::{Disk, Plan, Transfer, write_status};
 use super::request::{Kind, Request, Status, parse};
 use super::wakeups::Wakeups;
@@ -22,6 +21,10 @@ use crate::virtio::{Activation, QueueError, VirtQueue};
 const REQUESTS: u64 = 0;
 const COMPLETIONS: u64 = 1;
 const LIMIT: u64 = 2;
+
+/// Bytes that the requests of one queue that are under way move together,
+/// unless a single one moves more: a reset waits for them.
+const MAX_BYTES_IN_FLIGHT: u64 = 64 << 20;
 
 /// A request that the ring works on.
 struct Pending {
@@ -48,9 +51,18 @@ enum Work {
     Flush,
 }
 
+impl Work {
+    /// Bytes that it still moves.
+    fn bytes(self) -> u64 {
+        match self {
+            Work::Read { length, .. } | Work::Write { length, .. } => length,
+            Work::SyncWrite { .. } | Work::Flush => 0,
+        }
+    }
+}
+
 pub(super) struct BlockService {
     disk: Arc<Disk>,
-    counters: Arc<BlockCounters>,
     limit: Option<RateLimit>,
     affinity: Vec<usize>,
     use_ring: bool,
@@ -65,20 +77,22 @@ struct Active {
     ring: Option<IoRing>,
     limiter: Option<RateLimiter>,
     pending: BTreeMap<u64, Pending>,
+    /// Those of `pending`.
+    bytes: u64,
+    /// The queue may hold more, which has to wait for requests under way.
+    full: bool,
     next: u64,
 }
 
 impl BlockService {
     pub(super) fn new(
         disk: Arc<Disk>,
-        counters: Arc<BlockCounters>,
         limit: Option<RateLimit>,
         affinity: Vec<usize>,
         use_ring: bool,
     ) -> Self {
         Self {
             disk,
-            counters,
             limit,
             affinity,
             use_ring,
@@ -95,15 +109,15 @@ impl Service for BlockService {
             return Ok(());
         };
         if let Err(error) = bind_to_cpus(&self.affinity) {
-            log::warn!(
-                "a disk's thread cannot be bound to CPUs {:?}: {error}",
+            self.disk.faults.report_host(&format_args!(
+                "a thread cannot be bound to CPUs {:?}: {error}",
                 self.affinity
-            );
+            ));
         }
         self.wakeups.get_or_insert_with(Wakeups::new);
         poll.add(queue.kick(), REQUESTS)?;
         let ring = if self.use_ring && self.disk.image.sync_file().is_some() {
-            open_ring(queue.size())
+            open_ring(queue.size(), &self.disk)
         } else {
             None
         };
@@ -119,6 +133,8 @@ impl Service for BlockService {
             ring,
             limiter,
             pending: BTreeMap::new(),
+            bytes: 0,
+            full: false,
             next: 0,
         });
         Ok(())
@@ -129,15 +145,20 @@ impl Service for BlockService {
             return Ok(());
         };
         match token {
-            COMPLETIONS => active.finish(&self.disk, &self.counters)?,
+            COMPLETIONS => {
+                active.finish(&self.disk)?;
+                if active.full {
+                    active.take_requests(&self.disk)?;
+                }
+            }
             LIMIT => {
                 if let Some(limiter) = &mut active.limiter {
                     limiter.resume();
                 }
-                active.take_requests(&self.disk, &self.counters)?;
+                active.take_requests(&self.disk)?;
             }
             _ => {
-                let taken = active.take_requests(&self.disk, &self.counters)?;
+                let taken = active.take_requests(&self.disk)?;
                 if let Some(wakeups) = &mut self.wakeups {
                     wakeups.served(taken);
                 }
@@ -157,11 +178,13 @@ impl Service for BlockService {
 }
 
 /// A ring, or none where the host forbids it.
-fn open_ring(depth: u16) -> Option<IoRing> {
+fn open_ring(depth: u16, disk: &Disk) -> Option<IoRing> {
     match IoRing::new(depth) {
         Ok(ring) => Some(ring),
         Err(error) => {
-            log::info!("no io_uring, disks are read and written one request at a time: {error}");
+            disk.faults.report_host(&format_args!(
+                "no io_uring, it is read and written one request at a time: {error}"
+            ));
             None
         }
     }
@@ -170,18 +193,27 @@ fn open_ring(depth: u16) -> Option<IoRing> {
 impl Active {
     /// Starts what is in the queue, and says how many requests that were; one
     /// round of it at most, so that requests to stop are heard.
-    fn take_requests(&mut self, disk: &Disk, counters: &BlockCounters) -> Result<u16, QueueError> {
+    fn take_requests(&mut self, disk: &Disk) -> Result<u16, QueueError> {
         // Nothing to read: somebody else has looked already.
         let _ = self.queue.kick().read();
         let mut left = self.queue.size();
+        self.full = false;
         loop {
             self.queue.stop_kicks()?;
-            while left > 0 {
+            while left > 0 && !self.queue.stop_flag().is_set() {
+                if self.is_full() {
+                    // Goes on when something is done; until then the driver
+                    // need not kick.
+                    self.full = true;
+                    self.submit(disk)?;
+                    self.queue.notify()?;
+                    return Ok(self.queue.size() - left);
+                }
                 if let Some(limiter) = &mut self.limiter
                     && !limiter.may_pass()
                 {
                     // Goes on when the limiter says so.
-                    self.submit(disk, counters)?;
+                    self.submit(disk)?;
                     self.queue.notify()?;
                     return Ok(self.queue.size() - left);
                 }
@@ -191,16 +223,16 @@ impl Active {
                 left -= 1;
                 let memory = Arc::clone(self.queue.memory());
                 match parse(&chain, &memory) {
-                    Ok(request) => self.begin(&request, disk, counters)?,
+                    Ok(request) => self.begin(&request, disk)?,
                     Err(error) => {
                         disk.faults.report(&error);
                         self.queue.complete(chain.head_index(), 0)?;
                     }
                 }
             }
-            self.submit(disk, counters)?;
+            self.submit(disk)?;
             self.queue.notify()?;
-            if !self.queue.want_kicks()? {
+            if self.queue.stop_flag().is_set() || !self.queue.want_kicks()? {
                 return Ok(self.queue.size() - left);
             }
             if left == 0 {
@@ -211,24 +243,27 @@ impl Active {
         }
     }
 
-    fn submit(&mut self, disk: &Disk, counters: &BlockCounters) -> Result<(), QueueError> {
+    /// Whether nothing more may begin for now. A driver that offers a chain
+    /// again before it was given back has no more requests under way than the
+    /// queue has entries, either.
+    fn is_full(&self) -> bool {
+        self.pending.len() >= usize::from(self.queue.size()) || self.bytes >= MAX_BYTES_IN_FLIGHT
+    }
+
+    fn submit(&mut self, disk: &Disk) -> Result<(), QueueError> {
         let submitted = self.ring.as_mut().map_or(Ok(()), IoRing::submit);
         if let Err(error) = submitted {
             // Seen with a full completion queue: make room and let the next
             // round try again.
-            log::warn!("a disk's requests are delayed: {error}");
-            self.finish(disk, counters)?;
+            disk.faults
+                .report_host(&format_args!("requests are delayed: {error}"));
+            self.finish(disk)?;
             let _ = self.queue.kick().write(1);
         }
         Ok(())
     }
 
-    fn begin(
-        &mut self,
-        request: &Request,
-        disk: &Disk,
-        counters: &BlockCounters,
-    ) -> Result<(), QueueError> {
+    fn begin(&mut self, request: &Request, disk: &Disk) -> Result<(), QueueError> {
         let since = Instant::now();
         let (work, length) = match request.kind {
             Kind::Read { offset, length, .. } => (Work::Read { offset, length }, length),
@@ -245,14 +280,15 @@ impl Active {
             work,
         };
         let memory = Arc::clone(self.queue.memory());
-        match disk.plan(&request.kind, &memory) {
+        let stop = self.queue.stop_flag().clone();
+        match disk.plan(&request.kind, &memory, &stop) {
             Plan::Done(status, written) => self.end(disk, &pending, status, written),
             Plan::Transfer(transfer) => {
                 let Some(transfer) = self.push(disk, transfer, &pending) else {
                     return Ok(());
                 };
                 let result = disk.perform(&transfer);
-                self.end_transfer(disk, counters, &pending, result)
+                self.end_transfer(disk, &pending, result)
             }
         }
     }
@@ -263,8 +299,8 @@ impl Active {
             return Some(transfer);
         };
         let file = match &transfer {
-            Transfer::Read(buffers, _) | Transfer::Write(buffers, _) => {
-                disk.image.plain_file(buffers)
+            Transfer::Read(buffers, offset) | Transfer::Write(buffers, offset) => {
+                disk.image.plain_file(buffers, *offset)
             }
             Transfer::WriteChecked(..) => None,
             Transfer::Flush if disk.image.geometry().read_only => None,
@@ -283,6 +319,7 @@ impl Active {
         match ring.push(token, file, operation) {
             Ok(()) => {
                 self.next += 1;
+                self.bytes += pending.work.bytes();
                 self.pending.insert(
                     token,
                     Pending {
@@ -301,7 +338,7 @@ impl Active {
     }
 
     /// Gives back what the ring has done.
-    fn finish(&mut self, disk: &Disk, counters: &BlockCounters) -> Result<(), QueueError> {
+    fn finish(&mut self, disk: &Disk) -> Result<(), QueueError> {
         let done = match &mut self.ring {
             Some(ring) => ring.completed(),
             None => return Ok(()),
@@ -310,7 +347,8 @@ impl Active {
             let Some(mut pending) = self.pending.remove(&completion.token) else {
                 continue;
             };
-            let result = settle(disk, pending.work, completion);
+            self.bytes -= pending.work.bytes();
+            let result = finish_short_transfer(disk, pending.work, completion);
             if let (Work::Write { length, .. }, Ok(())) = (pending.work, &result)
                 && !disk.config.writeback()
             {
@@ -319,15 +357,16 @@ impl Active {
                     continue;
                 }
                 let result = disk.perform(&Transfer::Flush);
-                self.end_transfer(disk, counters, &pending, result)?;
+                self.end_transfer(disk, &pending, result)?;
                 continue;
             }
-            self.end_transfer(disk, counters, &pending, result)?;
+            self.end_transfer(disk, &pending, result)?;
         }
         if let Some(ring) = &mut self.ring
             && let Err(error) = ring.submit()
         {
-            log::warn!("a disk's requests are delayed: {error}");
+            disk.faults
+                .report_host(&format_args!("requests are delayed: {error}"));
             let _ = self.queue.kick().write(1);
         }
         self.queue.notify()
@@ -336,23 +375,22 @@ impl Active {
     fn end_transfer(
         &mut self,
         disk: &Disk,
-        counters: &BlockCounters,
         pending: &Pending,
         result: io::Result<()>,
     ) -> Result<(), QueueError> {
         if let Err(error) = result {
-            log::warn!("a disk fails: {error}");
+            disk.count_error(&error);
             return self.end(disk, pending, Status::Failed, 0);
         }
         let took = pending.since.elapsed();
         let written = match pending.work {
             Work::Read { length, .. } => {
-                counters.count_read(length, took);
+                disk.counters.count_read(length, took);
                 // No request is longer than the field can say.
                 length as u32
             }
             Work::Write { length, .. } | Work::SyncWrite { length } => {
-                counters.count_write(length, took);
+                disk.counters.count_write(length, took);
                 0
             }
             Work::Flush => 0,
@@ -378,20 +416,140 @@ impl Active {
 
 /// The outcome of an operation of the ring. One that moved less than it should
 /// have is finished here.
-fn settle(disk: &Disk, work: Work, completion: RingCompletion) -> io::Result<()> {
+fn finish_short_transfer(disk: &Disk, work: Work, completion: RingCompletion) -> io::Result<()> {
     let moved = completion.result?;
-    let Some(buffers) = completion.buffers else {
+    let (Some(buffers), Work::Read { offset, .. } | Work::Write { offset, .. }) =
+        (completion.buffers, work)
+    else {
         return Ok(());
     };
     if moved == buffers.length() {
         return Ok(());
     }
-    let Some(file) = disk.image.plain_file(&buffers) else {
+    let Some(file) = disk.image.plain_file(&buffers, offset) else {
         return Err(io::ErrorKind::UnexpectedEof.into());
     };
     match work {
-        Work::Read { offset, .. } => buffers.read_from(file.as_fd(), offset, moved),
-        Work::Write { offset, .. } => buffers.write_to(file.as_fd(), offset, moved),
-        Work::SyncWrite { .. } | Work::Flush => Ok(()),
+        Work::Read { .. } => buffers.read_from(file.as_fd(), offset, moved),
+        _ => buffers.write_to(file.as_fd(), offset, moved),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use virtio_bindings::virtio_blk as bits;
+
+    use super::super::config::DiskConfig;
+    use super::super::counters::BlockCounters;
+    use super::super::image::{Image, ImageFormat, ImageOptions, LockRange};
+    use super::super::request::Extent;
+    use super::*;
+    use crate::virtio::testing::{Buffer, Driver};
+    use crate::virtio::{GuestFaults, StopFlag};
+
+    const QUEUE_SIZE: u16 = 16;
+
+    fn disk(size: u64) -> (tempfile::NamedTempFile, Disk) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(size).unwrap();
+        let options = ImageOptions {
+            path: file.path().to_owned(),
+            format: ImageFormat::Raw,
+            read_only: false,
+            direct: false,
+            sparse: true,
+            backing_files: false,
+            lock: LockRange::Bytes,
+        };
+        let image = Image::open(&options).unwrap();
+        let config = DiskConfig::new(&image, 1, QUEUE_SIZE);
+        let disk = Disk {
+            image,
+            config,
+            serial: String::new(),
+            faults: Arc::new(GuestFaults::new("disk")),
+            counters: BlockCounters::new(),
+        };
+        (file, disk)
+    }
+
+    #[test]
+    fn chains_that_are_offered_again_do_not_add_up() {
+        const LENGTH: u32 = 8 << 20;
+        let (_file, disk) = disk(16 << 20);
+        let mut driver = Driver::new(QUEUE_SIZE);
+        let mut header = bits::VIRTIO_BLK_T_OUT.to_le_bytes().to_vec();
+        header.resize(16, 0);
+        driver.put(0, &header);
+        let head = driver.offer(&[
+            Buffer::readable(0, 16),
+            Buffer::readable(4096, LENGTH),
+            Buffer::writable(512, 1),
+        ]);
+        let mut active = Active {
+            queue: driver.queue(),
+            ring: open_ring(QUEUE_SIZE, &disk),
+            limiter: None,
+            pending: BTreeMap::new(),
+            bytes: 0,
+            full: false,
+            next: 0,
+        };
+        let (mut offered, mut times_full) = (1, 0);
+        for _ in 0..100 {
+            if active.full {
+                times_full += 1;
+                std::thread::sleep(Duration::from_millis(1));
+                active.finish(&disk).unwrap();
+            } else if offered < 64 {
+                for _ in 0..8 {
+                    driver.offer_head(head);
+                    offered += 1;
+                }
+            }
+            active.take_requests(&disk).unwrap();
+            assert!(active.pending.len() <= usize::from(QUEUE_SIZE));
+            assert!(active.bytes < MAX_BYTES_IN_FLIGHT + u64::from(LENGTH));
+        }
+        assert!(active.ring.is_none() || times_full > 0);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while driver.used().len() < offered {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(1));
+            active.finish(&disk).unwrap();
+            active.take_requests(&disk).unwrap();
+        }
+        assert_eq!((active.pending.len(), active.bytes), (0, 0));
+    }
+
+    #[test]
+    fn a_long_discard_ends_between_pieces_when_the_thread_is_to_stop() {
+        let (_file, disk) = disk(16 << 30);
+        let driver = Driver::new(QUEUE_SIZE);
+        let stop = StopFlag::default();
+        let extents = vec![
+            Extent {
+                offset: 0,
+                length: 2 << 30,
+                unmap: false,
+            };
+            16
+        ];
+        for kind in [Kind::Discard(extents.clone()), Kind::WriteZeroes(extents)] {
+            for stopped in [false, true] {
+                stop.clear();
+                if stopped {
+                    stop.set();
+                }
+                let expected = if stopped { Status::Failed } else { Status::Ok };
+                match disk.plan(&kind, driver.memory(), &stop) {
+                    Plan::Done(status, 0) => assert_eq!(status, expected),
+                    _ => panic!("no transfer is needed"),
+                }
+            }
+        }
+        assert_eq!(disk.faults.count(), 0);
     }
 }

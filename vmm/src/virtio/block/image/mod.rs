@@ -201,8 +201,9 @@ impl Image {
         let (kind, size, block_size) = if format == ImageFormat::Qcow2 {
             let image = Qcow2Image::open(file, id, options)
                 .map_err(|source| ImageError::Qcow2(options.path.clone(), source))?;
-            let (size, block_size) = (image.size(), image.block_size());
-            (Kind::Qcow2(image), size, block_size)
+            let size = image.size();
+            // The library takes any part of the host's blocks.
+            (Kind::Qcow2(image), size, SECTOR as u32)
         } else {
             bypass_cache(&file, &options.path, options.direct)?;
             let image = RawImage::new(file, options.direct).map_err(failed)?;
@@ -292,11 +293,15 @@ impl Image {
         &self.serial
     }
 
-    /// The file, if buffers can be read from and written to it as they are,
-    /// by whatever means.
-    pub(super) fn plain_file(&self, buffers: &GuestBuffers) -> Option<&std::sync::Arc<File>> {
+    /// The file, if buffers can be read from and written to it at the offset as
+    /// they are, by whatever means.
+    pub(super) fn plain_file(
+        &self,
+        buffers: &GuestBuffers,
+        offset: u64,
+    ) -> Option<&std::sync::Arc<File>> {
         match &self.kind {
-            Kind::Raw(image) => image.plain_file(buffers),
+            Kind::Raw(image) => image.plain_file(buffers, offset),
             Kind::Qcow2(_) => None,
         }
     }
@@ -353,9 +358,14 @@ impl Image {
     }
 
     /// Writes bytes of this process.
-    pub(super) fn write_bytes(&self, bytes: &AlignedBuffer, offset: u64) -> io::Result<()> {
+    pub(super) fn write_bytes(
+        &self,
+        bytes: &AlignedBuffer,
+        offset: u64,
+        length: usize,
+    ) -> io::Result<()> {
         match &self.kind {
-            Kind::Raw(image) => image.write_bytes(bytes, offset),
+            Kind::Raw(image) => image.write_bytes(bytes, offset, length),
             Kind::Qcow2(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }

@@ -34,9 +34,8 @@ type Access = FormatAccess<Guarded>;
 /// Most files behind an image. Each holds a descriptor and takes part in each
 /// read of what the image does not have.
 const MAX_BACKING_FILES: usize = 10;
-/// Discards and writes of zeroes are done in pieces of this size, between
-/// which others get their turn.
-const PIECE: u64 = 64 << 20;
+/// Bytes whose tables a flush may have to write.
+const CACHED: u64 = 64 << 20;
 
 /// Why a qcow2 image cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -167,11 +166,6 @@ impl Qcow2Image {
         })
     }
 
-    pub(super) fn block_size(&self) -> u32 {
-        let alignment = self.shared(Access::req_align);
-        u32::try_from(alignment).unwrap_or(512).clamp(512, 4096)
-    }
-
     fn shared<T>(&self, work: impl FnOnce(&Access) -> T) -> T {
         work(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -225,42 +219,24 @@ impl Qcow2Image {
 
     pub(super) fn flush(&self) -> io::Result<()> {
         // The cache may be full of tables that have to be written.
-        self.beside(PIECE, |access| {
+        self.beside(CACHED, |access| {
             access.flush()?;
             access.sync()
         })
     }
 
     pub(super) fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        pieces(offset, length, |offset, length| {
-            self.alone(length, |access| {
-                match access.discard_to_zero(offset, length) {
-                    Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
-                    result => result,
-                }
-            })
+        self.alone(length, |access| {
+            match access.discard_to_zero(offset, length) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+                result => result,
+            }
         })
     }
 
     pub(super) fn write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
-        pieces(offset, length, |offset, length| {
-            self.beside(length, |access| access.write_zeroes(offset, length))
-        })
+        self.beside(length, |access| access.write_zeroes(offset, length))
     }
-}
-
-fn pieces(
-    offset: u64,
-    length: u64,
-    mut work: impl FnMut(u64, u64) -> io::Result<()>,
-) -> io::Result<()> {
-    let mut done = 0;
-    while done < length {
-        let step = (length - done).min(PIECE);
-        work(offset + done, step)?;
-        done += step;
-    }
-    Ok(())
 }
 
 /// How often a request for so many bytes may access the files: generously

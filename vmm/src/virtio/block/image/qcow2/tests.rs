@@ -347,3 +347,75 @@ fn no_damage_to_an_image_reaches_beyond_its_disk() {
     // Otherwise nothing was tried.
     assert!(opened > 0 && opened < mutants);
 }
+
+/// Several queues, a backing file, discards, zeroes and flushes at the same
+/// time: what is read is what was written, and the tables are right at the end,
+/// by our own check and by `qemu-img check` where that is installed.
+#[test]
+fn an_image_is_intact_after_a_load_of_several_queues() {
+    const QUEUES: u64 = 4;
+    let folder = Folder::new();
+    folder.filled("base");
+    let top = folder.create("top", Some("base"));
+    let opened = Image::open(&top).unwrap();
+    let size = opened.size();
+    let image = &opened;
+    std::thread::scope(|scope| {
+        for queue in 0..QUEUES {
+            scope.spawn(move || {
+                let mut numbers = Numbers(0x1234_5678 + queue);
+                // Each queue has every fourth unit of 1 KiB to itself, so that
+                // they share clusters and tables.
+                let units = size / 1024 / QUEUES;
+                let mut known = vec![None; units as usize];
+                for _ in 0..1500 {
+                    let unit = numbers.below(units);
+                    let at = (unit * QUEUES + queue) * 1024;
+                    let state = &mut known[unit as usize];
+                    match numbers.below(8) {
+                        0..=2 => {
+                            let value = numbers.below(255) as u8 + 1;
+                            transfer(image, at, value, true).unwrap();
+                            *state = Some(value);
+                        }
+                        3 => {
+                            image.write_zeroes(at, 1024, true).unwrap();
+                            *state = Some(0);
+                        }
+                        4 => {
+                            image.discard(at, 1024).unwrap();
+                            *state = None;
+                        }
+                        5 if numbers.below(8) == 0 => image.flush().unwrap(),
+                        _ => {
+                            let value = transfer(image, at, 0, false).unwrap();
+                            assert!(state.is_none_or(|state| state == value), "{at:#x}");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    // Whole clusters too, which gives space back.
+    for cluster in (0..size / CLUSTER).step_by(3) {
+        image.discard(cluster * CLUSTER, CLUSTER).unwrap();
+    }
+    image.flush().unwrap();
+    drop(opened);
+    let file = File::open(&top.path).unwrap();
+    let header = Header::read(&file, true).unwrap();
+    let length = file.metadata().unwrap().len();
+    tables::check(&file, &header, length).unwrap();
+    let check = std::process::Command::new("qemu-img")
+        .arg("check")
+        .arg(&top.path)
+        .output();
+    match check {
+        Ok(output) => {
+            let texts = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+            assert!(output.status.success(), "{texts:?}");
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => panic!("{error}"),
+    }
+}
