@@ -1,14 +1,14 @@
 //! Flags of the remaining devices: `--rng`, `--rtc`, `--vsock`, `--pmem`,
 //! `--fs`, `--balloon`, `--generic-vhost-user`, `--vdpa`, `--device`,
-//! `--user-device`, `--tpm`; `--landlock-rules` and `--exit-stats`.
+//! `--user-device`, `--tpm`; `--landlock-rules`.
 
 use std::str::FromStr;
 
 use super::pci::{PCI_KEYS, pci_common, with_pci};
 use super::{OptionError, Options, required};
 use crate::config::{
-    BalloonConfig, DeviceConfig, ExitStatsConfig, FsConfig, GenericVhostUserConfig, LandlockConfig,
-    PmemConfig, RngConfig, RtcConfig, TpmConfig, UserDeviceConfig, VdpaConfig, VsockConfig,
+    BalloonConfig, DeviceConfig, FsConfig, GenericVhostUserConfig, LandlockConfig, PmemConfig,
+    RngConfig, RtcConfig, TpmConfig, UserDeviceConfig, VdpaConfig, VsockConfig,
 };
 
 impl FromStr for RngConfig {
@@ -21,21 +21,6 @@ impl FromStr for RngConfig {
             src: options
                 .text("src")
                 .map_or_else(|| RngConfig::default().src, Into::into),
-        })
-    }
-}
-
-impl FromStr for ExitStatsConfig {
-    type Err = OptionError;
-
-    fn from_str(text: &str) -> Result<Self, OptionError> {
-        let options = Options::parse(text, &["guest_leaves", "latency"], &[])?;
-        let default = ExitStatsConfig::default();
-        Ok(ExitStatsConfig {
-            guest_leaves: options
-                .toggle("guest_leaves")?
-                .unwrap_or(default.guest_leaves),
-            latency: options.toggle("latency")?.unwrap_or(default.latency),
         })
     }
 }

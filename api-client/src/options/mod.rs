@@ -14,9 +14,11 @@ mod platform;
 mod rate_limit;
 mod serial;
 mod socket;
+mod stats_socket;
 
 pub use grammar::{OptionError, Options, parse_size, required};
 pub use socket::{ApiSocketArg, EventMonitorArg};
+pub use stats_socket::{ExitStatsArg, StatsSocketArg};
 
 #[cfg(test)]
 mod tests;

@@ -76,6 +76,16 @@ impl Endpoint {
     }
 }
 
+/// What the statistics socket serves: counts, and who counts. `vm.info` is not
+/// among it, since the kernel's command line and the paths of disks are no
+/// statistics.
+const STATISTICS: [Endpoint; 4] = [
+    Endpoint::Ping,
+    Endpoint::Counters,
+    Endpoint::ExitStats,
+    Endpoint::Metrics,
+];
+
 /// Every path with its verb; matched exactly. The OpenAPI document lists the
 /// same, and a test holds the two against each other.
 pub const ROUTES: &[(Method, &str, Endpoint)] = &[
@@ -212,6 +222,23 @@ pub fn route(request: &Request) -> Result<Call, Response> {
     })
 }
 
+/// The same at the statistics socket, which refuses whatever else there is.
+pub fn route_statistics(request: &Request) -> Result<Call, Response> {
+    let known = ROUTES.iter().any(|(method, path, endpoint)| {
+        *method == request.method && *path == request.path && STATISTICS.contains(endpoint)
+    });
+    if !known {
+        return Err(Response::error(
+            403,
+            [
+                "Forbidden".to_owned(),
+                "This socket is for reading statistics; the API socket serves the rest".to_owned(),
+            ],
+        ));
+    }
+    route(request)
+}
+
 fn add(device: NewDevice) -> Call {
     Call::Action(VmAction::AddDevice(device))
 }
@@ -295,6 +322,30 @@ mod tests {
                     assert_eq!(status(other, path, None, body), 400, "{path}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_statistics_socket_changes_nothing_and_shows_no_configuration() {
+        let served: Vec<&str> = ROUTES
+            .iter()
+            .filter(|(method, path, _)| route_statistics(&request(*method, path, None, "")).is_ok())
+            .map(|(_, path, _)| *path)
+            .collect();
+        assert_eq!(
+            served,
+            [
+                "/api/v1/vmm.ping",
+                "/api/v1/vm.counters",
+                "/api/v1/vm.exit-stats",
+                "/api/v1/exit-stats",
+                "/exit-stats",
+                "/metrics"
+            ]
+        );
+        for (method, path) in [(Method::Put, "/exit-stats"), (Method::Get, "/nothing")] {
+            let response = route_statistics(&request(method, path, None, "")).unwrap_err();
+            assert_eq!(response.status, 403);
         }
     }
 

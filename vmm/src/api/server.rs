@@ -19,13 +19,13 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::http::{Connection, Progress, Request, Response};
 use super::queue::{ApiResult, ApiSender, ReplySender, StatusBoard};
 use super::request::{VmAction, chain_of};
-use super::router::{Call, route};
+use super::router::{Call, route, route_statistics};
 use super::socket::{ApiSocket, SocketError};
 use super::{answer, exit_stats};
 use crate::sandbox::{Filter, ThreadKind, watch_panics};
 use crate::stats::StatsHub;
 
-/// Clients that may be connected at a time.
+/// Clients of the API that may be connected at a time.
 const MAX_CONNECTIONS: usize = 512;
 /// How long the end of the server waits for clients to take their answers.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -34,9 +34,14 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// with many vCPUs, twice over. The kernel's own limit may be lower.
 const SEND_BUFFER: usize = 1 << 20;
 
+/// Clients of the statistics socket that may be connected besides: users who may
+/// only read take no place from those who control the VM.
+const MAX_READERS: usize = 64;
+
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
-const FIRST_CONNECTION: u64 = 2;
+const STATISTICS: u64 = 2;
+const FIRST_CONNECTION: u64 = 3;
 
 /// What the API thread answers from.
 #[derive(Clone)]
@@ -99,11 +104,20 @@ impl Shared {
 
 /// Listens at `path` and serves.
 pub fn start_server(path: &Path, context: ApiContext) -> Result<ApiServer, ServerError> {
-    serve_on(ApiSocket::bind(path)?, context)
+    serve_on(Some(ApiSocket::bind(path)?), None, context)
 }
 
-/// Serves on a socket that is there already.
-pub fn serve_on(socket: ApiSocket, context: ApiContext) -> Result<ApiServer, ServerError> {
+/// Serves on sockets that are there already: everything on `api`, and what only reads
+/// statistics on `statistics`.
+///
+/// # Errors
+///
+/// The event loop cannot be set up.
+pub fn serve_on(
+    api: Option<ApiSocket>,
+    statistics: Option<ApiSocket>,
+    context: ApiContext,
+) -> Result<ApiServer, ServerError> {
     let set_up = || -> io::Result<(EventLoop, Arc<Shared>)> {
         let shared = Arc::new(Shared {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
@@ -111,10 +125,14 @@ pub fn serve_on(socket: ApiSocket, context: ApiContext) -> Result<ApiServer, Ser
             answers: Mutex::new(Vec::new()),
         });
         let epoll = Epoll::new()?;
-        for (fd, token) in [
-            (socket.listener().as_raw_fd(), LISTENER),
-            (shared.wake.as_raw_fd(), WAKE),
-        ] {
+        let listeners: Vec<_> = [(LISTENER, api), (STATISTICS, statistics)]
+            .into_iter()
+            .filter_map(|(token, socket)| Some((token, socket?)))
+            .collect();
+        let sockets = listeners
+            .iter()
+            .map(|(token, socket)| (socket.listener().as_raw_fd(), *token));
+        for (fd, token) in sockets.chain([(shared.wake.as_raw_fd(), WAKE)]) {
             epoll.ctl(
                 ControlOperation::Add,
                 fd,
@@ -122,8 +140,10 @@ pub fn serve_on(socket: ApiSocket, context: ApiContext) -> Result<ApiServer, Ser
             )?;
         }
         let event_loop = EventLoop {
-            name: socket.name(),
-            socket,
+            name: listeners
+                .first()
+                .map_or_else(String::new, |(_, socket)| socket.name()),
+            listeners,
             epoll,
             context,
             shared: shared.clone(),
@@ -191,13 +211,16 @@ impl Drop for ApiServer {
 
 struct Client {
     connection: Connection,
+    /// Came by the statistics socket.
+    reader: bool,
     interest: EventSet,
 }
 
 struct EventLoop {
     /// Name of the machine in metrics.
     name: String,
-    socket: ApiSocket,
+    /// By token.
+    listeners: Vec<(u64, ApiSocket)>,
     epoll: Epoll,
     context: ApiContext,
     shared: Arc<Shared>,
@@ -223,7 +246,7 @@ impl EventLoop {
             self.round.clear();
             for event in &events[..count] {
                 match event.data() {
-                    LISTENER => self.accept(),
+                    listener @ (LISTENER | STATISTICS) => self.accept(listener),
                     WAKE => self.deliver_answers(),
                     token => self.on_connection(token, event.event_set()),
                 }
@@ -235,9 +258,13 @@ impl EventLoop {
         }
     }
 
-    fn accept(&mut self) {
+    fn accept(&mut self, listener: u64) {
         loop {
-            let stream = match self.socket.listener().accept() {
+            let Some((_, socket)) = self.listeners.iter().find(|(token, _)| *token == listener)
+            else {
+                return;
+            };
+            let stream = match socket.listener().accept() {
                 Ok((stream, _)) => stream,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
@@ -249,23 +276,25 @@ impl EventLoop {
                     return;
                 }
             };
-            if let Err(error) = self.admit(stream) {
+            if let Err(error) = self.admit(stream, listener == STATISTICS) {
                 log::warn!("cannot serve an API client: {error}");
             }
         }
     }
 
-    fn admit(&mut self, mut stream: UnixStream) -> io::Result<()> {
+    fn admit(&mut self, mut stream: UnixStream, reader: bool) -> io::Result<()> {
         stream.set_nonblocking(true)?;
         // So that an answer leaves in one piece where the kernel allows it. It
         // arrives in any case.
         let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
-        if self.connections.len() >= MAX_CONNECTIONS {
+        let limit = if reader { MAX_READERS } else { MAX_CONNECTIONS };
+        let of_its_kind = |client: &&Client| client.reader == reader;
+        if self.connections.values().filter(of_its_kind).count() >= limit {
             let response = Response::error(
                 503,
                 [
                     "Service Unavailable".to_owned(),
-                    format!("{MAX_CONNECTIONS} clients are connected already"),
+                    format!("{limit} clients are connected already"),
                 ],
             );
             return stream.write_all(&response.closing().to_bytes());
@@ -283,6 +312,7 @@ impl EventLoop {
             token,
             Client {
                 connection,
+                reader,
                 interest,
             },
         );
@@ -310,7 +340,8 @@ impl EventLoop {
     /// wait for events ended.
     fn follow(&mut self, token: u64, mut progress: Progress, mut asked_before: bool) {
         while let Progress::Request(request) = progress {
-            let Some(response) = self.handle(token, &request, asked_before) else {
+            let reader = self.connections.get(&token).is_some_and(|it| it.reader);
+            let Some(response) = self.handle(token, reader, &request, asked_before) else {
                 progress = Progress::Idle;
                 break;
             };
@@ -330,9 +361,19 @@ impl EventLoop {
     }
 
     /// Answers at once, or hands the request to the control thread.
-    fn handle(&mut self, token: u64, request: &Request, asked_before: bool) -> Option<Response> {
+    fn handle(
+        &mut self,
+        token: u64,
+        reader: bool,
+        request: &Request,
+        asked_before: bool,
+    ) -> Option<Response> {
         let context = &self.context;
-        match route(request) {
+        let call = match reader {
+            true => route_statistics(request),
+            false => route(request),
+        };
+        match call {
             Err(response) => Some(response),
             Ok(Call::Ping) => Some(answer::ping(&context.identity)),
             Ok(Call::Info) => Some(answer::info(&context.board.read())),

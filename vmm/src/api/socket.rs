@@ -2,9 +2,9 @@
 //! behind.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,17 @@ pub enum SocketError {
         /// Why.
         source: io::Error,
     },
+    /// Who may connect cannot be set.
+    #[error("Cannot set the permissions of {}", .path.display())]
+    Permissions {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// There is no such group.
+    #[error("There is no group \"{0}\"")]
+    NoGroup(String),
     /// The socket cannot be made.
     #[error("Cannot listen on the API socket {}", .path.display())]
     Listen {
@@ -91,6 +102,27 @@ impl ApiSocket {
         })
     }
 
+    /// Listens at `path`, and lets those connect whom `mode` admits; `group`, a
+    /// name or a number, becomes the socket's.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`bind`](Self::bind), a group that does not exist, and one that
+    /// this process may not give the socket to.
+    pub fn bind_for(path: &Path, mode: u32, group: Option<&str>) -> Result<Self, SocketError> {
+        let group = group.map(group_id).transpose()?;
+        let socket = Self::bind(path)?;
+        // First the owner, so that no other group is let in for a moment.
+        group
+            .map_or(Ok(()), |group| lchown(path, None, Some(group)))
+            .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+            .map_err(|source| SocketError::Permissions {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(socket)
+    }
+
     /// Uses a socket that somebody else made and will remove.
     pub fn from_listener(listener: UnixListener) -> Result<Self, SocketError> {
         Self::adopt(listener, Path::new("(inherited)"))
@@ -120,6 +152,18 @@ impl ApiSocket {
             .as_ref()
             .map_or_else(String::new, |place| place.path.display().to_string())
     }
+}
+
+/// The number of a group.
+fn group_id(group: &str) -> Result<u32, SocketError> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    nix::unistd::Group::from_name(group)
+        .ok()
+        .flatten()
+        .map(|found| found.gid.as_raw())
+        .ok_or_else(|| SocketError::NoGroup(group.to_owned()))
 }
 
 impl Drop for Place {
@@ -210,7 +254,6 @@ impl Drop for LockFile {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -230,6 +273,23 @@ mod tests {
         }
         assert_eq!(socket.name(), path.display().to_string());
         drop(socket);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn others_may_connect_where_that_is_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats.sock");
+        let own = fs::metadata(dir.path()).unwrap().gid().to_string();
+        let socket = ApiSocket::bind_for(&path, 0o660, Some(&own)).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o660);
+        assert_eq!(metadata.gid().to_string(), own);
+        drop(socket);
+        assert!(matches!(
+            ApiSocket::bind_for(&path, 0o660, Some("no such group")),
+            Err(SocketError::NoGroup(_))
+        ));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

@@ -68,6 +68,7 @@ struct Fixture {
     hub: Arc<StatsHub>,
     board: StatusBoard,
     path: PathBuf,
+    statistics: PathBuf,
     dir: tempfile::TempDir,
 }
 
@@ -88,7 +89,13 @@ impl Fixture {
                 features: vec!["kvm".into()],
             },
         };
-        let server = start_server(&path, context).unwrap();
+        let statistics = dir.path().join("statistics.sock");
+        let server = serve_on(
+            Some(ApiSocket::bind(&path).unwrap()),
+            Some(ApiSocket::bind(&statistics).unwrap()),
+            context,
+        )
+        .unwrap();
         let double = Arc::new(Mutex::new(Double::default()));
         let (end, ended) = channel();
         let (mut handler, own_board) = (double.clone(), board.clone());
@@ -106,6 +113,7 @@ impl Fixture {
             hub,
             board,
             path,
+            statistics,
             dir,
         }
     }
@@ -194,6 +202,41 @@ fn every_action_reaches_the_control_thread_and_nothing_else_does() {
         fixture.get(&format!("/api/v1/{path}"));
     }
     assert_eq!(fixture.seen().len(), before);
+}
+
+#[test]
+fn the_statistics_socket_reads_and_changes_nothing() {
+    let fixture = Fixture::new();
+    fixture.hub.publish(machine(1, PATCHED));
+    let ask = |request: &str| {
+        let mut stream = UnixStream::connect(&fixture.statistics).unwrap();
+        exchange(&mut stream, request)
+    };
+    let get = |path: &str| ask(&format!("GET {path} HTTP/1.1\r\n\r\n")).0;
+    for path in ["/exit-stats", "/api/v1/vmm.ping"] {
+        assert_eq!(get(path), 200, "{path}");
+    }
+    assert_eq!(get("/api/v1/vm.info"), 403);
+    for action in ["vm.boot", "vm.shutdown", "vm.delete", "vmm.shutdown"] {
+        let (status, body) = ask(&put(action, ""));
+        assert_eq!(status, 403, "{action}");
+        assert_eq!(body.unwrap()[0], "Forbidden");
+    }
+    assert!(fixture.seen().is_empty());
+}
+
+#[test]
+fn readers_of_statistics_take_no_place_from_the_api() {
+    let fixture = Fixture::new();
+    let readers: Vec<_> = (0..600)
+        .map_while(|_| UnixStream::connect(&fixture.statistics).ok())
+        .collect();
+    assert!(readers.len() > 100);
+    let mut refused = UnixStream::connect(&fixture.statistics).unwrap();
+    let mut head = [0; 13];
+    refused.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 503 ");
+    assert_eq!(fixture.get("/api/v1/vmm.ping").0, 200);
 }
 
 #[test]

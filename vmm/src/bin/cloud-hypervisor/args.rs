@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, bail};
 use api_client::config::{PayloadConfig, VmConfig};
-use api_client::options::{ApiSocketArg, EventMonitorArg};
+use api_client::options::{ApiSocketArg, EventMonitorArg, ExitStatsArg, StatsSocketArg};
 use clap::{ArgAction, Parser};
 use vmm::sandbox::OnViolation;
 
@@ -42,7 +42,8 @@ pub struct Args {
     /// Write events to: path=<path>|fd=<number>
     #[arg(long)]
     event_monitor: Option<String>,
-    /// Exit accounting of this machine: guest_leaves=on|off,latency=on|off
+    /// Exit accounting of this VM: guest_leaves=on|off,latency=on|off; and a read-only
+    /// socket for statistics: socket=<path>,mode=<octal>,group=<group>
     #[arg(long)]
     exit_stats: Option<String>,
     /// Firmware to boot: an ELF image with a PVH entry point
@@ -144,6 +145,15 @@ impl Args {
         one("--api-socket", self.api_socket.as_deref())
     }
 
+    /// Where statistics alone are served, if anywhere.
+    pub fn stats_socket(&self) -> anyhow::Result<Option<StatsSocketArg>> {
+        Ok(self.exit_stats()?.and_then(|arg| arg.socket))
+    }
+
+    fn exit_stats(&self) -> anyhow::Result<Option<ExitStatsArg>> {
+        one("--exit-stats", self.exit_stats.as_deref())
+    }
+
     /// Where events are written, if anywhere.
     pub fn event_monitor(&self) -> anyhow::Result<Option<EventMonitorArg>> {
         one("--event-monitor", self.event_monitor.as_deref())
@@ -195,7 +205,7 @@ impl Args {
             tpm: one("--tpm", self.tpm.as_deref())?,
             landlock_enable: self.landlock,
             landlock_rules: many("--landlock-rules", &self.landlock_rules)?,
-            exit_stats: one("--exit-stats", self.exit_stats.as_deref())?,
+            exit_stats: self.exit_stats()?.and_then(|arg| arg.vm),
         };
         if config.payload.is_some() {
             return Ok(Some(config));

@@ -19,7 +19,7 @@ use clap::{CommandFactory, Parser};
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGWINCH};
 use vmm::api::{
-    ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on, start_server,
+    ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on,
 };
 use vmm::host_file::{create_output, set_blocking};
 use vmm::sandbox::{self, Filter, ThreadKind};
@@ -155,18 +155,29 @@ fn events_output(args: &Args) -> anyhow::Result<Option<File>> {
 }
 
 fn serve(args: &Args, context: ApiContext) -> anyhow::Result<Option<ApiServer>> {
-    let server = match args.api_socket()? {
-        None => return Ok(None),
-        Some(ApiSocketArg::Path(path)) => start_server(&path, context),
+    let api = match args.api_socket()? {
+        None => None,
+        Some(ApiSocketArg::Path(path)) => {
+            Some(ApiSocket::bind(&path).context("Cannot start the API")?)
+        }
         Some(ApiSocketArg::Fd(number)) => {
             let descriptor = sandbox::inherited_descriptor(number)
                 .with_context(|| format!("Cannot use descriptor {number} as the API socket"))?;
             let socket = ApiSocket::from_listener(UnixListener::from(descriptor))
                 .context("Cannot start the API")?;
-            serve_on(socket, context)
+            Some(socket)
         }
     };
-    Ok(Some(server.context("Cannot start the API")?))
+    let statistics = args
+        .stats_socket()?
+        .map(|arg| ApiSocket::bind_for(&arg.path, arg.mode, arg.group.as_deref()))
+        .transpose()
+        .context("Cannot serve statistics")?;
+    if api.is_none() && statistics.is_none() {
+        return Ok(None);
+    }
+    let server = serve_on(api, statistics, context).context("Cannot start the API")?;
+    Ok(Some(server))
 }
 
 #[cfg(test)]

@@ -246,7 +246,15 @@ const FLAGS: &[(&[&str], Outcome)] = &[
     ),
     // Not Cloud Hypervisor's.
     (&["--exit-stats", "guest_leaves=off,latency=on"], Accepted),
+    (
+        &[
+            "--exit-stats",
+            "socket=/run/stats.sock,mode=0660,group=monitor",
+        ],
+        Accepted,
+    ),
     (&["--exit-stats", "leaves=off"], Refused("leaves")),
+    (&["--exit-stats", "mode=0660"], Refused("socket")),
 ];
 
 #[test]
