@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-pub use response::Response;
-use response::ResponseError;
+pub use response::{Incoming, Response, ResponseError};
 use stream::DeadlineStream;
+pub use stream::connect_now;
 
 /// The verbs of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,6 +45,7 @@ pub struct Response {
     pub body: Option<String>,
 }
 
+#[derive(Debug)]
 struct Head {
     status: u16,
     len: usize,
@@ -88,61 +89,86 @@ impl Response {
         }
     }
 
-    /// Reads one response and no byte more than it has to.
+    /// Reads one response from a stream that blocks, and no byte more than it
+    /// has to.
     pub fn read(stream: &mut impl Read) -> Result<Self, ResponseError> {
-        let mut bytes = Vec::new();
+        let mut incoming = Incoming::new(MAX_BODY);
+        let mut buffer = vec![0; CHUNK];
         loop {
-            let head = read_head(stream, &mut bytes)?;
-            // "Go on" is not the answer yet.
-            if head.status < 200 {
-                bytes.drain(..head.len);
-                continue;
+            let more = match incoming.read_from(stream, &mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                outcome => outcome?,
+            };
+            if let Some(response) = incoming.response(!more)? {
+                return Ok(response);
             }
-            if head.status == 204 || head.status == 304 {
-                return Ok(Response {
-                    status: head.status,
-                    body: None,
-                });
-            }
-            let mut body = bytes.split_off(head.len);
-            match head.body_len {
-                Some(len) if len > MAX_BODY => return Err(ResponseError::TooLong),
-                Some(len) => {
-                    while body.len() < len {
-                        if !fill(stream, &mut body)? {
-                            return Err(ResponseError::Incomplete);
-                        }
-                    }
-                    body.truncate(len);
-                }
-                None => {
-                    while fill(stream, &mut body)? {
-                        if body.len() > MAX_BODY {
-                            return Err(ResponseError::TooLong);
-                        }
-                    }
-                }
-            }
-            let body = String::from_utf8(body).map_err(|_| ResponseError::NotText)?;
-            return Ok(Response {
-                status: head.status,
-                body: Some(body),
-            });
         }
     }
 }
 
-fn read_head(stream: &mut impl Read, bytes: &mut Vec<u8>) -> Result<Head, ResponseError> {
-    loop {
-        if let Some(head) = parse_head(bytes)? {
-            return Ok(head);
+/// A response that arrives in pieces.
+#[derive(Debug)]
+pub struct Incoming {
+    /// What has arrived; without the head once that is known.
+    bytes: Vec<u8>,
+    head: Option<Head>,
+    max_body: usize,
+}
+
+impl Incoming {
+    /// Nothing yet. A body of more than `max_body` bytes is refused.
+    pub fn new(max_body: usize) -> Self {
+        Incoming {
+            bytes: Vec::new(),
+            head: None,
+            max_body,
         }
-        if bytes.len() > MAX_HEAD {
-            return Err(ResponseError::TooLong);
+    }
+
+    /// Reads once, by way of `buffer`; false at the end of the stream.
+    pub fn read_from(&mut self, stream: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
+        let count = stream.read(buffer)?;
+        self.bytes.extend_from_slice(&buffer[..count]);
+        Ok(count > 0)
+    }
+
+    /// The response, once it is complete. `ended` says that no more bytes come.
+    pub fn response(&mut self, ended: bool) -> Result<Option<Response>, ResponseError> {
+        while self.head.is_none() {
+            match parse_head(&self.bytes)? {
+                Some(head) => {
+                    self.bytes.drain(..head.len);
+                    // An interim answer is not the answer yet.
+                    self.head = Some(head).filter(|head| head.status >= 200);
+                }
+                None if ended => return Err(ResponseError::Incomplete),
+                None if self.bytes.len() > MAX_HEAD => return Err(ResponseError::TooLong),
+                None => return Ok(None),
+            }
         }
-        if !fill(stream, bytes)? {
-            return Err(ResponseError::Incomplete);
+        let Some(head) = &self.head else {
+            return Ok(None);
+        };
+        let status = head.status;
+        if status == 204 || status == 304 {
+            return Ok(Some(Response { status, body: None }));
         }
+        match head.body_len {
+            Some(len) if len > self.max_body => return Err(ResponseError::TooLong),
+            _ if self.bytes.len() > self.max_body.saturating_add(CHUNK.max(MAX_HEAD)) => {
+                return Err(ResponseError::TooLong);
+            }
+            Some(len) if self.bytes.len() >= len => self.bytes.truncate(len),
+            Some(_) if ended => return Err(ResponseError::Incomplete),
+            None if ended => {}
+            _ => return Ok(None),
+        }
+        let body = String::from_utf8(std::mem::take(&mut self.bytes))
+            .map_err(|_| ResponseError::NotText)?;
+        Ok(Some(Response {
+            status,
+            body: Some(body),
+        }))
     }
 }
 
@@ -171,25 +197,6 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ResponseError> {
         len,
         body_len,
     }))
-}
-
-/// Reads once; false at the end.
-fn fill(stream: &mut impl Read, bytes: &mut Vec<u8>) -> io::Result<bool> {
-    let old = bytes.len();
-    bytes.resize(old + CHUNK, 0);
-    loop {
-        match stream.read(&mut bytes[old..]) {
-            Ok(read) => {
-                bytes.truncate(old + read);
-                return Ok(read > 0);
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => {
-                bytes.truncate(old);
-                return Err(error);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A Unix stream whose every operation ends at one deadline.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,28 +23,39 @@ impl DeadlineStream {
     /// Connects. A server that hangs lets its queue fill up, and connecting
     /// would then wait for ever; so it must not wait at all.
     pub fn connect(path: &Path, deadline: Instant) -> io::Result<Self> {
-        let address = SocketAddrUnix::new(path)?;
         loop {
-            let socket = rustix::net::socket_with(
-                AddressFamily::UNIX,
-                SocketType::STREAM,
-                SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-                None,
-            )?;
-            match rustix::net::connect(&socket, &address) {
-                Ok(()) => {
+            match connect_now(path) {
+                Ok(socket) => {
                     let stream = UnixStream::from(socket);
                     stream.set_nonblocking(false)?;
                     return Ok(DeadlineStream { stream, deadline });
                 }
-                Err(rustix::io::Errno::AGAIN) => {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     std::thread::sleep(remaining(deadline)?.min(RETRY));
                 }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
         }
     }
+}
+
+/// A socket that does not block, connected to a server.
+///
+/// # Errors
+///
+/// `WouldBlock` if the server's queue of clients is full; otherwise what
+/// `connect` says.
+pub fn connect_now(path: &Path) -> io::Result<OwnedFd> {
+    let address = SocketAddrUnix::new(path)?;
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    rustix::net::connect(&socket, &address)?;
+    Ok(socket)
 }
 
 impl DeadlineStream {

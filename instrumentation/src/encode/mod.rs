@@ -21,7 +21,9 @@ pub use guest::guest_table;
 #[cfg(feature = "std")]
 pub use json::{json, json_into};
 #[cfg(feature = "std")]
-pub use openmetrics::{CONTENT_TYPE, openmetrics, openmetrics_of_host};
+pub use openmetrics::{
+    CONTENT_TYPE, Detail, HostMetrics, VmMetrics, openmetrics, openmetrics_of_host,
+};
 #[cfg(feature = "std")]
 pub use rows::RowOptions;
 #[cfg(feature = "std")]

@@ -9,38 +9,83 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet}
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::snapshot::{DeviceExits, ExitCounters, ExitSnapshot};
+use crate::snapshot::{DeviceExits, ExitCounters, ExitSnapshot, ReasonCounters, Source, Totals};
+use crate::table::Isa;
 
 /// The content type of [`openmetrics`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The figures of any number of VMs, each under the name by which its operator
-/// knows it. Reasons that never occurred have no series.
+/// How finely metrics are divided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Detail {
+    /// One series a VM and reason, however many vCPUs the VM has.
+    #[default]
+    Vm,
+    /// One series a vCPU and reason.
+    Vcpu,
+}
+
+/// The statistics of VMs, each under the name by which its operator knows it,
+/// by vCPU. Reasons that never occurred have no series.
 pub fn openmetrics(vms: &[(&str, &ExitSnapshot)]) -> String {
+    let vms = vms
+        .iter()
+        .map(|(name, snapshot)| (name.to_string(), (*snapshot).clone()));
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(vms_of(vms.iter().copied())));
+    registry.register_collector(Box::new(Vms {
+        vms: vms.collect(),
+        module_version: None,
+        detail: Detail::Vcpu,
+    }));
     text_of(&registry)
 }
 
-/// The same for a whole host, some of whose VMs may not have answered: the
-/// gauge `kvm_exit_stats_up` is 1 for each that did and 0 for the others.
-pub fn openmetrics_of_host(vms: &[(&str, Option<&ExitSnapshot>)]) -> String {
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(Up(vms
-        .iter()
-        .map(|(name, snapshot)| (name.to_string(), snapshot.is_some()))
-        .collect())));
-    let answered = vms
-        .iter()
-        .filter_map(|(name, snapshot)| snapshot.map(|snapshot| (*name, snapshot)));
-    registry.register_collector(Box::new(vms_of(answered)));
-    text_of(&registry)
+/// A VM of a host.
+#[derive(Debug)]
+pub struct VmMetrics {
+    /// Its name in metrics.
+    pub name: String,
+    /// Its statistics, or in a word why there are none.
+    pub snapshot: Result<ExitSnapshot, &'static str>,
 }
 
-fn vms_of<'a>(vms: impl Iterator<Item = (&'a str, &'a ExitSnapshot)>) -> Vms {
-    Vms(vms
-        .map(|(name, snapshot)| (name.to_string(), snapshot.clone()))
-        .collect())
+/// What is known of a host.
+#[derive(Debug, Default)]
+pub struct HostMetrics {
+    /// Its VMs; no name occurs twice.
+    pub vms: Vec<VmMetrics>,
+    /// Which KVM module it has.
+    pub module_version: Option<String>,
+    /// Whether that counts exits by reason now.
+    pub module_counts: bool,
+    /// Folders in which VMs could not be looked for.
+    pub unreadable_folders: usize,
+    /// How finely its VMs are shown.
+    pub detail: Detail,
+}
+
+/// The metrics of a host, some of whose VMs may not have answered:
+/// `kvm_exit_stats_up` is 1 for each that did and 0 for the others, of which
+/// `kvm_exit_stats_down` says the reason.
+pub fn openmetrics_of_host(host: HostMetrics) -> String {
+    let mut answered = Vec::new();
+    let mut states = Vec::new();
+    for vm in host.vms {
+        states.push((vm.name.clone(), vm.snapshot.as_ref().err().copied()));
+        answered.extend(vm.snapshot.ok().map(|snapshot| (vm.name, snapshot)));
+    }
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(States {
+        states,
+        module_counts: host.module_counts,
+        unreadable_folders: host.unreadable_folders,
+    }));
+    registry.register_collector(Box::new(Vms {
+        vms: answered,
+        module_version: host.module_version,
+        detail: host.detail,
+    }));
+    text_of(&registry)
 }
 
 fn text_of(registry: &Registry) -> String {
@@ -50,48 +95,90 @@ fn text_of(registry: &Registry) -> String {
     text
 }
 
-/// Which VMs answered.
+/// Whether the host counts, and which VMs answered.
 #[derive(Debug)]
-struct Up(Vec<(String, bool)>);
+struct States {
+    /// By VM why it is down, if it is.
+    states: Vec<(String, Option<&'static str>)>,
+    module_counts: bool,
+    unreadable_folders: usize,
+}
 
-impl Collector for Up {
+impl Collector for States {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let mut family = encoder.encode_descriptor(
+        encoder
+            .encode_descriptor(
+                "kvm_exit_stats_host_counts",
+                "Whether the KVM of this host counts exits by reason now",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&i64::from(self.module_counts))?;
+        encoder
+            .encode_descriptor(
+                "kvm_exit_stats_unreadable_folders",
+                "Folders in which sockets could not be looked for",
+                None,
+                MetricType::Gauge,
+            )?
+            .encode_gauge(&i64::try_from(self.unreadable_folders).unwrap_or(i64::MAX))?;
+        gauges(
+            &mut encoder,
             "kvm_exit_stats_up",
             "Whether the VM answered",
-            None,
-            MetricType::Gauge,
+            self.states
+                .iter()
+                .map(|(vm, down)| (vec![("vm", vm.as_str().into())], down.is_none().into())),
         )?;
-        for (vm, up) in &self.0 {
-            let labels: Labels = vec![("vm", vm.as_str().into())];
-            family
-                .encode_family(&labels)?
-                .encode_gauge(&i64::from(*up))?;
-        }
-        Ok(())
+        gauges(
+            &mut encoder,
+            "kvm_exit_stats_down",
+            "Why the VM gave no statistics",
+            self.states.iter().filter_map(|(vm, down)| {
+                let labels = vec![("vm", vm.as_str().into()), ("reason", (*down)?.into())];
+                Some((labels, 1))
+            }),
+        )
     }
 }
 
 #[derive(Debug)]
-struct Vms(Vec<(String, ExitSnapshot)>);
+struct Vms {
+    vms: Vec<(String, ExitSnapshot)>,
+    module_version: Option<String>,
+    detail: Detail,
+}
 
 type Labels<'a> = Vec<(&'static str, std::borrow::Cow<'a, str>)>;
 
 impl Collector for Vms {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        self.vcpu_family(
+        self.descriptions(&mut encoder)?;
+        self.totals_family(
             &mut encoder,
-            "kvm_vcpu_exits",
-            "VM exits, as KVM itself counts them or as the sum over all reasons",
+            ("kvm_vm_exits", "VM exits of all vCPUs"),
             None,
-            |vcpu| Some(vcpu.totals.exits),
+            Detail::Vm,
+            |totals| Some(totals.exits),
         )?;
-        self.vcpu_family(
+        if self.detail == Detail::Vcpu {
+            self.totals_family(
+                &mut encoder,
+                (
+                    "kvm_vcpu_exits",
+                    "VM exits, as KVM itself counts them or as the sum over all reasons",
+                ),
+                None,
+                Detail::Vcpu,
+                |totals| Some(totals.exits),
+            )?;
+        }
+        self.totals_family(
             &mut encoder,
-            "kvm_guest",
-            "Time running guest code",
+            ("kvm_guest", "Time running guest code"),
             Some(&Unit::Seconds),
-            |vcpu| vcpu.totals.guest_cycles,
+            self.detail,
+            |totals| totals.guest_cycles,
         )?;
         self.reason_family(
             &mut encoder,
@@ -126,23 +213,72 @@ impl Collector for Vms {
 }
 
 impl Vms {
-    fn vcpu_family(
+    /// What each VM is and whether its exits are counted by reason.
+    fn descriptions(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        gauges(
+            encoder,
+            "kvm_exit_stats_info",
+            "Where the VM's statistics come from",
+            self.vms.iter().map(|(vm, snapshot)| {
+                let source = match snapshot.source {
+                    Source::ExitStats => "kvm-exit-stats",
+                    Source::Kvm => "kvm",
+                };
+                let isa = snapshot.isa.map_or("", Isa::as_str);
+                let mut labels: Labels = vec![
+                    ("vm", vm.as_str().into()),
+                    ("source", source.into()),
+                    ("isa", isa.into()),
+                ];
+                if let Some(version) = &self.module_version {
+                    labels.push(("module_version", version.as_str().into()));
+                }
+                (labels, 1)
+            }),
+        )?;
+        gauges(
+            encoder,
+            "kvm_exit_stats_available",
+            "Whether the VM's exits are counted by reason; 0 where its host's KVM does not count",
+            self.vms.iter().map(|(vm, snapshot)| {
+                let counts = snapshot.source == Source::ExitStats;
+                (vec![("vm", vm.as_str().into())], counts.into())
+            }),
+        )?;
+        gauges(
+            encoder,
+            "kvm_exit_stats_vcpus",
+            "vCPUs of the VM",
+            self.vms.iter().map(|(vm, snapshot)| {
+                let vcpus = i64::try_from(snapshot.vcpus.len()).unwrap_or(i64::MAX);
+                (vec![("vm", vm.as_str().into())], vcpus)
+            }),
+        )
+    }
+
+    fn totals_family(
         &self,
         encoder: &mut DescriptorEncoder,
-        name: &str,
-        help: &str,
+        (name, help): (&str, &str),
         unit: Option<&Unit>,
-        value: fn(&crate::snapshot::VcpuSnapshot) -> Option<u64>,
+        detail: Detail,
+        value: fn(&Totals) -> Option<u64>,
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
-        for (vm, snapshot) in &self.0 {
+        for (vm, snapshot) in &self.vms {
+            let tsc_khz = snapshot.tsc_khz;
+            if detail == Detail::Vm {
+                if let Some(value) = value(&snapshot.totals) {
+                    let labels: Labels = vec![("vm", vm.as_str().into())];
+                    put(&mut family, &labels, value, unit, tsc_khz)?;
+                }
+                continue;
+            }
             for vcpu in &snapshot.vcpus {
-                if let Some(value) = value(vcpu) {
-                    let labels: Labels = vec![
-                        ("vm", vm.as_str().into()),
-                        ("vcpu", vcpu.id.to_string().into()),
-                    ];
-                    put(&mut family, &labels, value, unit, snapshot.tsc_khz)?;
+                if let Some(value) = value(&vcpu.totals) {
+                    let id = vcpu.id.to_string();
+                    let labels: Labels = vec![("vm", vm.as_str().into()), ("vcpu", id.into())];
+                    put(&mut family, &labels, value, unit, tsc_khz)?;
                 }
             }
         }
@@ -158,17 +294,26 @@ impl Vms {
         value: fn(&ExitCounters) -> u64,
     ) -> fmt::Result {
         let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
-        for (vm, snapshot) in &self.0 {
-            for vcpu in &snapshot.vcpus {
-                let rows = vcpu.reasons.iter().flatten();
+        for (vm, snapshot) in &self.vms {
+            let mut put_rows = |rows: &Option<Vec<ReasonCounters>>, vcpu: Option<u32>| {
+                let rows = rows.iter().flatten();
                 for row in rows.filter(|row| !row.counters.is_zero()) {
-                    let labels: Labels = vec![
-                        ("vm", vm.as_str().into()),
-                        ("vcpu", vcpu.id.to_string().into()),
-                        ("reason", row.symbol.as_ref().into()),
-                    ];
+                    let mut labels: Labels = vec![("vm", vm.as_str().into())];
+                    if let Some(vcpu) = vcpu {
+                        labels.push(("vcpu", vcpu.to_string().into()));
+                    }
+                    labels.push(("reason", row.symbol.as_ref().into()));
                     let value = value(&row.counters);
                     put(&mut family, &labels, value, unit, snapshot.tsc_khz)?;
+                }
+                Ok(())
+            };
+            match self.detail {
+                Detail::Vm => put_rows(&snapshot.reasons, None)?,
+                Detail::Vcpu => {
+                    for vcpu in &snapshot.vcpus {
+                        put_rows(&vcpu.reasons, Some(vcpu.id))?;
+                    }
                 }
             }
         }
@@ -182,7 +327,7 @@ impl Vms {
                 Some(_) => ("vmm_exit", "Time that user space took to serve exits"),
             };
             let mut family = encoder.encode_descriptor(name, help, unit, MetricType::Counter)?;
-            for (vm, snapshot) in &self.0 {
+            for (vm, snapshot) in &self.vms {
                 for row in &snapshot.vmm.exits {
                     let kind: Labels = vec![
                         ("vm", vm.as_str().into()),
@@ -217,6 +362,20 @@ fn by_range(devices: &[DeviceExits]) -> BTreeMap<(&str, &str, u8), (u64, u64)> {
         *nanoseconds += device.nanoseconds;
     }
     sums
+}
+
+/// A family of gauges.
+fn gauges<'a>(
+    encoder: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    values: impl Iterator<Item = (Labels<'a>, i64)>,
+) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for (labels, value) in values {
+        family.encode_family(&labels)?.encode_gauge(&value)?;
+    }
+    Ok(())
 }
 
 fn put(

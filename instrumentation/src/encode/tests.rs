@@ -11,19 +11,7 @@ use crate::snapshot::{ExitSnapshot, Host, ReasonArrays, VcpuInput, VcpuSample};
 use crate::table::{Isa, STATS_SLOTS};
 use crate::user_exit::{Access, AddressSpace, RangeId, RangeMap, UserExitKind, UserExitRecorder};
 
-/// One vCPU with made-up figures, small enough to check by eye.
-fn snapshot(isa: Result<Isa, String>) -> ExitSnapshot {
-    let ranges = RangeMap::new();
-    let serial = ranges.register("serial", 0x3f8, 8, AddressSpace::Port);
-    let recorder = UserExitRecorder::new();
-    for _ in 0..3 {
-        recorder.record(UserExitKind::IoOut, serial, 1, 4_000);
-    }
-    let register = |range, register| Access { range, register };
-    recorder.record(UserExitKind::IoIn, register(serial, 5), 1, 1_000);
-    let probed = register(Default::default(), 0xcf8);
-    recorder.record(UserExitKind::IoIn, probed, 1, 2_000);
-    recorder.record(UserExitKind::Interrupted, RangeId::default(), 0, 2_000);
+fn arrays() -> ReasonArrays {
     let mut arrays = ReasonArrays {
         exits: vec![0; STATS_SLOTS],
         cycles: vec![0; STATS_SLOTS],
@@ -42,12 +30,28 @@ fn snapshot(isa: Result<Isa, String>) -> ExitSnapshot {
         arrays.blocked_cycles[slot] = blocked;
         arrays.userspace_cycles[slot] = userspace;
     }
+    arrays
+}
+
+/// One vCPU with made-up figures, small enough to check by eye.
+fn snapshot(isa: Result<Isa, String>) -> ExitSnapshot {
+    let ranges = RangeMap::new();
+    let serial = ranges.register("serial", 0x3f8, 8, AddressSpace::Port);
+    let recorder = UserExitRecorder::new();
+    for _ in 0..3 {
+        recorder.record(UserExitKind::IoOut, serial, 1, 4_000);
+    }
+    let register = |range, register| Access { range, register };
+    recorder.record(UserExitKind::IoIn, register(serial, 5), 1, 1_000);
+    let probed = register(Default::default(), 0xcf8);
+    recorder.record(UserExitKind::IoIn, probed, 1, 2_000);
+    recorder.record(UserExitKind::Interrupted, RangeId::default(), 0, 2_000);
     let input = VcpuInput {
         id: 0,
         sample: VcpuSample {
             exits: 12,
             guest_cycles: Some(2_000_000_000),
-            arrays: isa.is_ok().then_some(arrays),
+            arrays: isa.is_ok().then(arrays),
         },
         user_exits: recorder.read(),
     };
@@ -154,14 +158,83 @@ fn openmetrics_has_a_series_for_each_vm_vcpu_and_reason() {
     );
 }
 
+fn host(vms: Vec<VmMetrics>, detail: Detail) -> HostMetrics {
+    HostMetrics {
+        vms,
+        module_version: Some("1.0+6.1".into()),
+        module_counts: true,
+        unreadable_folders: 0,
+        detail,
+    }
+}
+
 #[test]
-fn openmetrics_of_a_host_says_which_vms_did_not_answer() {
-    let one = snapshot(Ok(Isa::Vmx));
-    let text = openmetrics_of_host(&[("one", Some(&one)), ("two", None)]);
-    assert!(text.contains("kvm_exit_stats_up{vm=\"one\"} 1\n"));
-    assert!(text.contains("kvm_exit_stats_up{vm=\"two\"} 0\n"));
-    assert!(text.contains("kvm_exits_total{vm=\"one\""));
+fn openmetrics_of_a_host_says_which_vms_gave_nothing_and_why() {
+    let vm = |name: &str, snapshot| VmMetrics {
+        name: name.into(),
+        snapshot,
+    };
+    let text = openmetrics_of_host(host(
+        vec![
+            vm("one", Ok(snapshot(Ok(Isa::Vmx)))),
+            vm("stock", Ok(unpatched())),
+            vm("two", Err("timeout")),
+        ],
+        Detail::Vm,
+    ));
+    for line in [
+        "kvm_exit_stats_up{vm=\"one\"} 1\n",
+        "kvm_exit_stats_up{vm=\"two\"} 0\n",
+        "kvm_exit_stats_down{vm=\"two\",reason=\"timeout\"} 1\n",
+        "kvm_exit_stats_host_counts 1\n",
+        "kvm_exit_stats_available{vm=\"one\"} 1\n",
+        "kvm_exit_stats_available{vm=\"stock\"} 0\n",
+        "kvm_exit_stats_info{vm=\"one\",source=\"kvm-exit-stats\",isa=\"vmx\",module_version=\"1.0+6.1\"} 1\n",
+        "kvm_exits_total{vm=\"one\",reason=\"CPUID\"} 5\n",
+        "kvm_vm_exits_total{vm=\"stock\"} 12\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
+    assert!(!text.contains("kvm_exit_stats_down{vm=\"one\""));
     assert!(!text.contains("kvm_exits_total{vm=\"two\""));
+}
+
+/// Series of VMs whose vCPUs all exit for the same reasons.
+fn series(vcpus: u32, detail: Detail) -> usize {
+    let sample = VcpuSample {
+        exits: 12,
+        guest_cycles: Some(1),
+        arrays: Some(arrays()),
+    };
+    let inputs: Vec<_> = (0..vcpus)
+        .map(|id| VcpuInput {
+            id,
+            sample: sample.clone(),
+            user_exits: Vec::new(),
+        })
+        .collect();
+    let known = Host {
+        isa: Ok(Isa::Vmx),
+        tsc_khz: 1_000_000,
+    };
+    let snapshot = ExitSnapshot::from_samples(&known, &[], &inputs);
+    let vms = (0..20)
+        .map(|index| VmMetrics {
+            name: index.to_string(),
+            snapshot: Ok(snapshot.clone()),
+        })
+        .collect();
+    openmetrics_of_host(host(vms, detail))
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .count()
+}
+
+#[test]
+fn vcpus_multiply_series_only_where_they_are_asked_for() {
+    assert_eq!(series(64, Detail::Vm), series(1, Detail::Vm));
+    let by_vcpu = |vcpus| series(vcpus, Detail::Vcpu);
+    assert!(by_vcpu(64) > by_vcpu(1) + 63 * 20);
 }
 
 /// Answers a guest's CPUID with the same figures as [`snapshot`].

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::Plan;
+use crate::vmm::{read_head, text_of};
 
 /// As much of each answer as is looked at: the head, and the body up to the
 /// machine's total.
@@ -45,7 +46,7 @@ impl Client {
         stream.set_nonblocking(true)?;
         Ok(Client {
             stream,
-            request: format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", plan.path).into_bytes(),
+            request: text_of("GET", &plan.path, None).into_bytes(),
             due: first,
             period: Duration::from_secs_f64(1.0 / plan.hertz),
             figures: plan.figures,
@@ -156,18 +157,12 @@ fn head(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);
     };
-    let text = String::from_utf8_lossy(&bytes[..end]);
+    let (response, length) = read_head(&bytes[..end + 4])?;
+    ensure!(response.status == 200, "The answer is {}", response.status);
     ensure!(
-        text.starts_with("HTTP/1.1 200 "),
-        "The answer is {:?}",
-        text.lines().next().unwrap_or_default()
+        response.header("content-length").is_some(),
+        "The answer has no length"
     );
-    let length: usize = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Content-Length: "))
-        .context("The answer has no length")?
-        .parse()
-        .context("The answer's length is no number")?;
     Ok(Some((end + 4, end + 4 + length)))
 }
 

@@ -1,16 +1,15 @@
 //! `ch-remote exporter` in a process of its own.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::endpoint::{ch_remote, wait_until};
 use crate::command::bound_command;
 use crate::tree::Tree;
+use crate::vmm::request_tcp;
 
 /// A running exporter; ends with the value.
 #[derive(Debug)]
@@ -45,7 +44,13 @@ impl Exporter {
 
     /// A scrape's body.
     pub fn scrape(&self) -> Result<String> {
-        get(TcpStream::connect(self.address)?)
+        let response = request_tcp(self.address, "/metrics")?;
+        ensure!(
+            response.status == 200,
+            "The exporter answers {}",
+            response.status
+        );
+        Ok(response.body)
     }
 }
 
@@ -60,20 +65,4 @@ impl Drop for Exporter {
 pub fn free_address() -> Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").context("There is no free port")?;
     Ok(listener.local_addr()?)
-}
-
-fn get(mut stream: TcpStream) -> Result<String> {
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
-    let mut reader = BufReader::new(stream);
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    ensure!(line.contains(" 200 "), "The exporter answers {line:?}");
-    while !line.trim().is_empty() {
-        line.clear();
-        reader.read_line(&mut line)?;
-    }
-    let mut body = String::new();
-    reader.read_to_string(&mut body)?;
-    Ok(body)
 }

@@ -1,6 +1,8 @@
-//! A client for HTTP/1.1 on a Unix socket, no more than the tests need.
+//! The lab's client for HTTP/1.1, no more than the tests need. It is not the
+//! product's, so that a fault of one does not hide that of the other.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -44,26 +46,50 @@ impl Response {
 
 /// Sends one request on a connection of its own.
 pub fn request(socket: &Path, method: &str, path: &str, body: Option<&str>) -> Result<Response> {
-    let mut stream = UnixStream::connect(socket)
+    let stream = UnixStream::connect(socket)
         .with_context(|| format!("Cannot connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
-    if let Some(body) = body {
-        head.push_str(&format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n",
-            body.len()
-        ));
-    }
-    head.push_str("\r\n");
-    head.push_str(body.unwrap_or_default());
+    exchange(stream, method, path, body)
+}
+
+/// The same over TCP.
+pub fn request_tcp(address: SocketAddr, path: &str) -> Result<Response> {
+    let stream =
+        TcpStream::connect(address).with_context(|| format!("Cannot connect to {address}"))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    exchange(stream, "GET", path, None)
+}
+
+fn exchange(
+    mut stream: impl Read + Write,
+    method: &str,
+    path: &str,
+    body: Option<&str>,
+) -> Result<Response> {
     stream
-        .write_all(head.as_bytes())
+        .write_all(text_of(method, path, body).as_bytes())
         .context("Cannot send the request")?;
     read(BufReader::new(stream)).with_context(|| format!("No answer to {method} {path}"))
 }
 
-fn read(mut stream: impl BufRead) -> Result<Response> {
+/// A request, as it is sent.
+pub fn text_of(method: &str, path: &str, body: Option<&str>) -> String {
+    let mut text = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n");
+    if let Some(body) = body {
+        text.push_str(&format!(
+            "Content-Type: application/json\r\nContent-Length: {}\r\n",
+            body.len()
+        ));
+    }
+    text.push_str("\r\n");
+    text.push_str(body.unwrap_or_default());
+    text
+}
+
+/// The head of an answer: everything but the body.
+pub fn read_head(mut stream: impl BufRead) -> Result<(Response, usize)> {
     let mut line = String::new();
     stream.read_line(&mut line)?;
     let status = line
@@ -80,21 +106,26 @@ fn read(mut stream: impl BufRead) -> Result<Response> {
         };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let length = headers
-        .iter()
-        .find(|(name, _)| name == "content-length")
-        .map_or(Ok(0), |(_, value)| value.parse::<usize>())
-        .context("Content-Length is no number")?;
+    let response = Response {
+        status,
+        headers,
+        body: String::new(),
+    };
+    let length = response
+        .header("content-length")
+        .map_or(Ok(0), str::parse)
+        .context("Content-Length is not a number")?;
+    Ok((response, length))
+}
+
+fn read(mut stream: impl BufRead) -> Result<Response> {
+    let (mut response, length) = read_head(&mut stream)?;
     let mut body = vec![0; length];
     stream
         .read_exact(&mut body)
         .context("The body is shorter than announced")?;
-    let body = String::from_utf8(body).context("The body is not UTF-8")?;
-    Ok(Response {
-        status,
-        headers,
-        body,
-    })
+    response.body = String::from_utf8(body).context("The body is not UTF-8")?;
+    Ok(response)
 }
 
 #[cfg(test)]
