@@ -29,7 +29,7 @@ pub fn test(contents: &Contents, tree: &Tree, package: &Path) -> Result<()> {
                 [
                     "--variant=minbase",
                     "--quiet",
-                    "--include=man-db,zsh,fish",
+                    "--include=man-db,zsh,fish,systemd",
                     "--format=null",
                 ],
             )

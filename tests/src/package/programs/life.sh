@@ -1,5 +1,5 @@
 # usage: life.sh PACKAGE PROGRAM...
-# Run by sh in a clean Debian 12 with man-db, zsh and fish: installs /tmp/PACKAGE_*.deb, looks
+# Run by sh in a clean Debian 12 with man-db, zsh, fish and systemd: installs /tmp/PACKAGE_*.deb, looks
 # at what a user would, removes it.
 set -eu
 package=$1
@@ -60,6 +60,24 @@ for program; do
 		;;
 	esac
 done
+
+units=$(dpkg -L "$package" | grep '\.service$' || true)
+for unit in $units; do
+	must systemd-analyze verify "$unit"
+	# It warns without failing.
+	[ ! -s /tmp/said ] || fail "systemd says of $unit: $(cat /tmp/said)"
+done
+case $package in
+kvm-exit-stats-vmm)
+	[ -n "$units" ] || fail "there are no units"
+	id -nG cloud-hypervisor | grep -qw kvm || fail "the VMs' user is not in group kvm"
+	id -nG cloud-hypervisor | grep -qw vm-stats || fail "the VMs' user is not in group vm-stats"
+	[ "$(stat -c '%U %G %a' /run/vms)" = "cloud-hypervisor vm-stats 750" ] ||
+		fail "/run/vms is not as it should be: $(stat -c '%U %G %a' /run/vms)"
+	systemd-analyze security --offline=true --threshold=20 kvm-exit-stats-exporter.service >/tmp/said 2>&1 ||
+		fail "the exporter may do too much: $(tail -1 /tmp/said)"
+	;;
+esac
 
 must dpkg --purge "$package"
 everything >/tmp/after

@@ -38,6 +38,12 @@ struct Contents {
     description: &'static str,
     /// Whether the whole of `docs/` goes with it.
     documents: bool,
+    /// Files of `packaging/`, each with the place where it is installed.
+    services: &'static [(&'static str, &'static str)],
+    /// Folders for what the administrator writes.
+    folders: &'static [&'static str],
+    /// What runs after the installation and after the removal.
+    scripts: &'static [(&'static str, &'static str)],
 }
 
 const VMM_CONTENTS: Contents = Contents {
@@ -58,7 +64,51 @@ const VMM_CONTENTS: Contents = Contents {
  distribution's own modules the machines run just the same.
 ",
     documents: true,
+    services: &[
+        (
+            "cloud-hypervisor@.service",
+            "usr/lib/systemd/system/cloud-hypervisor@.service",
+        ),
+        (
+            "kvm-exit-stats-exporter.service",
+            "usr/lib/systemd/system/kvm-exit-stats-exporter.service",
+        ),
+        (
+            "sysusers.conf",
+            "usr/lib/sysusers.d/kvm-exit-stats-vmm.conf",
+        ),
+        (
+            "tmpfiles.conf",
+            "usr/lib/tmpfiles.d/kvm-exit-stats-vmm.conf",
+        ),
+    ],
+    folders: &["etc/cloud-hypervisor"],
+    scripts: &[("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)],
 };
+
+/// Users and folders are made where systemd is; elsewhere nothing needs them.
+const POSTINST: &str = "#!/bin/sh
+set -e
+if [ \"$1\" = configure ] && command -v systemd-sysusers >/dev/null; then
+	systemd-sysusers kvm-exit-stats-vmm.conf
+	systemd-tmpfiles --create kvm-exit-stats-vmm.conf || true
+	[ ! -d /run/systemd/system ] || systemctl daemon-reload
+fi
+";
+
+/// VMs are left alone on an upgrade: they run on with the program they have.
+const PRERM: &str = "#!/bin/sh
+set -e
+if [ \"$1\" = remove ] && [ -d /run/systemd/system ]; then
+	systemctl disable --now kvm-exit-stats-exporter.service || true
+	systemctl stop 'cloud-hypervisor@*.service' || true
+fi
+";
+
+const POSTRM: &str = "#!/bin/sh
+set -e
+[ ! -d /run/systemd/system ] || systemctl daemon-reload
+";
 
 const GUEST_CONTENTS: Contents = Contents {
     package: "kvm-exit-stats-guest",
@@ -70,6 +120,9 @@ const GUEST_CONTENTS: Contents = Contents {
  needs no privilege and no device: the CPUID instruction is all it uses.
 ",
     documents: false,
+    services: &[],
+    folders: &[],
+    scripts: &[],
 };
 
 fn make(contents: &Contents, tree: &Tree, folder: &Path) -> Result<()> {
@@ -121,6 +174,15 @@ fn make(contents: &Contents, tree: &Tree, folder: &Path) -> Result<()> {
             stage.file(&from, &format!("{doc}/{name}"))?;
         }
         stage.file(&tree.root().join("CHANGELOG.md"), &format!("{doc}/NEWS.md"))?;
+    }
+    for (from, to) in contents.services {
+        stage.file(&tree.root().join("packaging/systemd").join(from), to)?;
+    }
+    for folder in contents.folders {
+        stage.folder(folder)?;
+    }
+    for (name, script) in contents.scripts {
+        stage.script(script, &format!("DEBIAN/{name}"))?;
     }
     stage.text(
         &format!(

@@ -44,6 +44,16 @@ impl Stage {
         self.write(content.as_bytes(), to, 0o644)
     }
 
+    /// A script of the package's own.
+    pub fn script(&self, content: &str, to: &str) -> Result<()> {
+        self.write(content.as_bytes(), to, 0o755)
+    }
+
+    /// An empty folder.
+    pub fn folder(&self, to: &str) -> Result<()> {
+        self.make_folder(Path::new(to)).map(drop)
+    }
+
     /// Something that policy wants compressed; `to` ends in `.gz`.
     pub fn compressed(&self, content: &[u8], to: &str) -> Result<()> {
         let plain = to.trim_end_matches(".gz");
@@ -84,17 +94,27 @@ impl Stage {
     }
 
     fn write(&self, content: &[u8], to: &str, mode: u32) -> Result<()> {
-        let path = self.root.join(to);
-        // Whatever the umask says, others can read what is installed.
-        let mut folder = self.root.clone();
-        fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        for part in Path::new(to).parent().into_iter().flatten() {
-            folder.push(part);
-            fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
-        }
+        let to = Path::new(to);
+        let name = to.file_name().unwrap_or_default();
+        let path = self
+            .make_folder(to.parent().unwrap_or(Path::new("")))?
+            .join(name);
         fs::write(&path, content).with_context(|| format!("Cannot write {}", path.display()))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
         Ok(())
+    }
+}
+
+impl Stage {
+    /// Makes a folder; whatever the umask says, others can read it.
+    fn make_folder(&self, inside: &Path) -> Result<PathBuf> {
+        let mut folder = self.root.clone();
+        fs::create_dir_all(folder.join(inside))?;
+        for part in inside {
+            folder.push(part);
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(folder)
     }
 }
 

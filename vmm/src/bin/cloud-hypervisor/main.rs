@@ -18,9 +18,7 @@ use api_client::options::{ApiSocketArg, EventMonitorArg};
 use clap::{CommandFactory, Parser};
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGWINCH};
-use vmm::api::{
-    ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on,
-};
+use vmm::api::{ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on};
 use vmm::host_file::{create_output, set_blocking};
 use vmm::sandbox::{self, Filter, ThreadKind};
 use vmm::stats::StatsHub;
