@@ -44,5 +44,5 @@ fn disk_added_right_after_an_unplug_stays(site: &Site) -> Result<()> {
         guest.counter(&id, "read_ops")?;
     }
     // The guest, however late it is, ends up with the last one.
-    guest.run_until("ls /sys/block | grep -c '^vd'", "1")
+    guest.run_until("ls /sys/block | grep '^vd' | wc -l", "1")
 }
