@@ -6,6 +6,7 @@
 //! in [`memory`], in [`sandbox`] and for the requests to tap interfaces.
 #![deny(unsafe_code)]
 
+mod acceptor;
 pub mod api;
 pub mod boot;
 pub mod bus;
@@ -15,6 +16,7 @@ pub mod devices;
 pub mod event;
 pub mod host_file;
 pub mod interrupt;
+mod log_limit;
 #[expect(
     unsafe_code,
     reason = "guest memory is mapped, shared and handed to the kernel"

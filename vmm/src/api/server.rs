@@ -22,6 +22,7 @@ use super::request::{VmAction, chain_of};
 use super::router::{Call, route, route_statistics};
 use super::socket::{ApiSocket, SocketError};
 use super::{answer, exit_stats};
+use crate::log_limit::LogLimit;
 use crate::sandbox::{Filter, ThreadKind, watch_panics};
 use crate::stats::StatsHub;
 
@@ -151,6 +152,7 @@ pub fn serve_on(
             next_token: FIRST_CONNECTION,
             round: Vec::new(),
             bodies: exit_stats::Bodies::default(),
+            limit: LogLimit::new("api"),
         };
         Ok((event_loop, shared))
     };
@@ -232,6 +234,7 @@ struct EventLoop {
     /// than the question. Many clients then cost little more than one.
     round: Vec<(Query, Response)>,
     bodies: exit_stats::Bodies,
+    limit: LogLimit,
 }
 
 impl EventLoop {
@@ -260,30 +263,18 @@ impl EventLoop {
 
     fn accept(&mut self, listener: u64) {
         loop {
-            let Some((_, socket)) = self.listeners.iter().find(|(token, _)| *token == listener)
-            else {
+            let socket = self.listeners.iter().find(|(token, _)| *token == listener);
+            let Some(stream) = socket.and_then(|(_, socket)| socket.listener().accept()) else {
                 return;
             };
-            let stream = match socket.listener().accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
-                Err(error) => {
-                    // Out of descriptors, most likely. The client stays in the
-                    // queue; without a pause the loop would spin on it.
-                    log::warn!("cannot accept an API client: {error}");
-                    std::thread::sleep(Duration::from_millis(10));
-                    return;
-                }
-            };
             if let Err(error) = self.admit(stream, listener == STATISTICS) {
-                log::warn!("cannot serve an API client: {error}");
+                self.limit
+                    .warn(&format_args!("a client cannot be served: {error}"));
             }
         }
     }
 
     fn admit(&mut self, mut stream: UnixStream, reader: bool) -> io::Result<()> {
-        stream.set_nonblocking(true)?;
         // So that an answer leaves in one piece where the kernel allows it. It
         // arrives in any case.
         let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);

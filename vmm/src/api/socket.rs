@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use thiserror::Error;
 
+use crate::acceptor::Acceptor;
 use crate::host_file::{Purpose, is_served, open_with};
 use crate::sandbox::keep_files_private;
 
@@ -56,7 +57,7 @@ pub enum SocketError {
 /// they are still the ones that were made.
 #[derive(Debug)]
 pub struct ApiSocket {
-    listener: UnixListener,
+    listener: Acceptor,
     place: Option<Place>,
 }
 
@@ -129,12 +130,10 @@ impl ApiSocket {
     }
 
     fn adopt(listener: UnixListener, path: &Path) -> Result<Self, SocketError> {
-        listener
-            .set_nonblocking(true)
-            .map_err(|source| SocketError::Listen {
-                path: path.to_owned(),
-                source,
-            })?;
+        let listener = Acceptor::new(listener, "api").map_err(|source| SocketError::Listen {
+            path: path.to_owned(),
+            source,
+        })?;
         Ok(ApiSocket {
             listener,
             place: None,
@@ -142,7 +141,7 @@ impl ApiSocket {
     }
 
     /// The listening socket; it does not block.
-    pub fn listener(&self) -> &UnixListener {
+    pub(super) fn listener(&self) -> &Acceptor {
         &self.listener
     }
 

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +26,8 @@ use rustix::termios::{OptionalActions, tcgetattr, tcgetwinsize, tcsetattr};
 
 use crate::host_file::{Purpose, create_output, is_served, open_with};
 pub use terminal::RawTerminal;
+
+use crate::acceptor::Acceptor;
 
 /// How long a reader that was quick so far may let the guest wait.
 const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -95,7 +97,7 @@ struct PseudoTerminal {
 
 #[derive(Debug)]
 struct Socket {
-    listener: UnixListener,
+    listener: Acceptor,
     path: PathBuf,
 }
 
@@ -191,7 +193,7 @@ impl ConsoleEnd {
             std::fs::remove_file(path)?;
         }
         let listener = UnixListener::bind(path)?;
-        listener.set_nonblocking(true)?;
+        let listener = Acceptor::new(listener, &path.display().to_string())?;
         let shared = Shared {
             socket: Some(Socket {
                 listener,
@@ -237,7 +239,8 @@ impl ConsoleEnd {
     /// What becomes readable when somebody connects.
     #[must_use]
     pub fn listener(&self) -> Option<&UnixListener> {
-        self.0.socket.as_ref().map(|socket| &socket.listener)
+        let socket = self.0.socket.as_ref()?;
+        Some(socket.listener.listener())
     }
 
     fn streams(&self) -> MutexGuard<'_, Streams> {
@@ -247,23 +250,27 @@ impl ConsoleEnd {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes whoever connects; true if somebody did.
-    pub fn accept(&self) -> io::Result<bool> {
+    /// Takes whoever connects; true if somebody did. Somebody whom there are no
+    /// descriptors for is sent away, and who was connected before stays.
+    pub fn accept(&self) -> bool {
         let Some(socket) = &self.0.socket else {
-            return Ok(false);
+            return false;
         };
-        let stream: UnixStream = match socket.listener.accept() {
-            Ok((stream, _)) => stream,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
-            Err(error) => return Err(error),
+        let Some(stream) = socket.listener.accept() else {
+            return false;
         };
-        stream.set_nonblocking(true)?;
-        let input = stream.try_clone()?;
+        let input = match stream.try_clone() {
+            Ok(input) => input,
+            Err(error) => {
+                log::debug!("a console's client is sent away: {error}");
+                return false;
+            }
+        };
         *self.streams() = Streams {
             input: Some(Arc::new(OwnedFd::from(input).into())),
             output: Some(Output::new(OwnedFd::from(stream).into())),
         };
-        Ok(true)
+        true
     }
 
     /// There is no more input. Who has connected is gone then.

@@ -5,6 +5,7 @@
 //! of the machine, so that a broken device never leaves a guest hanging.
 
 mod affinity;
+mod descriptors;
 mod landlock;
 mod preemption;
 mod seccomp;
@@ -20,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 
 pub use affinity::bind_to_cpus;
+pub use descriptors::{descriptor_share, raise_descriptor_limit};
 pub use preemption::{is_scheduled_normally, preempt_when_woken};
 
 use crate::event::{EventSink, MachineEvent};

@@ -38,7 +38,7 @@ pub struct VirtQueue {
     index: u16,
     queue: Queue,
     memory: Arc<GuestRam>,
-    kick: EventFd,
+    kick: Arc<EventFd>,
     interrupt: Arc<dyn VirtioInterrupt>,
     /// Chains given back since the driver was last told.
     added: u16,
@@ -51,7 +51,7 @@ impl VirtQueue {
         index: u16,
         queue: Queue,
         memory: Arc<GuestRam>,
-        kick: EventFd,
+        kick: Arc<EventFd>,
         interrupt: Arc<dyn VirtioInterrupt>,
     ) -> Self {
         Self {

@@ -94,7 +94,7 @@ pub(crate) struct Driver {
     size: u16,
     next: u16,
     available: u16,
-    kick: EventFd,
+    kick: Arc<EventFd>,
     interrupts: Arc<Interrupts>,
 }
 
@@ -106,7 +106,7 @@ impl Driver {
             size,
             next: 0,
             available: 0,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             interrupts: Arc::default(),
         }
     }
@@ -120,7 +120,7 @@ impl Driver {
             size: self.size,
             next: 0,
             available: 0,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
+            kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             interrupts: Arc::clone(&self.interrupts),
         }
     }
@@ -142,7 +142,7 @@ impl Driver {
         queue.set_used_ring_address(Some(self.part(USED) as u32), None);
         queue.set_ready(true);
         let interrupts = Arc::clone(&self.interrupts) as Arc<dyn VirtioInterrupt>;
-        let kick = self.kick.try_clone().unwrap();
+        let kick = Arc::clone(&self.kick);
         VirtQueue::new(
             self.index,
             queue,

@@ -79,6 +79,9 @@ fn run(args: &Args) -> anyhow::Result<()> {
     vmm::vcpu::install_kick_handler()?;
 
     sandbox::keep_files_private();
+    if let Err(error) = sandbox::raise_descriptor_limit() {
+        log::warn!("the limit of descriptors stays as it is: {error}");
+    }
     sandbox::quiet_watched_panics();
     if let Some(mode) = args.seccomp()? {
         sandbox::enforce(mode)?;

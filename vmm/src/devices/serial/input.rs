@@ -50,7 +50,7 @@ impl SerialInput {
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(InputError::Prepare)?;
         let stop_reader = stop.try_clone().map_err(InputError::Prepare)?;
         // Who waits already is to have the guest's first byte.
-        end.accept().map_err(InputError::Prepare)?;
+        end.accept();
         let terminal = match end.is_terminal() {
             true => RawTerminal::enter().map_err(InputError::Prepare)?,
             false => None,
@@ -178,7 +178,7 @@ impl Worker {
 
     /// Whoever was connected before is not heard any more.
     fn accept(&mut self) -> io::Result<()> {
-        if self.end.accept()?
+        if self.end.accept()
             && let Some(old) = self.listening.take()
         {
             self.unwatch(&*old)?;

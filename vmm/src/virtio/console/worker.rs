@@ -66,26 +66,30 @@ impl ConsoleService {
         }
     }
 
-    /// Waits for the input, or not.
-    fn listen(&mut self, wanted: bool, poll: &Poll) -> io::Result<()> {
+    /// Waits for the input, or not. Where the host refuses to wait, the next
+    /// event tries again.
+    fn listen(&mut self, wanted: bool, poll: &Poll) {
         let Some(active) = &mut self.active else {
-            return Ok(());
+            return;
         };
         let Some(input) = self.end.input().filter(|_| wanted != active.listening) else {
-            return Ok(());
+            return;
         };
         if !wanted {
             active.listening = false;
-            return poll.remove(&*input);
+            // It was there.
+            let _ = poll.remove(&*input);
+            return;
         }
         match poll.add(&*input, INPUT) {
             Ok(()) => active.listening = true,
             // A plain file or /dev/null cannot be waited for and has nothing
             // to say to a console.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.end.end_input(),
-            Err(error) => return Err(error),
+            Err(error) => self
+                .faults
+                .report_host(&format_args!("the input cannot be waited for: {error}")),
         }
-        Ok(())
     }
 
     fn read(&mut self, poll: &Poll) -> Result<(), ServiceError> {
@@ -96,10 +100,10 @@ impl ConsoleService {
             return Ok(());
         };
         match receive(queue, &mut active.buffers, input.as_fd(), &self.faults)? {
-            Input::Idle => self.listen(true, poll)?,
-            Input::NoBuffers => self.listen(false, poll)?,
+            Input::Idle => self.listen(true, poll),
+            Input::NoBuffers => self.listen(false, poll),
             Input::End => {
-                self.listen(false, poll)?;
+                self.listen(false, poll);
                 self.end.end_input();
             }
         }
@@ -125,7 +129,8 @@ impl Service for ConsoleService {
             buffers: ScatterList::new(activation.memory),
             listening: false,
         });
-        self.listen(true, poll)
+        self.listen(true, poll);
+        Ok(())
     }
 
     fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
@@ -138,7 +143,7 @@ impl Service for ConsoleService {
                     // Nothing to read: somebody else has looked already.
                     let _ = queue.kick().read();
                 }
-                self.listen(true, poll)?;
+                self.listen(true, poll);
             }
             TRANSMIT => {
                 if let Some(queue) = &mut active.transmit {
@@ -146,11 +151,11 @@ impl Service for ConsoleService {
                 }
             }
             LISTENER => {
-                self.listen(false, poll)?;
-                if !self.end.accept()? {
+                self.listen(false, poll);
+                if !self.end.accept() {
                     log::debug!("nobody has connected to the console after all");
                 }
-                self.listen(true, poll)?;
+                self.listen(true, poll);
             }
             _ => self.read(poll)?,
         }

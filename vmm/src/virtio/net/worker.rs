@@ -109,9 +109,10 @@ impl PairService {
 
     /// Waits for the tap if there is something to wait for. A tap that is not
     /// attached is always ready, with an error, so it must not be waited for.
-    fn update_interest(&mut self, poll: &Poll) -> io::Result<()> {
+    /// Where the host refuses to wait, the next event tries again.
+    fn update_interest(&mut self, poll: &Poll) {
         let Some(active) = &mut self.active else {
-            return Ok(());
+            return;
         };
         let mut wanted = EventSet::empty();
         if active.receiving == Received::NoPacket {
@@ -123,21 +124,24 @@ impl PairService {
         if active.receiving == Received::Detached {
             wanted = EventSet::empty();
         }
-        let before = std::mem::replace(&mut active.interest, wanted);
-        let Some(lane) = self.lane() else {
-            return Ok(());
+        let before = active.interest;
+        let Some(lane) = self.steering.lanes().get(self.pair) else {
+            return;
         };
-        match (before.is_empty(), wanted.is_empty()) {
-            (true, false) => {
-                poll.add(lane.tap(), TAP)?;
-                if wanted != EventSet::IN {
-                    poll.modify(lane.tap(), wanted, TAP)?;
-                }
-                Ok(())
-            }
+        let updated = match (before.is_empty(), wanted.is_empty()) {
+            (true, false) => poll.add(lane.tap(), TAP).and_then(|()| match wanted {
+                EventSet::IN => Ok(()),
+                _ => poll.modify(lane.tap(), wanted, TAP),
+            }),
             (false, true) => poll.remove(lane.tap()),
             (false, false) if before != wanted => poll.modify(lane.tap(), wanted, TAP),
             _ => Ok(()),
+        };
+        match updated {
+            Ok(()) => active.interest = wanted,
+            Err(error) => self
+                .faults
+                .report_host(&format_args!("the tap cannot be waited for: {error}")),
         }
     }
 }
@@ -178,7 +182,8 @@ impl Service for PairService {
             interest: EventSet::empty(),
         });
         self.steered();
-        self.update_interest(poll)
+        self.update_interest(poll);
+        Ok(())
     }
 
     fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
@@ -224,7 +229,8 @@ impl Service for PairService {
             }
             _ => {}
         }
-        Ok(self.update_interest(poll)?)
+        self.update_interest(poll);
+        Ok(())
     }
 
     fn stop(&mut self) {

@@ -13,12 +13,14 @@ use rustix::net::{
     AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv, socket_with,
 };
 
+use crate::acceptor::Acceptor;
+
 /// Long enough for the word, a port and the end of the line.
 const LONGEST_LINE: usize = 32;
 
 /// The socket that host programs connect to. It goes with the value.
 pub(super) struct Listener {
-    socket: UnixListener,
+    socket: Acceptor,
     path: PathBuf,
 }
 
@@ -32,30 +34,15 @@ impl Listener {
             }
             result => result?,
         };
-        socket.set_nonblocking(true)?;
         Ok(Self {
-            socket,
+            socket: Acceptor::new(socket, &path.display().to_string())?,
             path: path.to_owned(),
         })
     }
 
     /// Somebody who wants to connect, if there is anybody.
-    pub(super) fn accept(&self) -> io::Result<Option<UnixStream>> {
-        match self.socket.accept() {
-            Ok((stream, _)) => {
-                stream.set_nonblocking(true)?;
-                Ok(Some(stream))
-            }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::ConnectionAborted
-                ) =>
-            {
-                Ok(None)
-            }
-            Err(error) => Err(error),
-        }
+    pub(super) fn accept(&self) -> Option<UnixStream> {
+        self.socket.accept()
     }
 
     /// Connects to the host program that serves a port of the host.

@@ -13,10 +13,11 @@ use super::packet::{
     SHUTDOWN_SEND, STREAM,
 };
 use crate::memory::ScatterList;
+use crate::sandbox::descriptor_share;
 use crate::virtio::GuestFaults;
 use crate::virtio::worker::Poll;
 
-/// Connections and visitors at a time.
+/// Connections and visitors at a time, where there are descriptors for them.
 const MAX_CONNECTIONS: usize = 1023;
 /// Ports that the host's side gets.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -53,6 +54,8 @@ pub(super) enum Outgoing {
 /// The connections of one guest.
 pub(super) struct Switchboard {
     guest_cid: u64,
+    /// Connections and visitors at a time: each has a descriptor.
+    max_connections: usize,
     listener: Listener,
     faults: Arc<GuestFaults>,
     connections: HashMap<Ports, Connection>,
@@ -78,6 +81,7 @@ impl Switchboard {
     ) -> Self {
         Self {
             guest_cid,
+            max_connections: descriptor_share(MAX_CONNECTIONS),
             listener,
             faults,
             connections: HashMap::new(),
@@ -125,7 +129,7 @@ impl Switchboard {
     }
 
     fn is_full(&self) -> bool {
-        self.connections.len() + self.visitors.len() >= MAX_CONNECTIONS
+        self.connections.len() + self.visitors.len() >= self.max_connections
     }
 
     fn take_token(&mut self) -> u64 {
@@ -135,53 +139,64 @@ impl Switchboard {
     }
 
     /// Host programs knock.
-    pub(super) fn accept(&mut self, poll: &Poll) -> io::Result<()> {
-        while let Some(stream) = self.listener.accept()? {
+    pub(super) fn accept(&mut self, poll: &Poll) {
+        while let Some(stream) = self.listener.accept() {
             if self.is_full() {
-                log::warn!("too many connections; one more is refused");
+                self.refuse_another(&"connected from the host");
                 continue;
             }
             let token = self.take_token();
-            poll.add(&stream, token)?;
+            if let Err(error) = poll.add(&stream, token) {
+                self.faults
+                    .report_host(&format_args!("a connection cannot be waited for: {error}"));
+                continue;
+            }
             let visitor = Visitor {
                 stream,
                 deadline: Instant::now() + PATIENCE,
             };
             self.visitors.insert(token, visitor);
         }
-        Ok(())
+    }
+
+    fn refuse_another(&self, whence: &dyn std::fmt::Display) {
+        self.faults.report_host(&format_args!(
+            "{} connections are open: one more is refused ({whence})",
+            self.max_connections
+        ));
     }
 
     /// A visitor has said something, or a connection can be read or written.
-    pub(super) fn ready(&mut self, token: u64, poll: &Poll) -> io::Result<()> {
+    pub(super) fn ready(&mut self, token: u64, poll: &Poll) {
         if let Some(mut visitor) = self.visitors.remove(&token) {
             match visitor.listen() {
                 Wish::Unfinished => {
                     self.visitors.insert(token, visitor);
                 }
-                Wish::None => poll.remove(&visitor.stream)?,
+                // Closing the stream would take it out as well.
+                Wish::None => drop(poll.remove(&visitor.stream)),
                 Wish::Port(port) => {
-                    poll.remove(&visitor.stream)?;
+                    let _ = poll.remove(&visitor.stream);
                     self.request(visitor, port);
                 }
             }
-            return Ok(());
+            return;
         }
         let Some(&ports) = self.tokens.get(&token) else {
-            return Ok(());
+            return;
         };
         let Some(connection) = self.connections.get_mut(&ports) else {
-            return Ok(());
+            return;
         };
         if connection.flush().is_err() {
             self.abort(ports, poll);
-            return Ok(());
+            return;
         }
         if connection.reads_host() && !connection.readable {
             connection.readable = true;
             self.readable.push_back(ports);
         }
-        self.after(ports, poll)
+        self.after(ports, poll);
     }
 
     /// Asks the guest to take a connection.
@@ -204,18 +219,18 @@ impl Switchboard {
     }
 
     /// A packet from the guest, header and data, lies in `packet`.
-    pub(super) fn incoming(&mut self, packet: &mut ScatterList, poll: &Poll) -> io::Result<()> {
+    pub(super) fn incoming(&mut self, packet: &mut ScatterList, poll: &Poll) {
         let mut bytes = [0; HEADER_LENGTH];
         if !packet.read_at(0, &mut bytes) {
             self.faults.report(&PacketError::Short(packet.length()));
-            return Ok(());
+            return;
         }
         let header = Header::from_bytes(&bytes);
         if header.source_cid != self.guest_cid || header.target_cid != HOST_CID {
             // Nobody to answer to.
             self.faults
                 .report(&PacketError::Address(header.source_cid, header.target_cid));
-            return Ok(());
+            return;
         }
         let ports = Ports {
             host: header.target_port,
@@ -232,12 +247,12 @@ impl Switchboard {
         let operation = Operation::from_number(header.operation);
         let (operation, None) = (operation, &fault) else {
             self.refuse(ports, operation, fault, poll);
-            return Ok(());
+            return;
         };
         let Some(operation) = operation else {
             let fault = PacketError::Operation(header.operation);
             self.refuse(ports, None, Some(fault), poll);
-            return Ok(());
+            return;
         };
         match (operation, self.connections.get_mut(&ports)) {
             (Operation::Request, None) => self.open(ports, &header),
@@ -247,7 +262,7 @@ impl Switchboard {
             }
             (Operation::Reset, _) => {
                 self.remove(ports, poll);
-                return Ok(());
+                return;
             }
             (_, None) | (Operation::Request, Some(_)) => {
                 self.refuse(ports, Some(operation), None, poll);
@@ -256,14 +271,14 @@ impl Switchboard {
                 connection.update_credit(header.buffer, header.forwarded);
                 if !Self::serve(connection, operation, &header, packet, &self.faults) {
                     self.abort(ports, poll);
-                    return Ok(());
+                    return;
                 }
                 if operation == Operation::CreditRequest {
                     self.send(ports, Operation::CreditUpdate, 0);
                 }
             }
         }
-        self.after(ports, poll)
+        self.after(ports, poll);
     }
 
     /// Serves a packet of a connection that exists; false if it cannot go on.
@@ -304,6 +319,7 @@ impl Switchboard {
     /// The guest opens a connection.
     fn open(&mut self, ports: Ports, header: &Header) {
         let stream = if self.is_full() {
+            self.refuse_another(&"connected from the guest");
             Err(io::ErrorKind::OutOfMemory.into())
         } else {
             self.listener.connect(ports.host)
@@ -344,13 +360,13 @@ impl Switchboard {
     }
 
     /// What follows from a change of a connection.
-    fn after(&mut self, ports: Ports, poll: &Poll) -> io::Result<()> {
+    fn after(&mut self, ports: Ports, poll: &Poll) {
         let Some(connection) = self.connections.get_mut(&ports) else {
-            return Ok(());
+            return;
         };
         if connection.is_over() {
             self.abort(ports, poll);
-            return Ok(());
+            return;
         }
         // Waiting for credit that has come.
         if connection.readable && connection.credit() > 0 && !self.readable.contains(&ports) {
@@ -359,25 +375,31 @@ impl Switchboard {
         if connection.owes_credit_update() {
             self.send(ports, Operation::CreditUpdate, 0);
         }
-        self.update_interest(ports, poll)
+        self.update_interest(ports, poll);
     }
 
-    fn update_interest(&mut self, ports: Ports, poll: &Poll) -> io::Result<()> {
+    /// Waits for what the connection wants. One that cannot be waited for is
+    /// ended: the others are not to suffer for it.
+    fn update_interest(&mut self, ports: Ports, poll: &Poll) {
         let Some(connection) = self.connections.get_mut(&ports) else {
-            return Ok(());
+            return;
         };
         let wanted = connection.wanted();
         let before = std::mem::replace(&mut connection.interest, wanted);
         // A stream whose other end is gone is always ready, so it must not be
         // waited for without a wish.
-        match (before.is_empty(), wanted.is_empty()) {
-            (true, false) => {
-                poll.add(connection, connection.token)?;
-                poll.modify(connection, wanted, connection.token)
-            }
+        let updated = match (before.is_empty(), wanted.is_empty()) {
+            (true, false) => poll
+                .add(connection, connection.token)
+                .and_then(|()| poll.modify(connection, wanted, connection.token)),
             (false, true) => poll.remove(connection),
             (false, false) if before != wanted => poll.modify(connection, wanted, connection.token),
             _ => Ok(()),
+        };
+        if let Err(error) = updated {
+            self.faults
+                .report_host(&format_args!("a connection cannot be waited for: {error}"));
+            self.abort(ports, poll);
         }
     }
 
@@ -423,19 +445,13 @@ impl Switchboard {
 
     /// Fills `packet`, empty buffers of the guest's, with the next packet. None
     /// if there is nothing to send.
-    pub(super) fn outgoing(
-        &mut self,
-        packet: &mut ScatterList,
-        poll: &Poll,
-    ) -> io::Result<Option<Outgoing>> {
+    pub(super) fn outgoing(&mut self, packet: &mut ScatterList, poll: &Poll) -> Option<Outgoing> {
         loop {
             if let Some(header) = self.headers.pop_front() {
                 self.write_header(header, packet);
-                return Ok(Some(Outgoing::Header));
+                return Some(Outgoing::Header);
             }
-            let Some(ports) = self.readable.pop_front() else {
-                return Ok(None);
-            };
+            let ports = self.readable.pop_front()?;
             if let Some(length) = self.read(ports, packet) {
                 let header = Header {
                     length,
@@ -444,9 +460,9 @@ impl Switchboard {
                 };
                 self.write_header(header, packet);
                 self.readable.push_back(ports);
-                return Ok(Some(Outgoing::Data(length)));
+                return Some(Outgoing::Data(length));
             }
-            self.after_reading(ports, poll)?;
+            self.update_interest(ports, poll);
         }
     }
 
@@ -490,19 +506,12 @@ impl Switchboard {
         None
     }
 
-    fn after_reading(&mut self, ports: Ports, poll: &Poll) -> io::Result<()> {
-        self.update_interest(ports, poll)
-    }
-
     /// Connections that could not be served to the end wait no more for the
     /// host, until the guest has given buffers.
-    pub(super) fn hold_readable(&mut self, poll: &Poll) -> io::Result<()> {
-        for index in 0..self.readable.len() {
-            if let Some(&ports) = self.readable.get(index) {
-                self.update_interest(ports, poll)?;
-            }
+    pub(super) fn hold_readable(&mut self, poll: &Poll) {
+        for ports in self.readable.clone() {
+            self.update_interest(ports, poll);
         }
-        Ok(())
     }
 
     fn write_header(&mut self, mut header: Header, packet: &ScatterList) {

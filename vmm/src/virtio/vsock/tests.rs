@@ -15,6 +15,7 @@ use super::device::Vsock;
 use super::packet::{
     HEADER_LENGTH, HOST_CID, Header, Operation, SHUTDOWN_BOTH, SHUTDOWN_SEND, STREAM,
 };
+use crate::acceptor::testing::{exhaust, is_child};
 use crate::event::EventSink;
 use crate::virtio::testing::{Buffer, Driver};
 use crate::virtio::{Activation, VirtioDevice};
@@ -506,6 +507,33 @@ fn a_reset_does_not_wait_for_a_guest_that_never_stops_sending() {
         sender.send(()).unwrap();
     });
     stopped.recv_timeout(WAIT).unwrap();
+}
+
+#[test]
+fn a_client_that_there_is_no_descriptor_for_is_refused_and_the_rest_goes_on() {
+    const NAME: &str = "virtio::vsock::tests::\
+        a_client_that_there_is_no_descriptor_for_is_refused_and_the_rest_goes_on";
+    if !is_child(NAME) {
+        return;
+    }
+    let mut bench = Bench::new();
+    let (mut program, guest) = bench.connect_to_guest(52);
+    let _listener = UnixListener::bind(bench.path("v_7")).unwrap();
+    let taken = exhaust(1);
+    for _ in 0..20 {
+        let mut refused = UnixStream::connect(bench.path("v")).unwrap();
+        assert_eq!(refused.read(&mut [0]).unwrap(), 0);
+    }
+    let taken_too = exhaust(0);
+    bench.send(packet(1000, 7, Operation::Request), &[]);
+    bench.receive_operation(Operation::Reset);
+    bench.send(with(guest, Operation::Data), b"still here");
+    let mut bytes = [0; 10];
+    program.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"still here");
+    assert!(!bench.to_guest.needs_reset());
+    drop((taken, taken_too));
+    bench.connect_to_guest(53);
 }
 
 proptest! {

@@ -89,7 +89,7 @@ impl VsockService {
                 break;
             }
         }
-        self.switchboard.hold_readable(poll)?;
+        self.switchboard.hold_readable(poll);
         self.set_ticking(self.switchboard.has_deadlines())?;
         Ok(())
     }
@@ -111,7 +111,7 @@ impl VsockService {
                 && let Some(chain) = queue.pop()?
             {
                 match gather(&chain, &mut active.packet, false) {
-                    Ok(()) => self.switchboard.incoming(&mut active.packet, poll)?,
+                    Ok(()) => self.switchboard.incoming(&mut active.packet, poll),
                     Err(error) => self.faults.report(&error),
                 }
                 queue.complete(chain.head_index(), 0)?;
@@ -162,7 +162,7 @@ impl VsockService {
                 queue.complete(chain.head_index(), 0)?;
                 continue;
             }
-            match self.switchboard.outgoing(&mut active.packet, poll)? {
+            match self.switchboard.outgoing(&mut active.packet, poll) {
                 Some(Outgoing::Header) => {
                     queue.complete(chain.head_index(), HEADER_LENGTH as u32)?;
                 }
@@ -215,12 +215,12 @@ impl Service for VsockService {
                 // Nothing to read: somebody else has looked already.
                 TO_GUEST => drop(active.to_guest.kick().read()),
                 FROM_GUEST => drop(active.from_guest.kick().read()),
-                LISTENER => self.switchboard.accept(poll)?,
+                LISTENER => self.switchboard.accept(poll),
                 TIMER => {
                     let _ = self.timer.wait();
                     self.switchboard.expire(Instant::now(), poll);
                 }
-                _ => self.switchboard.ready(token, poll)?,
+                _ => self.switchboard.ready(token, poll),
             }
         }
         self.run(poll)

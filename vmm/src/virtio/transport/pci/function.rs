@@ -15,6 +15,7 @@ use super::{
 use crate::bus::{Bus, BusDevice};
 use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::{InterruptError, MsiRouter};
+use crate::log_limit::LogLimit;
 use crate::memory::{GuestRam, MemoryError, PCI_DEVICE_SLOTS, ReadOnlyWindow};
 use crate::pci::{
     BarPlacer, CONFIG_SIZE, ConfigSpace, Identity, MsixCapability, MsixTable, MsixVectors,
@@ -36,6 +37,10 @@ const CAP_COMMON: u8 = 1;
 const CAP_NOTIFY: u8 = 2;
 const CAP_ISR: u8 = 3;
 const CAP_DEVICE: u8 = 4;
+
+/// Events of one device in ten seconds. A guest can reset a device a hundred
+/// thousand times a second, and each event is a line in somebody's file.
+const MAX_EVENTS: u32 = 50;
 
 /// Why a device cannot be put on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -88,10 +93,13 @@ pub struct VirtioPci {
     memory: Arc<GuestRam>,
     faults: Arc<GuestFaults>,
     interrupt: Arc<PciInterrupt>,
-    kicks: Vec<EventFd>,
+    /// Shared with the device's threads, so that activations take no
+    /// descriptors.
+    kicks: Vec<Arc<EventFd>>,
     counters: Option<Arc<dyn DeviceCounters>>,
     name: String,
     events: EventSink,
+    event_limit: LogLimit,
     state: Mutex<State>,
 }
 
@@ -127,7 +135,10 @@ impl VirtioPci {
         let (config, msix_capability) = config_space(address, device.as_ref(), vectors.count());
         let common = CommonConfig::new(device.features() | COMMON_FEATURES, device.queue_sizes());
         let kicks = (0..queues)
-            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(TransportError::Event))
+            .map(|_| {
+                let kick = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+                kick.map(Arc::new).map_err(TransportError::Event)
+            })
             .collect::<Result<_, _>>()?;
         let placer = BarPlacer::new(name, &platform.mmio, BAR_SIZE as u64);
         let interrupt = Arc::new(PciInterrupt::new(Arc::clone(&vectors), queues));
@@ -143,6 +154,7 @@ impl VirtioPci {
             counters: device.counters(),
             name: name.to_owned(),
             events: platform.events.clone(),
+            event_limit: LogLimit::of(MAX_EVENTS, name),
             state: Mutex::new(State {
                 config,
                 msix_capability,
@@ -230,6 +242,7 @@ impl VirtioPci {
         let first = base + NOTIFY as u64;
         self.kicks
             .iter()
+            .map(Arc::as_ref)
             .zip((first..).step_by(NOTIFY_STEP as usize))
     }
 
@@ -243,8 +256,7 @@ impl VirtioPci {
                 self.interrupt.reset();
                 // Drivers reset the device before they use it, too.
                 if std::mem::take(&mut state.active) {
-                    self.events
-                        .send(MachineEvent::DeviceReset(self.name.clone()));
+                    self.emit(MachineEvent::DeviceReset);
                 }
             }
             Transition::Activate => self.activate(state),
@@ -263,8 +275,19 @@ impl VirtioPci {
             return;
         }
         state.active = true;
-        self.events
-            .send(MachineEvent::DeviceActivated(self.name.clone()));
+        self.emit(MachineEvent::DeviceActivated);
+    }
+
+    /// Reports an event of the device, unless there were many just now.
+    fn emit(&self, event: impl FnOnce(String) -> MachineEvent) {
+        match self.event_limit.allows() {
+            Some(0) => {}
+            Some(left_out) => self.faults.report(&format_args!(
+                "{left_out} events of the device were left out: the driver restarts it in a loop"
+            )),
+            None => return,
+        }
+        self.events.send(event(self.name.clone()));
     }
 
     fn try_activate(&self, state: &mut State) -> Result<(), String> {
@@ -275,17 +298,11 @@ impl VirtioPci {
             .build_queues(memory)?
             .into_iter()
             .map(|(index, queue)| {
-                let kick = self.kicks[usize::from(index)].try_clone()?;
-                Ok(VirtQueue::new(
-                    index,
-                    queue,
-                    Arc::clone(memory),
-                    kick,
-                    Arc::clone(&interrupt),
-                ))
+                let kick = Arc::clone(&self.kicks[usize::from(index)]);
+                let memory = Arc::clone(memory);
+                VirtQueue::new(index, queue, memory, kick, Arc::clone(&interrupt))
             })
-            .collect::<Result<_, std::io::Error>>()
-            .map_err(|error| error.to_string())?;
+            .collect();
         let activation = Activation {
             memory: Arc::clone(memory),
             features: state.common.features(),

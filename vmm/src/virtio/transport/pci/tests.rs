@@ -21,6 +21,7 @@ const BASE: u64 = PCI_WINDOW_START + (3 << 16);
 struct Seen {
     activation: Mutex<Option<Activation>>,
     resets: AtomicUsize,
+    events: AtomicUsize,
 }
 
 /// Keeps what it is given.
@@ -72,15 +73,18 @@ struct Guest {
 impl Guest {
     fn new() -> Self {
         let vm = RecordingVm::new();
+        let seen = Arc::new(Seen::default());
+        let heard = Arc::clone(&seen);
         let bus = Arc::new(Bus::new(AddressSpace::Mmio, Arc::new(RangeMap::new())));
         let platform = PciPlatform {
             vm: vm.clone(),
             router: MsiRouter::new(vm.clone()),
             mmio: Arc::clone(&bus),
             memory: Arc::new(plain(16 << 20)),
-            events: EventSink::new(|_| {}),
+            events: EventSink::new(move |_| {
+                heard.events.fetch_add(1, Ordering::SeqCst);
+            }),
         };
-        let seen = Arc::new(Seen::default());
         let device = Box::new(Device {
             faults: Arc::new(GuestFaults::new("device")),
             seen: Arc::clone(&seen),
@@ -179,6 +183,18 @@ fn what_a_driver_does_wrong_is_among_the_counters_of_its_device() {
     guest.set_up_queue(0, 16, 1 << 40);
     guest.write(20, &[0xf]);
     assert_eq!(faults(), 1);
+}
+
+#[test]
+fn a_driver_that_resets_the_device_in_a_loop_is_not_told_of_each_time() {
+    let guest = Guest::enabled();
+    for _ in 0..1000 {
+        guest.accept(VERSION_1);
+        guest.write(20, &[0xf]);
+        guest.write(20, &[0]);
+    }
+    assert_eq!(guest.seen.resets.load(Ordering::SeqCst), 1000);
+    assert_eq!(guest.seen.events.load(Ordering::SeqCst), 50);
 }
 
 #[test]
