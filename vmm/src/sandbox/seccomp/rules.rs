@@ -32,7 +32,7 @@ pub(super) fn of(kind: ThreadKind) -> Vec<Entry> {
 fn lists(kind: ThreadKind) -> Vec<&'static [Entry]> {
     match kind {
         ThreadKind::Control => vec![
-            CONTROL, VCPU, TAP, WORKER, BLOCK, NET, STREAMS, TERMINAL, SOCKETS,
+            CONTROL, VCPU, TAP, WORKER, BLOCK, NET, STREAMS, TERMINAL, SOCKETS, CONNECT,
         ],
         ThreadKind::Api => vec![API, STREAMS],
         ThreadKind::Vcpu => vec![VCPU, TAP, STREAMS],
@@ -40,7 +40,7 @@ fn lists(kind: ThreadKind) -> Vec<&'static [Entry]> {
         ThreadKind::VirtioBlock => vec![WORKER, BLOCK],
         ThreadKind::VirtioNet => vec![WORKER, TAP, NET],
         ThreadKind::VirtioConsole => vec![WORKER, TERMINAL, STREAMS, SOCKETS],
-        ThreadKind::VirtioVsock => vec![WORKER, STREAMS, SOCKETS],
+        ThreadKind::VirtioVsock => vec![WORKER, STREAMS, SOCKETS, CONNECT],
         ThreadKind::VirtioRng | ThreadKind::VirtioBalloon | ThreadKind::VirtioWatchdog => {
             vec![WORKER]
         }
@@ -182,6 +182,11 @@ const VCPU: &[Entry] = &[
 /// The second argument of an advisory lock that belongs to the open file.
 const F_OFD_SETLK: u32 = 37;
 
+// From linux/io_uring.h.
+const IORING_REGISTER_EVENTFD: u32 = 4;
+const IORING_REGISTER_RESTRICTIONS: u32 = 11;
+const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
+
 /// Reading and writing images, by the ring or without.
 const BLOCK: &[Entry] = &[
     any(libc::SYS_fallocate),
@@ -191,7 +196,15 @@ const BLOCK: &[Entry] = &[
     any(libc::SYS_fsync),
     any(libc::SYS_ftruncate),
     any(libc::SYS_io_uring_enter),
-    any(libc::SYS_io_uring_register),
+    // What a new ring takes; it then takes no more.
+    with(
+        libc::SYS_io_uring_register,
+        &[
+            equal(1, IORING_REGISTER_EVENTFD),
+            equal(1, IORING_REGISTER_RESTRICTIONS),
+            equal(1, IORING_REGISTER_ENABLE_RINGS),
+        ],
+    ),
     any(libc::SYS_io_uring_setup),
     any(libc::SYS_lseek),
     any(libc::SYS_newfstatat),
@@ -230,11 +243,11 @@ const TERMINAL: &[Entry] = &[
     any(libc::SYS_readv),
 ];
 
-/// Sockets of host programs. None is made but Unix sockets, and the device's
-/// own socket goes with the thread.
+/// Clients of a socket.
 const SOCKETS: &[Entry] = &[
     any(libc::SYS_accept4),
-    any(libc::SYS_connect),
+    // Waits a moment where a client can be neither accepted nor refused.
+    any(libc::SYS_clock_nanosleep),
     any(libc::SYS_poll),
     any(libc::SYS_ppoll),
     any(libc::SYS_readv),
@@ -243,6 +256,12 @@ const SOCKETS: &[Entry] = &[
     any(libc::SYS_sendmsg),
     any(libc::SYS_sendto),
     any(libc::SYS_shutdown),
+];
+
+/// Sockets of host programs. None is made but Unix sockets, and the device's
+/// own socket goes with the thread.
+const CONNECT: &[Entry] = &[
+    any(libc::SYS_connect),
     with(libc::SYS_socket, &[equal(0, libc::AF_UNIX as u32)]),
     any(libc::SYS_unlink),
 ];

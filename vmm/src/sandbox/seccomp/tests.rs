@@ -23,6 +23,8 @@ fn calls(name: &str) -> i32 {
         "getppid" => harmless_but_forbidden(),
         "execve" => Command::new("/bin/true").status().map_or(-1, |_| 0),
         "open" => std::fs::File::open("/proc/version").map_or(-1, |_| 0),
+        "socket" => std::os::unix::net::UnixStream::connect("/").map_or(-1, |_| 0),
+        "unlink" => std::fs::remove_file("/").map_or(-1, |()| 0),
         "executable" => {
             // SAFETY: a new mapping disturbs nobody.
             let start = unsafe {
@@ -136,6 +138,29 @@ fn only_the_control_thread_opens_files() {
     }
     let (_, said) = run(ThreadKind::Control, "open", "true");
     assert!(said.contains("the call gave no error"), "{said}");
+}
+
+#[test]
+fn only_who_connects_to_host_programs_makes_sockets() {
+    for &kind in ThreadKind::ALL {
+        if kind != ThreadKind::Control && kind != ThreadKind::VirtioVsock {
+            must_end(kind, "socket", "socket");
+        }
+    }
+}
+
+#[test]
+fn only_who_owns_a_socket_removes_files() {
+    let owners = [
+        ThreadKind::Control,
+        ThreadKind::Api,
+        ThreadKind::VirtioVsock,
+    ];
+    for &kind in ThreadKind::ALL {
+        if !owners.contains(&kind) {
+            must_end(kind, "unlink", "unlink");
+        }
+    }
 }
 
 #[test]
