@@ -335,7 +335,7 @@ fn image_in_use_is_refused_by_name(site: &Site) -> Result<()> {
     machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
     let refused = machine.api("PUT", "/api/v1/vm.boot", None)?;
     ensure!(
-        refused.status == 500 && refused.body.contains("in use by another process"),
+        refused.status == 400 && refused.body.contains("in use by another process"),
         "{}: {}",
         refused.status,
         refused.body
