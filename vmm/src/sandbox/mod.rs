@@ -9,6 +9,7 @@ mod descriptors;
 mod landlock;
 mod preemption;
 mod seccomp;
+mod signal;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -28,6 +29,7 @@ use crate::event::{EventSink, MachineEvent};
 
 pub use landlock::{LandlockError, Reach, Reachable, confine};
 pub use seccomp::{Filter, OnViolation, SeccompError, enforce};
+pub use signal::explain_faults;
 
 /// What a thread does, which decides what it may ask of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -83,6 +83,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         log::warn!("the limit of descriptors stays as it is: {error}");
     }
     sandbox::quiet_watched_panics();
+    sandbox::explain_faults().context("Cannot watch faults")?;
     if let Some(mode) = args.seccomp()? {
         sandbox::enforce(mode)?;
     }
