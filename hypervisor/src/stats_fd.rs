@@ -67,6 +67,7 @@ struct ArrayPlaces {
     cycles: usize,
     blocked_cycles: usize,
     userspace_cycles: usize,
+    preempted_cycles: Option<usize>,
 }
 
 /// One statistic as the kernel describes it; `offset` counts from the start of
@@ -144,6 +145,7 @@ impl Layout {
                 cycles: array(places.cycles),
                 blocked_cycles: array(places.blocked_cycles),
                 userspace_cycles: array(places.userspace_cycles),
+                preempted_cycles: places.preempted_cycles.map(array).unwrap_or_default(),
             }),
         }
     }
@@ -177,20 +179,22 @@ fn plan(descriptors: &[Descriptor]) -> Result<(usize, usize, Layout), StatsError
             .find(|d| {
                 d.name == name
                     && d.kind == TYPE_LINEAR_HIST
-                    && d.size == STATS_SLOTS
+                    && d.size >= STATS_SLOTS
                     && d.bucket_size == 1
             })
             .map(|d| d.offset)
     };
     let exits = scalar("exits").ok_or(StatsError::NoExits)?;
     let guest_cycles = scalar("guest_cycles");
-    // All four or none: a kernel with another number of slots is another ABI.
+    // All four or none. More slots than we know are the future's; the fifth came
+    // with version 2 of the interface.
     let arrays = (|| {
         Some(ArrayPlaces {
             exits: histogram("exits_by_reason")?,
             cycles: histogram("exit_cycles_by_reason")?,
             blocked_cycles: histogram("exit_blocked_cycles_by_reason")?,
             userspace_cycles: histogram("exit_userspace_cycles_by_reason")?,
+            preempted_cycles: histogram("exit_preempted_cycles_by_reason"),
         })
     })();
 
@@ -204,6 +208,7 @@ fn plan(descriptors: &[Descriptor]) -> Result<(usize, usize, Layout), StatsError
             (places.blocked_cycles, length),
             (places.userspace_cycles, length),
         ]);
+        spans.extend(places.preempted_cycles.map(|place| (place, length)));
     }
     let first = spans.iter().map(|span| span.0).min().unwrap_or(exits);
     let end = spans
@@ -222,6 +227,7 @@ fn plan(descriptors: &[Descriptor]) -> Result<(usize, usize, Layout), StatsError
             cycles: places.cycles - first,
             blocked_cycles: places.blocked_cycles - first,
             userspace_cycles: places.userspace_cycles - first,
+            preempted_cycles: places.preempted_cycles.map(|place| place - first),
         }),
     };
     Ok((first, end - first, layout))

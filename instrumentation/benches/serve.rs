@@ -32,6 +32,7 @@ fn inputs(isa: Isa, ranges: &RangeMap) -> Vec<VcpuInput> {
                         cycles: times(2_345),
                         blocked_cycles: times(17),
                         userspace_cycles: times(3),
+                        preempted_cycles: times(5),
                         exits,
                     }),
                 },

@@ -77,6 +77,7 @@ impl Sampler for Busy {
                 cycles: times(2_345),
                 blocked_cycles: times(17),
                 userspace_cycles: times(3),
+                preempted_cycles: times(5),
                 exits,
             }),
         })

@@ -15,6 +15,7 @@ fn recording(isa: &Result<Isa, String>) -> Recording {
         cycles: vec![0; STATS_SLOTS],
         blocked_cycles: vec![0; STATS_SLOTS],
         userspace_cycles: vec![0; STATS_SLOTS],
+        preempted_cycles: vec![0; STATS_SLOTS],
     };
     for step in 0..20u64 {
         for slot in 0..12 {

@@ -14,6 +14,7 @@ fn snapshot(rows: &[(usize, u64)]) -> ExitSnapshot {
         cycles: vec![0; STATS_SLOTS],
         blocked_cycles: vec![0; STATS_SLOTS],
         userspace_cycles: vec![0; STATS_SLOTS],
+        preempted_cycles: vec![0; STATS_SLOTS],
     };
     for &(slot, exits) in rows {
         arrays.exits[slot] = exits;

@@ -103,6 +103,7 @@ fn split_line(model: &Model) -> Paragraph<'_> {
         ("KVM", totals.cycles),
         ("user space", totals.userspace_cycles),
         ("asleep", totals.blocked_cycles),
+        ("preempted", totals.preempted_cycles),
     ];
     let sum: u64 = parts.iter().filter_map(|(_, ticks)| *ticks).sum();
     let texts: Vec<String> = parts

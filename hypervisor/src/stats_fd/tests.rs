@@ -81,6 +81,7 @@ fn patched() -> Vec<Stat> {
         histogram("exit_cycles_by_reason", 2000),
         histogram("exit_blocked_cycles_by_reason", 3000),
         histogram("exit_userspace_cycles_by_reason", 4000),
+        histogram("exit_preempted_cycles_by_reason", 5000),
         scalar("tail", 5),
     ]
 }
@@ -109,10 +110,35 @@ fn patched_kernel_gives_each_array_from_its_own_place() {
         (&arrays.cycles, 2000),
         (&arrays.blocked_cycles, 3000),
         (&arrays.userspace_cycles, 4000),
+        (&arrays.preempted_cycles, 5000),
     ] {
         let expected: Vec<u64> = (0..STATS_SLOTS as u64).map(|slot| base + slot).collect();
         assert_eq!(array, &expected);
     }
+}
+
+#[test]
+fn first_version_of_the_interface_lacks_preempted_cycles_alone() {
+    let mut stats = patched();
+    stats.remove(8);
+    let arrays = open(&image(&stats)).unwrap().sample().unwrap().arrays;
+    let arrays = arrays.unwrap();
+    assert!(arrays.preempted_cycles.is_empty());
+    assert_eq!(arrays.userspace_cycles[1], 4001);
+}
+
+#[test]
+fn slots_that_a_later_kernel_has_are_left_out() {
+    let mut stats = patched();
+    for array in &mut stats[4..9] {
+        array.values.push(99);
+    }
+    let arrays = open(&image(&stats)).unwrap().sample().unwrap().arrays;
+    let arrays = arrays.unwrap();
+    for array in [&arrays.exits, &arrays.cycles, &arrays.preempted_cycles] {
+        assert_eq!(array.len(), STATS_SLOTS);
+    }
+    assert_eq!(arrays.userspace_cycles[STATS_SLOTS - 1], 4171);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::snapshot::{ExitSnapshot, ReasonCounters};
 /// Without figures by reason there is one line a vCPU, with an empty reason.
 pub fn csv(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     let mut text = String::from(
-        "vcpu,number,symbol,name,enabled,exits,cycles,blocked_cycles,userspace_cycles\n",
+        "vcpu,number,symbol,name,enabled,exits,cycles,blocked_cycles,userspace_cycles,preempted_cycles\n",
     );
     rows(
         &mut text,
@@ -41,7 +41,7 @@ fn rows(
 ) {
     let Some(reasons) = reasons else {
         // Writing to a String cannot fail.
-        let _ = writeln!(text, "{vcpu},,,,,{exits},,,");
+        let _ = writeln!(text, "{vcpu},,,,,{exits},,,,");
         return;
     };
     for row in options.rows(reasons) {
@@ -49,7 +49,7 @@ fn rows(
         let counters = &row.counters;
         let _ = writeln!(
             text,
-            "{vcpu},{},{},{},{},{},{},{},{}",
+            "{vcpu},{},{},{},{},{},{},{},{},{}",
             number.as_deref().unwrap_or(""),
             row.symbol,
             quoted(&row.name),
@@ -57,7 +57,8 @@ fn rows(
             counters.exits,
             counters.cycles,
             counters.blocked_cycles,
-            counters.userspace_cycles
+            counters.userspace_cycles,
+            counters.preempted_cycles
         );
     }
 }

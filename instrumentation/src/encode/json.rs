@@ -11,13 +11,13 @@ use serde::Serialize;
 use crate::snapshot::{ExitCounters, ExitSnapshot, ReasonCounters, Totals};
 use crate::table::{ExitTable, Isa};
 
-/// Longer than any row with four figures of twenty digits.
-const ROW: usize = 256;
+/// Longer than any row with five figures of twenty digits.
+const ROW: usize = 288;
 /// Everything that is not a row; longer only with very many devices.
 const REST: usize = 8192;
 
 /// The rest of a row whose figures are all zero.
-const ZEROS: &str = r#"0,"cycles":0,"blocked_cycles":0,"userspace_cycles":0}"#;
+const ZEROS: &str = r#"0,"cycles":0,"blocked_cycles":0,"userspace_cycles":0,"preempted_cycles":0}"#;
 
 /// The snapshot as JSON: byte for byte what serde would write.
 pub fn json(snapshot: &ExitSnapshot) -> Vec<u8> {
@@ -145,6 +145,7 @@ impl Body<'_> {
             (r#","cycles":"#, totals.cycles),
             (r#","blocked_cycles":"#, totals.blocked_cycles),
             (r#","userspace_cycles":"#, totals.userspace_cycles),
+            (r#","preempted_cycles":"#, totals.preempted_cycles),
             (r#","guest_cycles":"#, totals.guest_cycles),
         ] {
             self.text(key);
@@ -206,6 +207,8 @@ impl Body<'_> {
         self.number(counters.blocked_cycles);
         self.text(r#","userspace_cycles":"#);
         self.number(counters.userspace_cycles);
+        self.text(r#","preempted_cycles":"#);
+        self.number(counters.preempted_cycles);
         self.text("}");
     }
 
@@ -250,7 +253,8 @@ mod tests {
                             exits: array.clone(),
                             cycles: array.clone(),
                             blocked_cycles: array.clone(),
-                            userspace_cycles: array,
+                            userspace_cycles: array.clone(),
+                            preempted_cycles: array,
                         }),
                     },
                     user_exits: recorder.read(),

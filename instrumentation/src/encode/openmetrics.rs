@@ -208,6 +208,13 @@ impl Collector for Vms {
             Some(&Unit::Seconds),
             |counters| counters.userspace_cycles,
         )?;
+        self.reason_family(
+            &mut encoder,
+            "kvm_exit_preempted",
+            "Time after an exit that the vCPU had no CPU, because another task had it",
+            Some(&Unit::Seconds),
+            |counters| counters.preempted_cycles,
+        )?;
         self.vmm_families(&mut encoder)
     }
 }

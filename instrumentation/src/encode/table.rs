@@ -47,6 +47,7 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         "Avg",
         "Asleep",
         "User space",
+        "Preempted",
     ];
     let mut table = Columns::new(header, 1..2);
     for row in options.rows(snapshot.reasons.as_deref().unwrap_or_default()) {
@@ -61,6 +62,7 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
             average(counters.cycles, counters.exits),
             grouped(counters.blocked_cycles),
             grouped(counters.userspace_cycles),
+            grouped(counters.preempted_cycles),
         ]);
     }
     table.add_row([
@@ -73,6 +75,7 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         average(cycles, totals.exits),
         grouped(totals.blocked_cycles.unwrap_or(0)),
         grouped(totals.userspace_cycles.unwrap_or(0)),
+        grouped(totals.preempted_cycles.unwrap_or(0)),
     ]);
     table.text()
 }

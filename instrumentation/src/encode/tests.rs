@@ -17,18 +17,20 @@ fn arrays() -> ReasonArrays {
         cycles: vec![0; STATS_SLOTS],
         blocked_cycles: vec![0; STATS_SLOTS],
         userspace_cycles: vec![0; STATS_SLOTS],
+        preempted_cycles: vec![0; STATS_SLOTS],
     };
-    for (slot, exits, cycles, blocked, userspace) in [
-        (0, 0, 0, 0, 0),
-        (10, 5, 4_785, 0, 0),
-        (12, 2, 900, 7_000_000, 0),
-        (30, 4, 1_234_567, 0, 60_000),
-        (86, 1, 10, 0, 0),
+    for (slot, exits, cycles, blocked, userspace, preempted) in [
+        (0, 0, 0, 0, 0, 0),
+        (10, 5, 4_785, 0, 0, 0),
+        (12, 2, 900, 7_000_000, 0, 0),
+        (30, 4, 1_234_567, 0, 60_000, 3_456),
+        (86, 1, 10, 0, 0, 0),
     ] {
         arrays.exits[slot] = exits;
         arrays.cycles[slot] = cycles;
         arrays.blocked_cycles[slot] = blocked;
         arrays.userspace_cycles[slot] = userspace;
+        arrays.preempted_cycles[slot] = preempted;
     }
     arrays
 }

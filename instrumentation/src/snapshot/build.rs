@@ -77,6 +77,11 @@ fn vcpu_snapshot(table: Option<&'static ExitTable>, input: &VcpuInput) -> VcpuSn
                 cycles: Some(sum.cycles),
                 blocked_cycles: Some(sum.blocked_cycles),
                 userspace_cycles: Some(sum.userspace_cycles),
+                preempted_cycles: sample
+                    .arrays
+                    .as_ref()
+                    .filter(|arrays| !arrays.preempted_cycles.is_empty())
+                    .map(|_| sum.preempted_cycles),
                 guest_cycles: sample.guest_cycles,
             }
         }
@@ -102,6 +107,7 @@ fn reasons_of(table: &'static ExitTable, arrays: &ReasonArrays) -> Vec<ReasonCou
             cycles: value(&arrays.cycles),
             blocked_cycles: value(&arrays.blocked_cycles),
             userspace_cycles: value(&arrays.userspace_cycles),
+            preempted_cycles: value(&arrays.preempted_cycles),
         }
     };
     let mut reasons = Vec::with_capacity(table.reasons.len() + 1);
@@ -146,6 +152,7 @@ fn sum_totals(vcpus: &[VcpuSnapshot]) -> Totals {
         cycles: sum(|totals| totals.cycles),
         blocked_cycles: sum(|totals| totals.blocked_cycles),
         userspace_cycles: sum(|totals| totals.userspace_cycles),
+        preempted_cycles: sum(|totals| totals.preempted_cycles),
         guest_cycles: sum(|totals| totals.guest_cycles),
     }
 }

@@ -87,6 +87,7 @@ fn totals(later: &Totals, earlier: &Totals) -> Result<Totals, DeltaError> {
         cycles: both(later.cycles, earlier.cycles)?,
         blocked_cycles: both(later.blocked_cycles, earlier.blocked_cycles)?,
         userspace_cycles: both(later.userspace_cycles, earlier.userspace_cycles)?,
+        preempted_cycles: both(later.preempted_cycles, earlier.preempted_cycles)?,
         guest_cycles: both(later.guest_cycles, earlier.guest_cycles)?,
     })
 }
@@ -114,6 +115,7 @@ fn reasons(
                 cycles: minus(new.cycles, old.cycles)?,
                 blocked_cycles: minus(new.blocked_cycles, old.blocked_cycles)?,
                 userspace_cycles: minus(new.userspace_cycles, old.userspace_cycles)?,
+                preempted_cycles: minus(new.preempted_cycles, old.preempted_cycles)?,
             };
         }
     }

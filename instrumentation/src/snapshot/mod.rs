@@ -31,7 +31,7 @@ pub struct VcpuSample {
 }
 
 /// The kernel's per-vCPU arrays, indexed by slot.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReasonArrays {
     /// Exits.
     pub exits: Vec<u64>,
@@ -41,6 +41,9 @@ pub struct ReasonArrays {
     pub blocked_cycles: Vec<u64>,
     /// TSC ticks out in user space.
     pub userspace_cycles: Vec<u64>,
+    /// TSC ticks without a CPU, which another task had; empty where the kernel's
+    /// interface is version 1, which books them as ticks in the kernel.
+    pub preempted_cycles: Vec<u64>,
 }
 
 /// Where the figures come from.
@@ -91,6 +94,9 @@ pub struct Totals {
     pub blocked_cycles: Option<u64>,
     /// TSC ticks out in user space.
     pub userspace_cycles: Option<u64>,
+    /// TSC ticks without a CPU, which another task had.
+    #[serde(default)]
+    pub preempted_cycles: Option<u64>,
     /// TSC ticks running guest code.
     pub guest_cycles: Option<u64>,
 }
@@ -130,6 +136,9 @@ pub struct ExitCounters {
     pub blocked_cycles: u64,
     /// TSC ticks out in user space.
     pub userspace_cycles: u64,
+    /// TSC ticks without a CPU, which another task had.
+    #[serde(default)]
+    pub preempted_cycles: u64,
 }
 
 impl ExitCounters {
@@ -139,6 +148,7 @@ impl ExitCounters {
         self.cycles = self.cycles.wrapping_add(other.cycles);
         self.blocked_cycles = self.blocked_cycles.wrapping_add(other.blocked_cycles);
         self.userspace_cycles = self.userspace_cycles.wrapping_add(other.userspace_cycles);
+        self.preempted_cycles = self.preempted_cycles.wrapping_add(other.preempted_cycles);
     }
 
     /// Whether nothing was counted.

@@ -15,6 +15,7 @@ fn sample(rows: &[(usize, u64)]) -> VcpuSample {
         cycles: vec![0; STATS_SLOTS],
         blocked_cycles: vec![0; STATS_SLOTS],
         userspace_cycles: vec![0; STATS_SLOTS],
+        preempted_cycles: vec![0; STATS_SLOTS],
     };
     let mut exits = 0;
     for &(slot, count) in rows {
@@ -22,6 +23,7 @@ fn sample(rows: &[(usize, u64)]) -> VcpuSample {
         arrays.cycles[slot] = count * 100;
         arrays.blocked_cycles[slot] = count * 10;
         arrays.userspace_cycles[slot] = count;
+        arrays.preempted_cycles[slot] = count * 3;
         exits += count;
     }
     VcpuSample {
@@ -69,10 +71,23 @@ fn a_vm_is_the_sum_of_its_vcpus() {
             cycles: Some(800),
             blocked_cycles: Some(80),
             userspace_cycles: Some(8),
+            preempted_cycles: Some(24),
             guest_cycles: Some(10),
         }
     );
     assert_eq!(snapshot.vcpus[1].totals.exits, 4);
+}
+
+#[test]
+fn a_kernel_that_does_not_tell_preempted_time_apart_says_nothing_of_it() {
+    let mut old = input(0, &[(10, 3)]);
+    if let Some(arrays) = &mut old.sample.arrays {
+        arrays.preempted_cycles.clear();
+    }
+    let snapshot = ExitSnapshot::from_samples(&host(), &[], &[old, input(1, &[(10, 1)])]);
+    assert_eq!(snapshot.vcpus[0].totals.preempted_cycles, None);
+    assert_eq!(snapshot.totals.preempted_cycles, None);
+    assert_eq!(snapshot.totals.userspace_cycles, Some(4));
 }
 
 #[test]

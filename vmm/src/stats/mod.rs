@@ -13,8 +13,9 @@ use instrumentation::snapshot::{ExitSnapshot, Host, Query, QueryError, VcpuInput
 use instrumentation::table::{Isa, ReasonStatus};
 use instrumentation::user_exit::{RangeMap, UserExitRecorder};
 
-/// The version of the kernel's interface that this program reads.
-const ABI_VERSION: u8 = 1;
+/// The last version of the kernel's interface that this program knows. It reads
+/// the ones before too: the first has no preempted cycles.
+const ABI_VERSION: u8 = 2;
 
 /// Something that gives a vCPU's counters: its statistics file.
 pub trait Sampler: Send + Sync {
@@ -101,14 +102,14 @@ impl<S: Sampler> Reader for VmStats<S> {
 fn judge(kvm: ExitStatsSupport) -> Result<Isa, String> {
     match (kvm.version(), kvm.isa()) {
         (0, _) => Err("This host's KVM is not patched to count exits by reason".into()),
-        (ABI_VERSION, Some(_)) if !kvm.accounting() => Err(
+        (1..=ABI_VERSION, Some(_)) if !kvm.accounting() => Err(
             "This host's KVM counts no exits by reason: the parameter exit_stats of kvm.ko is off"
                 .into(),
         ),
-        (ABI_VERSION, Some(isa)) => Ok(isa),
+        (1..=ABI_VERSION, Some(isa)) => Ok(isa),
         (version, _) => Err(format!(
             "This host's KVM counts exits in a form that this program does not know: \
-             version {version} where {ABI_VERSION} is known"
+             version {version} where 1 to {ABI_VERSION} are known"
         )),
     }
 }
@@ -238,6 +239,7 @@ pub(crate) mod tests {
                     cycles: exits.iter().map(|exits| exits * 100).collect(),
                     blocked_cycles: vec![0; STATS_SLOTS],
                     userspace_cycles: vec![0; STATS_SLOTS],
+                    preempted_cycles: vec![0; STATS_SLOTS],
                     exits,
                 }),
             })
@@ -340,8 +342,10 @@ pub(crate) mod tests {
         let why = |raw| judge(ExitStatsSupport::from_raw(raw)).unwrap_err();
         assert!(why(0).contains("not patched"));
         assert!(why(0x101).contains("exit_stats"));
-        assert!(why(0x1_0102).contains("version 2"));
-        assert_eq!(judge(ExitStatsSupport::from_raw(PATCHED)), Ok(Isa::Vmx));
+        assert!(why(0x1_0103).contains("version 3"));
+        for raw in [PATCHED, 0x3_0102] {
+            assert_eq!(judge(ExitStatsSupport::from_raw(raw)), Ok(Isa::Vmx));
+        }
     }
 
     #[test]
