@@ -10,7 +10,7 @@ use crate::internal_error::InternalError;
 use crate::kvm::ExitStatsSupport;
 use crate::kvm::kick::VcpuKick;
 use crate::stats_fd::{StatsError, StatsFd};
-use crate::x86::state::{ClockPolicy, VcpuState, VmState};
+use crate::x86::state::{ClockPolicy, ExitCountersState, VcpuState, VmState};
 use crate::x86::{CpuidEntry, Registers, SpecialRegisters};
 
 /// What went wrong in a call to the hypervisor. The operation is named here,
@@ -57,6 +57,9 @@ pub enum Error {
         /// The length it has to have, or at most.
         expected: usize,
     },
+    /// Exit counters that do not fit the kernel's.
+    #[error("The exit counters of a vCPU do not fit: {0}")]
+    ExitCounters(&'static str),
     /// The statistics cannot be opened or read.
     #[error("Cannot read the vCPU's statistics")]
     Stats(#[from] StatsError),
@@ -204,6 +207,17 @@ pub trait Vcpu: Send {
     /// A part that does not fit this host: a length, or what the kernel
     /// refuses. The vCPU must not be run then.
     fn set_state(&mut self, state: &VcpuState, policy: ClockPolicy) -> Result<()>;
+    /// The exit counters of a vCPU that stands still; `None` where the kernel
+    /// cannot give them as a whole: below version 2 of
+    /// [`ExitStatsSupport`].
+    fn exit_counters(&self) -> Result<Option<ExitCountersState>>;
+    /// Has the exit counters go on from what [`exit_counters`](Self::exit_counters)
+    /// told, on a vCPU that has not run.
+    ///
+    /// # Errors
+    /// A kernel below version 2, counters of another instruction set or shape,
+    /// or a vCPU that has run.
+    fn set_exit_counters(&mut self, state: &ExitCountersState) -> Result<()>;
 }
 
 /// What a running vCPU asks of the world outside. Reads of addresses that

@@ -1,6 +1,7 @@
 //! The KVM implementation of the traits.
 
 mod convert;
+mod exit_counters;
 pub(crate) mod kick;
 mod vcpu;
 mod vcpu_state;

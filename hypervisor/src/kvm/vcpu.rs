@@ -9,14 +9,14 @@ use kvm_ioctls::{Cap, VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::ioctl::ioctl as raw_ioctl;
 use vmm_sys_util::ioctl_io_nr;
 
-use super::ioctl;
 use super::kick::VcpuKick;
 use super::vcpu_state::{self, StateSupport};
+use super::{exit_counters, ioctl};
 use crate::internal_error::InternalError;
 use crate::stats_fd::{StatsError, StatsFd};
 use crate::traits::{Error, Result, Vcpu, VcpuSetup, VmExit, VmOps};
 use crate::x86::CpuidEntry;
-use crate::x86::state::{ClockPolicy, VcpuState};
+use crate::x86::state::{ClockPolicy, ExitCountersState, VcpuState};
 
 pub(super) const KVMIO: u32 = 0xae;
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
@@ -191,6 +191,14 @@ impl Vcpu for KvmVcpu {
 
     fn set_state(&mut self, state: &VcpuState, policy: ClockPolicy) -> Result<()> {
         vcpu_state::set(&self.fd, &self.support, self.xsave_size(), state, policy)
+    }
+
+    fn exit_counters(&self) -> Result<Option<ExitCountersState>> {
+        exit_counters::get(&self.fd)
+    }
+
+    fn set_exit_counters(&mut self, state: &ExitCountersState) -> Result<()> {
+        exit_counters::set(&self.fd, state)
     }
 }
 

@@ -2,6 +2,8 @@
 //! on as if nothing had happened. Plain data: read from a file it is not
 //! trusted, and the kernel checks what is set.
 
+use instrumentation::snapshot::ReasonArrays;
+use instrumentation::table::Isa;
 use serde::{Deserialize, Serialize};
 
 use super::{CpuidEntry, Registers, SpecialRegisters};
@@ -39,6 +41,19 @@ pub struct VcpuState {
     /// The state of a hypervisor in the guest, in the kernel's layout; `None`
     /// where the kernel has no way to tell or the guest runs none.
     pub nested: Option<Vec<u8>>,
+}
+
+/// The exit counters of a vCPU that stands still.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitCountersState {
+    /// Whose exit reasons the arrays are of.
+    pub isa: Option<Isa>,
+    /// KVM's own count of exits.
+    pub exits: u64,
+    /// Ticks in the guest.
+    pub guest_cycles: u64,
+    /// Counts and ticks by slot.
+    pub arrays: ReasonArrays,
 }
 
 /// The activity of a vCPU (Linux, Documentation/virt/kvm/api.rst,

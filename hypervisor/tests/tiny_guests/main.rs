@@ -2,6 +2,7 @@
 //! tests say so and pass, unless LAB_KVM_REQUIRED is set: the lab's suite
 //! `hypervisor` sets it and runs them on every emulated host.
 
+mod counters;
 mod exits;
 mod guest;
 mod state;
