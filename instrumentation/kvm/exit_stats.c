@@ -7,6 +7,7 @@
 #include <asm/msr.h>
 
 #include "exit_stats.h"
+#include "exit_stats_compat.h"
 #include "exit_stats_internal.h"
 
 /* A vCPU's figures are zeroed with the structure they live in. */
@@ -15,47 +16,92 @@ void kvm_exit_stats_vcpu_init(struct kvm_vcpu *vcpu)
 	set_bit(KVM_EXIT_STATS_F_START, &vcpu->arch.exit_stats.flags);
 }
 
+static __always_inline void record_latency(struct kvm_vcpu *vcpu, u64 ticks)
+{
+	struct kvm_exit_stats_latency *latency;
+	u32 bucket;
+
+	/* Pairs with the release in kvm_exit_stats_latency_on(). */
+	latency = smp_load_acquire(&vcpu->arch.exit_stats_rest.latency);
+	if (!latency)
+		return;
+	bucket = min_t(u32, fls64(ticks), KVM_EXIT_STATS_LATENCY_BUCKETS - 1);
+	kvm_exit_stats_add(&latency->buckets[vcpu->arch.exit_stats.slot][bucket], 1);
+}
+
+/*
+ * The clock starts, at a vCPU's first entry or when accounting is switched on.
+ * Every exit so far is in KVM's own count by now, since the next one is to come.
+ */
+static __always_inline void start_clock(struct kvm_vcpu *vcpu)
+{
+	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
+	u64 counted = 0;
+	int slot;
+
+	for (slot = 0; slot < KVM_EXIT_STATS_SLOTS; slot++)
+		counted += vcpu->stat.exits_by_reason[slot];
+	WRITE_ONCE(rest->uncounted, vcpu->stat.exits - counted);
+	rest->handled = 0;
+	rest->preempted_at = 0;
+	rest->asleep = 0;
+	rest->in_run = true;
+	/* Readers of @uncounted look at the flag first: sum_of_exits(). */
+	smp_mb__before_atomic();
+	arch_clear_bit(KVM_EXIT_STATS_F_START, &vcpu->arch.exit_stats.flags);
+}
+
 /**
  * kvm_exit_stats_entry_slow() - close the open exit, or start the clock
  * @vcpu: the vCPU about to enter the guest
  * @now: host TSC
  *
- * Called with interrupts off.
+ * Called with interrupts off, where nothing may be instrumented.
  */
-void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now)
+noinstr void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
+	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
 	u64 ticks = now - clock->last;
 
-	if (test_and_clear_bit(KVM_EXIT_STATS_F_START, &clock->flags)) {
-		clear_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags);
-		clock->handled = 0;
+	clock->last = now;
+	if (arch_test_bit(KVM_EXIT_STATS_F_START, &clock->flags)) {
+		start_clock(vcpu);
+		arch_clear_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags);
 		return;
 	}
 
 	kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot], ticks);
-	if (!test_and_clear_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags) &&
-	    test_bit(KVM_EXIT_STATS_F_LATENCY, &clock->flags))
-		kvm_exit_stats_record_latency(clock, clock->handled + ticks);
-	clock->handled = 0;
+	kvm_exit_stats_add(&vcpu->stat.exit_cycles, ticks);
+	if (!arch_test_and_clear_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags) &&
+	    arch_test_bit(KVM_EXIT_STATS_F_LATENCY, &clock->flags))
+		record_latency(vcpu, rest->handled + ticks);
+	rest->handled = 0;
 }
-EXPORT_SYMBOL_GPL(kvm_exit_stats_entry_slow);
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_entry_slow);
 
 /*
- * Ends the current place at one TSC reading. Preemption is off in between lest
- * the task move to a CPU whose TSC is behind the reading it is about to store.
+ * Ends the current place at one TSC reading, and with it the kernel's share of
+ * the open exit if @place is NULL. Preemption is off in between lest the task
+ * move to a CPU whose TSC is behind the reading it is about to store.
  */
-static void book(struct kvm_vcpu *vcpu, u64 *place, bool handling)
+static void book(struct kvm_vcpu *vcpu, u64 *place)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
-	u64 now;
+	u64 now, ticks;
 
 	preempt_disable();
 	now = rdtsc();
-	if (!test_bit(KVM_EXIT_STATS_F_START, &clock->flags)) {
-		kvm_exit_stats_add(&place[clock->slot], now - clock->last);
-		if (handling)
-			clock->handled += now - clock->last;
+	ticks = now - clock->last;
+	if (test_bit(KVM_EXIT_STATS_F_START, &clock->flags)) {
+		/* Nothing is booked before the next entry. */
+	} else if (place) {
+		kvm_exit_stats_add(&place[clock->slot], ticks);
+	} else {
+		kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot],
+				   ticks);
+		kvm_exit_stats_add(&vcpu->stat.exit_cycles, ticks);
+		vcpu->arch.exit_stats_rest.handled += ticks;
 	}
 	clock->last = now;
 	preempt_enable();
@@ -70,44 +116,73 @@ static void book(struct kvm_vcpu *vcpu, u64 *place, bool handling)
  */
 void kvm_exit_stats_no_entry(struct kvm_vcpu *vcpu, u64 slot)
 {
-	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
-	u64 now = kvm_exit_stats_entry(vcpu);
-
-	clock->last = now;
+	kvm_exit_stats_entry(vcpu);
 	kvm_exit_stats_count(vcpu, slot);
 }
-EXPORT_SYMBOL_GPL(kvm_exit_stats_no_entry);
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_no_entry);
 
 void __kvm_exit_stats_run_begin(struct kvm_vcpu *vcpu)
 {
-	book(vcpu, vcpu->stat.exit_userspace_cycles_by_reason, false);
+	book(vcpu, vcpu->stat.exit_userspace_cycles_by_reason);
+	vcpu->arch.exit_stats_rest.in_run = true;
 }
 
 void __kvm_exit_stats_run_end(struct kvm_vcpu *vcpu)
 {
-	book(vcpu, vcpu->stat.exit_cycles_by_reason, true);
+	vcpu->arch.exit_stats_rest.in_run = false;
+	book(vcpu, NULL);
 }
 
 void __kvm_exit_stats_block(struct kvm_vcpu *vcpu)
 {
-	book(vcpu, vcpu->stat.exit_cycles_by_reason, true);
+	if (!vcpu->arch.exit_stats_rest.asleep++)
+		book(vcpu, NULL);
 }
 
+/* Accounting may have been switched on in between: then there is no beginning. */
 void __kvm_exit_stats_unblock(struct kvm_vcpu *vcpu)
 {
-	book(vcpu, vcpu->stat.exit_blocked_cycles_by_reason, false);
+	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
+
+	if (rest->asleep && !--rest->asleep)
+		book(vcpu, vcpu->stat.exit_blocked_cycles_by_reason);
+}
+
+/*
+ * KVM just read the TSC for its own use. Outside KVM_RUN the vCPU is out in user
+ * space, whoever runs on the CPU.
+ */
+void __kvm_exit_stats_vcpu_put(struct kvm_vcpu *vcpu)
+{
+	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
+
+	rest->preempted_at = vcpu->preempted && rest->in_run ?
+			     vcpu->arch.last_host_tsc : 0;
 }
 
 /*
  * Between two loads a vCPU stays on one CPU, whose TSC does not step back. So
  * this is the one place where a difference could turn negative: on a host with
- * unsynchronized TSCs the ticks in question are dropped.
+ * unsynchronized TSCs the ticks in question are dropped, and the move counted.
  */
 void __kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
+	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
+	u64 left = rest->preempted_at;
 	u64 now = rdtsc();
 
-	if (unlikely(now < clock->last))
-		clock->last = now;
+	rest->preempted_at = 0;
+	if (unlikely(now < clock->last || now < left)) {
+		clock->last = min(now, clock->last);
+		kvm_exit_stats_add(&vcpu->stat.exit_tsc_backward, 1);
+		return;
+	}
+
+	if (!left || test_bit(KVM_EXIT_STATS_F_START, &clock->flags))
+		return;
+	/* The place that the vCPU was in goes on as if no time had passed. */
+	kvm_exit_stats_add(&vcpu->stat.exit_preempted_cycles_by_reason[clock->slot],
+			   now - left);
+	clock->last += now - left;
 }

@@ -2,14 +2,14 @@
 /*
  * VM-exit accounting: counts and times every VM exit, per reason and vCPU.
  *
- * A vCPU is always in one of four places: in the guest, in the kernel on behalf
- * of its last exit, asleep in the kernel, or out in user space. Each change of
- * place reads the TSC once and books the ticks since the last change to the
- * place that is left, so the four add up to the vCPU's life from its first VM
- * entry on.
+ * A vCPU is always in one of five places: in the guest, in the kernel on behalf
+ * of its last exit, asleep in the kernel, out in user space, or preempted: the
+ * scheduler took its CPU away inside KVM_RUN. Each change of place reads the TSC
+ * once and books the ticks since the last change to the place that is left, so
+ * the five add up to the vCPU's life from its first VM entry on.
  *
- * The figures are the last members of struct kvm_vcpu_stat, whose bytes the
- * binary statistics file publishes as they are. Their only writer is the task
+ * The figures are members of struct kvm_vcpu_stat, whose bytes the binary
+ * statistics file publishes as they are. Their only writer is the task
  * inside KVM_RUN, which holds vcpu->mutex. Readers take no lock: each figure is
  * one aligned u64 that only grows, and nothing resets it while its vCPU lives.
  *
@@ -17,7 +17,10 @@
  *   exit_cycles_by_reason		host TSC ticks in KVM on behalf of those exits
  *   exit_blocked_cycles_by_reason	ticks asleep in KVM after such an exit
  *   exit_userspace_cycles_by_reason	ticks out in user space after such an exit
+ *   exit_preempted_cycles_by_reason	ticks preempted after such an exit
  *   guest_cycles			ticks in the guest
+ *   exit_cycles			the sum of exit_cycles_by_reason
+ *   exit_tsc_backward			loads on a CPU whose TSC was behind
  */
 #ifndef __KVM_X86_EXIT_STATS_H
 #define __KVM_X86_EXIT_STATS_H
@@ -31,7 +34,14 @@
 /* KVM_CHECK_EXTENSION and KVM_ENABLE_CAP; "EXST", far from KVM's own numbers */
 #define KVM_CAP_EXIT_STATS		0x45585354
 
-#define KVM_EXIT_STATS_VERSION		1
+/* Of the capability; version 2 added the preempted cycles and the vCPU attribute. */
+#define KVM_EXIT_STATS_VERSION		2
+/* Of the CPUID leaves. */
+#define KVM_EXIT_STATS_LEAVES_VERSION	1
+
+/* KVM_{HAS,GET,SET}_DEVICE_ATTR on a vCPU: group, and its one attribute. */
+#define KVM_VCPU_EXIT_STATS		0x45585354
+#define KVM_VCPU_EXIT_STATS_COUNTERS	0
 
 /* Bits of KVM_CHECK_EXTENSION's answer: 7:0 version, 15:8 instruction set. */
 #define KVM_EXIT_STATS_CAP_ISA_SHIFT	8
@@ -70,7 +80,34 @@ enum kvm_exit_stats_isa {
 #define KVM_EXIT_STATS_LEAF_TOTAL_CYCLES	0x4ffffffe
 #define KVM_EXIT_STATS_LEAF_TOTAL_EXITS		0x4fffffff
 
+/**
+ * struct kvm_exit_stats_counters - a vCPU's counters, as the attribute has them
+ * @size: of this structure, in bytes
+ * @isa: enum kvm_exit_stats_isa
+ * @slots: elements of each array
+ * @exits: KVM's own count
+ * @guest_cycles: as the statistic of that name, like the arrays
+ * @exits_by_reason: the sum is at most @exits
+ * @exit_cycles_by_reason: host TSC ticks, like those below
+ * @exit_blocked_cycles_by_reason: see above
+ * @exit_userspace_cycles_by_reason: see above
+ * @exit_preempted_cycles_by_reason: see above
+ */
+struct kvm_exit_stats_counters {
+	__u32 size;
+	__u16 isa;
+	__u16 slots;
+	__u64 exits;
+	__u64 guest_cycles;
+	__u64 exits_by_reason[KVM_EXIT_STATS_SLOTS];
+	__u64 exit_cycles_by_reason[KVM_EXIT_STATS_SLOTS];
+	__u64 exit_blocked_cycles_by_reason[KVM_EXIT_STATS_SLOTS];
+	__u64 exit_userspace_cycles_by_reason[KVM_EXIT_STATS_SLOTS];
+	__u64 exit_preempted_cycles_by_reason[KVM_EXIT_STATS_SLOTS];
+};
+
 DECLARE_STATIC_KEY_TRUE(kvm_exit_stats_key);
+DECLARE_STATIC_KEY_TRUE(kvm_exit_stats_last_key);
 extern bool kvm_exit_stats_guest;
 
 void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now);
@@ -80,12 +117,15 @@ void __kvm_exit_stats_run_end(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_block(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_unblock(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu);
+void __kvm_exit_stats_vcpu_put(struct kvm_vcpu *vcpu);
 
 void kvm_exit_stats_register(enum kvm_exit_stats_isa isa, const void *handlers,
 			     size_t nr);
 void kvm_exit_stats_vcpu_init(struct kvm_vcpu *vcpu);
 void kvm_exit_stats_vcpu_postcreate(struct kvm_vcpu *vcpu);
 void kvm_exit_stats_vcpu_destroy(struct kvm_vcpu *vcpu);
+int kvm_exit_stats_vcpu_attr(struct kvm_vcpu *vcpu, unsigned int ioctl,
+			     struct kvm_device_attr *attr);
 int kvm_exit_stats_check_extension(struct kvm *kvm);
 int kvm_exit_stats_enable_cap(struct kvm *kvm, struct kvm_enable_cap *cap);
 void kvm_exit_stats_create_debugfs(struct kvm *kvm);
@@ -103,47 +143,64 @@ static __always_inline void kvm_exit_stats_add(u64 *figure, u64 value)
 	asm volatile("addq %1, %0" : "+m" (*figure) : "er" (value) : "cc");
 }
 
-/* Ends the kernel's share of the last exit; called with interrupts off. */
-static __always_inline u64 kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
+/*
+ * Ends the kernel's share of the last exit; called with interrupts off. Another
+ * task may set a flag meanwhile: this entry sees it or the next one does.
+ */
+static __always_inline void kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
+{
+	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
+	u64 now = rdtsc();
+	u64 ticks = now - clock->last;
+
+	if (unlikely(clock->flags)) {
+		kvm_exit_stats_entry_slow(vcpu, now);
+		return;
+	}
+	clock->last = now;
+	kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot], ticks);
+	kvm_exit_stats_add(&vcpu->stat.exit_cycles, ticks);
+}
+
+/* Ends the guest's turn. */
+static __always_inline void kvm_exit_stats_exit(struct kvm_vcpu *vcpu)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
 	u64 now = rdtsc();
 
-	if (unlikely(READ_ONCE(clock->flags)))
-		kvm_exit_stats_entry_slow(vcpu, now);
-	else
-		kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot],
-				   now - clock->last);
-	return now;
-}
-
-/* Ends the guest's turn that began at @entry. */
-static __always_inline void kvm_exit_stats_exit(struct kvm_vcpu *vcpu, u64 entry)
-{
-	u64 now = rdtsc();
-
-	vcpu->arch.exit_stats.last = now;
-	kvm_exit_stats_add(&vcpu->stat.guest_cycles, now - entry);
+	kvm_exit_stats_add(&vcpu->stat.guest_cycles, now - clock->last);
+	clock->last = now;
 }
 
 /*
  * Runs the statement that enters the guest, with the clock read on both sides.
  * One branch decides for both: a turn that began untimed ends untimed, however
- * the key changes meanwhile.
+ * the key changes meanwhile. Used in noinstr functions, so that what surrounds
+ * the world switch there, such as an NMI's handler, is no guest time.
  */
 #define kvm_exit_stats_enter_guest(vcpu, ...)				\
 do {									\
 	struct kvm_vcpu *__vcpu = (vcpu);				\
 									\
 	if (static_branch_likely(&kvm_exit_stats_key)) {		\
-		u64 __entry = kvm_exit_stats_entry(__vcpu);		\
-									\
+		kvm_exit_stats_entry(__vcpu);				\
 		__VA_ARGS__;						\
-		kvm_exit_stats_exit(__vcpu, __entry);			\
+		kvm_exit_stats_exit(__vcpu);				\
 	} else {							\
 		__VA_ARGS__;						\
 	}								\
 } while (0)
+
+/*
+ * The host TSC at the exit that vcpu_run() just returned, for KVM's own use.
+ * This key is on only while the other one is, so the reading is never stale.
+ */
+static __always_inline u64 kvm_exit_stats_exit_tsc(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_last_key))
+		return vcpu->arch.exit_stats.last;
+	return rdtsc();
+}
 
 /*
  * Counts the exit that vcpu_run() is about to return. Exactly one call for each
@@ -179,6 +236,13 @@ static __always_inline void kvm_exit_stats_count_vmx_emulation(struct kvm_vcpu *
 {
 	if (static_branch_likely(&kvm_exit_stats_key))
 		kvm_exit_stats_no_entry(vcpu, KVM_EXIT_STATS_VMX_REST);
+}
+
+/* KVM gave up before it entered the guest. */
+static inline void kvm_exit_stats_count_svm_no_entry(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		kvm_exit_stats_no_entry(vcpu, KVM_EXIT_STATS_SVM_REST);
 }
 
 static __always_inline void __kvm_exit_stats_count_svm(struct kvm_vcpu *vcpu,
@@ -224,7 +288,10 @@ static inline void kvm_exit_stats_run_end(struct kvm_vcpu *vcpu)
 		__kvm_exit_stats_run_end(vcpu);
 }
 
-/* The vCPU is about to sleep or to poll in place of sleeping. */
+/*
+ * The vCPU is about to sleep or to poll in place of sleeping. May be nested: the
+ * outermost pair counts.
+ */
 static inline void kvm_exit_stats_block(struct kvm_vcpu *vcpu)
 {
 	if (static_branch_likely(&kvm_exit_stats_key))
@@ -243,6 +310,13 @@ static inline void kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu)
 {
 	if (static_branch_likely(&kvm_exit_stats_key))
 		__kvm_exit_stats_vcpu_load(vcpu);
+}
+
+/* It gives its CPU up, or the scheduler takes it; after last_host_tsc is read. */
+static inline void kvm_exit_stats_vcpu_put(struct kvm_vcpu *vcpu)
+{
+	if (static_branch_likely(&kvm_exit_stats_key))
+		__kvm_exit_stats_vcpu_put(vcpu);
 }
 
 /*

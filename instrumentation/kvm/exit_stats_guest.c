@@ -13,36 +13,64 @@
 
 #define UNDEFINED_REASON_EDX	0xffffffff
 
-static u64 exits_of_slot(struct kvm *kvm, int slot)
+/*
+ * A guest may ask as often as it likes, from its user space too, and holds a CPU
+ * of the host for as long as the answer takes. So each vCPU adds a handful of
+ * instructions: totals are kept, not added up, and the vCPUs are a plain list.
+ */
+static struct kvm_vcpu *first_vcpu(struct kvm *kvm)
+{
+	/* Pairs with the release in kvm_exit_stats_vcpu_postcreate(). */
+	return smp_load_acquire(&kvm->arch.exit_stats.vcpus);
+}
+
+static struct kvm_vcpu *next_vcpu(struct kvm_vcpu *vcpu)
+{
+	return vcpu->arch.exit_stats_rest.next;
+}
+
+/* The sum of one figure, so many bytes into the statistics, over all vCPUs. */
+static noinline u64 sum_of_figure(struct kvm *kvm, size_t offset)
 {
 	struct kvm_vcpu *vcpu;
-	unsigned long i;
 	u64 sum = 0;
 
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		sum += READ_ONCE(vcpu->stat.exits_by_reason[slot]);
+	for (vcpu = first_vcpu(kvm); vcpu; vcpu = next_vcpu(vcpu))
+		sum += READ_ONCE(*(u64 *)((char *)&vcpu->stat + offset));
 	return sum;
 }
 
-static u64 cycles_of_slot(struct kvm *kvm, int slot)
+static u64 sum_of_cycles(struct kvm *kvm)
 {
-	struct kvm_vcpu *vcpu;
-	unsigned long i;
-	u64 sum = 0;
-
-	kvm_for_each_vcpu(i, vcpu, kvm)
-		sum += READ_ONCE(vcpu->stat.exit_cycles_by_reason[slot]);
-	return sum;
+	return sum_of_figure(kvm, offsetof(struct kvm_vcpu_stat, exit_cycles));
 }
 
-/* Totals are sums of the same array, so the two views cannot disagree. */
-static u64 sum_of_slots(struct kvm *kvm, u64 (*of_slot)(struct kvm *kvm, int slot))
+/* The sum over a vCPU's reasons, before its clock starts. */
+static noinline u64 exits_before_start(struct kvm_vcpu *vcpu)
 {
 	u64 sum = 0;
 	int slot;
 
 	for (slot = 0; slot < KVM_EXIT_STATS_SLOTS; slot++)
-		sum += of_slot(kvm, slot);
+		sum += READ_ONCE(vcpu->stat.exits_by_reason[slot]);
+	return sum;
+}
+
+/* The sum over all reasons: KVM counts each exit by itself, in one figure. */
+static noinline u64 sum_of_exits(struct kvm *kvm)
+{
+	struct kvm_vcpu *vcpu;
+	u64 sum = 0;
+
+	for (vcpu = first_vcpu(kvm); vcpu; vcpu = next_vcpu(vcpu)) {
+		/* Pairs with the barrier in start_clock(). */
+		if (unlikely(smp_load_acquire(&vcpu->arch.exit_stats.flags) &
+			     BIT(KVM_EXIT_STATS_F_START)))
+			sum += exits_before_start(vcpu);
+		else
+			sum += READ_ONCE(vcpu->stat.exits) -
+			       READ_ONCE(vcpu->arch.exit_stats_rest.uncounted);
+	}
 	return sum;
 }
 
@@ -68,7 +96,7 @@ static struct kvm_cpuid_entry2 info_leaf(struct kvm *kvm)
 
 	/* "SVM\0" or "VMX\0", as the bytes lie in memory */
 	return (struct kvm_cpuid_entry2) {
-		.eax = KVM_EXIT_STATS_VERSION,
+		.eax = KVM_EXIT_STATS_LEAVES_VERSION,
 		.ebx = svm ? 0x004d5653 : 0x00584d56,
 		.ecx = atomic_read(&kvm->online_vcpus),
 		.edx = tsc_khz,
@@ -84,8 +112,10 @@ static struct kvm_cpuid_entry2 reason_leaf(struct kvm *kvm, u32 leaf, u32 reason
 	if (slot < 0)
 		return (struct kvm_cpuid_entry2) {};
 	if (leaf == KVM_EXIT_STATS_LEAF_REASON_EXITS)
-		return exits_leaf(exits_of_slot(kvm, slot));
-	return cycles_leaf(cycles_of_slot(kvm, slot));
+		return exits_leaf(sum_of_figure(kvm, offsetof(struct kvm_vcpu_stat,
+							      exits_by_reason[slot])));
+	return cycles_leaf(sum_of_figure(kvm, offsetof(struct kvm_vcpu_stat,
+						       exit_cycles_by_reason[slot])));
 }
 
 /**
@@ -103,7 +133,7 @@ static struct kvm_cpuid_entry2 reason_leaf(struct kvm *kvm, u32 leaf, u32 reason
 struct kvm_cpuid_entry2 *kvm_exit_stats_cpuid(struct kvm_vcpu *vcpu, u32 leaf,
 					      u32 index)
 {
-	struct kvm_cpuid_entry2 *answer = &vcpu->arch.exit_stats.leaf;
+	struct kvm_cpuid_entry2 *answer = &vcpu->arch.exit_stats_rest.leaf;
 	struct kvm *kvm = vcpu->kvm;
 
 	if (leaf < KVM_EXIT_STATS_LEAF_INFO ||
@@ -113,10 +143,10 @@ struct kvm_cpuid_entry2 *kvm_exit_stats_cpuid(struct kvm_vcpu *vcpu, u32 leaf,
 
 	switch (leaf) {
 	case KVM_EXIT_STATS_LEAF_TOTAL_EXITS:
-		*answer = exits_leaf(sum_of_slots(kvm, exits_of_slot));
+		*answer = exits_leaf(sum_of_exits(kvm));
 		break;
 	case KVM_EXIT_STATS_LEAF_TOTAL_CYCLES:
-		*answer = cycles_leaf(sum_of_slots(kvm, cycles_of_slot));
+		*answer = cycles_leaf(sum_of_cycles(kvm));
 		break;
 	case KVM_EXIT_STATS_LEAF_INFO:
 		*answer = info_leaf(kvm);

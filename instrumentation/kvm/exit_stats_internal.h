@@ -7,6 +7,7 @@
 #define __KVM_X86_EXIT_STATS_INTERNAL_H
 
 #include <linux/kvm_host.h>
+#include <linux/mutex.h>
 
 #include "exit_stats.h"
 
@@ -31,16 +32,31 @@ struct kvm_exit_stats_reason {
 	u8 status;
 };
 
+/* Bucket 0 holds 0 ticks, bucket k the 2^(k-1) to 2^k - 1, the last the rest. */
+#define KVM_EXIT_STATS_LATENCY_BUCKETS	40
+
+/**
+ * struct kvm_exit_stats_latency - handling times of one vCPU's exits
+ * @buckets: exits by slot and by the logarithm of their ticks in the kernel
+ *
+ * Written by the vCPU's task, read by the debugfs file.
+ */
+struct kvm_exit_stats_latency {
+	u64 buckets[KVM_EXIT_STATS_SLOTS][KVM_EXIT_STATS_LATENCY_BUCKETS];
+};
+
+/* Serializes what is switched in a VM. */
+extern struct mutex kvm_exit_stats_lock;
+
 /* exit_stats_reasons.c: what numbers and slots mean */
 enum kvm_exit_stats_isa kvm_exit_stats_isa(void);
 int kvm_exit_stats_lookup(u32 reason);
 const struct kvm_exit_stats_reason *kvm_exit_stats_reason_of_slot(u32 slot);
 bool kvm_exit_stats_is_handled(u32 slot);
 
-/* exit_stats_latency.c: histograms; switched under kvm->lock */
+/* exit_stats_latency.c: histograms; switched under kvm_exit_stats_lock */
 int kvm_exit_stats_latency_on(struct kvm *kvm);
 void kvm_exit_stats_latency_off(struct kvm *kvm);
-void kvm_exit_stats_record_latency(struct kvm_exit_stats_clock *clock, u64 ticks);
 int kvm_exit_stats_latency_show(struct seq_file *m, void *v);
 
 #endif /* __KVM_X86_EXIT_STATS_INTERNAL_H */

@@ -11,6 +11,7 @@
 #include <linux/nospec.h>
 
 #include "exit_stats.h"
+#include "exit_stats_compat.h"
 #include "exit_stats_internal.h"
 #include "exit_stats_table.h"
 
@@ -128,7 +129,7 @@ void kvm_exit_stats_register(enum kvm_exit_stats_isa isa, const void *handlers,
 				reason);
 	}
 }
-EXPORT_SYMBOL_GPL(kvm_exit_stats_register);
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_register);
 
 bool kvm_exit_stats_is_handled(u32 slot)
 {
@@ -140,7 +141,16 @@ static int exit_stats_handled_get(char *buf, const struct kernel_param *kp)
 	return sysfs_emit(buf, "%*pbl\n", KVM_EXIT_STATS_SLOTS, handled_slots);
 }
 
+/* Like a parameter that the module does not have: it still loads. */
+static int exit_stats_handled_set(const char *val, const struct kernel_param *kp)
+{
+	pr_warn("%s can only be read, ignored\n", kp->name);
+	return 0;
+}
+
 static const struct kernel_param_ops exit_stats_handled_ops = {
+	.flags = KERNEL_PARAM_OPS_FL_NOARG,
+	.set = exit_stats_handled_set,
 	.get = exit_stats_handled_get,
 };
 

@@ -7,14 +7,21 @@
 #include <linux/module.h>
 
 #include "exit_stats.h"
+#include "exit_stats_compat.h"
 #include "exit_stats_internal.h"
+
+/* Protects what is switched in a VM, and each VM's list of vCPUs. */
+DEFINE_MUTEX(kvm_exit_stats_lock);
 
 /* Whether the CPUID leaves answer, in VMs that have them on. */
 bool __read_mostly kvm_exit_stats_guest = true;
 
 /* Whether exits are accounted for at all. */
 DEFINE_STATIC_KEY_TRUE(kvm_exit_stats_key);
-EXPORT_SYMBOL_GPL(kvm_exit_stats_key);
+EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_key);
+
+/* Whether each exit leaves its TSC reading: only while all exits are accounted for. */
+DEFINE_STATIC_KEY_TRUE(kvm_exit_stats_last_key);
 
 /*
  * What was accounted before the gap is worth nothing as a start: stop the clock
@@ -47,12 +54,14 @@ static int exit_stats_set(const char *val, const struct kernel_param *kp)
 	if (on) {
 		stop_all_clocks();
 		static_branch_enable(&kvm_exit_stats_key);
+		static_branch_enable(&kvm_exit_stats_last_key);
 	} else {
 		/*
 		 * Changing the text interrupts every CPU and waits for it.
 		 * Entry and exit run with interrupts off, so none of them is
 		 * half done afterwards.
 		 */
+		static_branch_disable(&kvm_exit_stats_last_key);
 		static_branch_disable(&kvm_exit_stats_key);
 	}
 	return 0;
@@ -111,7 +120,7 @@ int kvm_exit_stats_enable_cap(struct kvm *kvm, struct kvm_enable_cap *cap)
 	    cap->args[1] || cap->args[2] || cap->args[3])
 		return -EINVAL;
 
-	mutex_lock(&kvm->lock);
+	mutex_lock(&kvm_exit_stats_lock);
 	if (cap->args[0] & KVM_EXIT_STATS_LATENCY)
 		r = kvm_exit_stats_latency_on(kvm);
 	else
@@ -119,6 +128,6 @@ int kvm_exit_stats_enable_cap(struct kvm *kvm, struct kvm_enable_cap *cap)
 	if (!r)
 		WRITE_ONCE(kvm->arch.exit_stats.no_leaves,
 			   !(cap->args[0] & KVM_EXIT_STATS_LEAVES));
-	mutex_unlock(&kvm->lock);
+	mutex_unlock(&kvm_exit_stats_lock);
 	return r;
 }

@@ -13,39 +13,71 @@
 /* Slots of each array; exit_stats_reasons.c ties it to the table. */
 #define KVM_EXIT_STATS_SLOTS	172
 
+/*
+ * Our modules and the distribution's disagree about KVM's structures. Where the
+ * kernel has symbol versions they tell; everywhere, a symbol that both vendor
+ * modules need has another name in ours, so that a mix does not load, whichever
+ * of the modules is ours.
+ */
+#define kvm_emulate_cpuid	kvm_emulate_cpuid_exit_stats
+
 struct kvm_exit_stats_latency;
+struct kvm_vcpu;
 
 /**
- * struct kvm_exit_stats_clock - what the accounting of one vCPU remembers
+ * struct kvm_exit_stats_clock - what each exit needs of the accounting of a vCPU
  * @flags: KVM_EXIT_STATS_F_*; zero on the hot path. Atomic bit operations only.
- * @last: host TSC when the vCPU last changed between guest, kernel, sleep and
- *	user space
- * @handled: ticks of the open exit that are booked already; the histograms
- *	need them
- * @latency: histograms, NULL until they are first switched on for the VM
+ * @last: host TSC when the vCPU last changed its place
  * @slot: slot of the last exit, which pays for all time until the next one
- * @leaf: the CPUID leaf answered last
  *
- * Written by the vCPU's task alone, but for @flags and the one store that
- * publishes @latency.
+ * It sits beside the guest's CR2, in a cache line that each exit touches anyway.
+ * Written by the vCPU's task alone, but for @flags.
  */
 struct kvm_exit_stats_clock {
 	unsigned long flags;
 	u64 last;
-	u64 handled;
-	struct kvm_exit_stats_latency *latency;
 	u32 slot;
+};
+
+/**
+ * struct kvm_exit_stats_rest - what the rare paths of a vCPU remember
+ * @uncounted: of KVM's own exits, those that passed while accounting was off
+ * @handled: ticks of the open exit that are booked already; the histograms
+ *	need them
+ * @preempted_at: host TSC when the CPU was taken from the vCPU inside KVM_RUN;
+ *	0 where it was not
+ * @latency: histograms, NULL until they are first switched on for the VM
+ * @asleep: depth of kvm_exit_stats_block(): a halt polls first, then blocks
+ * @in_run: the vCPU is inside KVM_RUN
+ * @next: the vCPU of the VM that was made before this one
+ * @leaf: the CPUID leaf answered last
+ *
+ * Written by the vCPU's task alone, but for @next, which never changes, and the
+ * one store that publishes @latency.
+ */
+struct kvm_exit_stats_rest {
+	u64 uncounted;
+	u64 handled;
+	u64 preempted_at;
+	struct kvm_exit_stats_latency *latency;
+	u32 asleep;
+	bool in_run;
+	struct kvm_vcpu *next;
 	struct kvm_cpuid_entry2 leaf;
 };
 
 /**
- * struct kvm_exit_stats_vm - per-VM switches
+ * struct kvm_exit_stats_vm - switches and vCPUs of a VM
  * @no_leaves: the VMM turned the CPUID leaves off for this VM
  * @latency: the VMM turned the latency histograms on for this VM
+ * @vcpus: the VM's vCPUs, linked by @next of each: KVM's own list is a tree, and
+ *	walking it costs several times what reading a figure does
  *
- * Written under kvm->lock, read anywhere.
+ * The switches are written under kvm_exit_stats_lock, all is read anywhere. vCPUs
+ * go only when their VM does.
  */
 struct kvm_exit_stats_vm {
+	struct kvm_vcpu *vcpus;
 	bool no_leaves;
 	bool latency;
 };

@@ -37,11 +37,12 @@ pub const LINUX: Suite = Suite {
 };
 
 /// What QEMU's own command calls our arrays, in the order of a row's figures.
-const ARRAYS: [&str; 4] = [
+const ARRAYS: [&str; 5] = [
     "exits_by_reason",
     "exit_cycles_by_reason",
     "exit_blocked_cycles_by_reason",
     "exit_userspace_cycles_by_reason",
+    "exit_preempted_cycles_by_reason",
 ];
 
 /// CPUs of the host's vendor and of the other one: KVM answers a leaf that it
@@ -274,7 +275,13 @@ fn equal(site: &Site, vcpus: &[Figures], table: &DebugfsTable) -> Result<()> {
         }
     }
     ensure!(
-        sum == [table.exits, table.cycles, table.blocked, table.userspace] && sum[0] == own,
+        sum == [
+            table.exits,
+            table.cycles,
+            table.blocked,
+            table.userspace,
+            table.preempted,
+        ] && sum[0] == own,
         "The sums of {table:?} are {sum:?}, {own} exits are KVM's own"
     );
     Ok(())

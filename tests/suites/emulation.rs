@@ -18,7 +18,7 @@ pub const SUITE: Suite = Suite {
     applies: |site| can_be_swapped(site) && site.isa() == Isa::Vmx,
     trials: trials![
         made_up_exits_are_counted_apart_from_reason_33,
-        four_places_are_the_life_of_a_vcpu_that_is_emulated,
+        five_places_are_the_life_of_a_vcpu_that_is_emulated,
     ],
 };
 
@@ -128,7 +128,7 @@ fn made_up_exits_are_counted_apart_from_reason_33(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn four_places_are_the_life_of_a_vcpu_that_is_emulated(site: &Site) -> Result<()> {
+fn five_places_are_the_life_of_a_vcpu_that_is_emulated(site: &Site) -> Result<()> {
     let _back = restricted(site)?;
     let table = life(site, &emulated(u32::MAX, &[query(0x4fff_ffff)])?)?;
     ensure!(

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -149,7 +150,7 @@ fn idle(kvm: &Kvm, kind: Histograms) -> Result<()> {
         switch(&vm, LEAVES | LATENCY)?;
     }
     if kind == Histograms::FromDebugfs {
-        let file = folder.join("exit_stats_latency");
+        let file = folder.join("exit_stats_latency_switch");
         fs::write(&file, "1").with_context(|| format!("Cannot write {}", file.display()))?;
     }
     let _second = vm.create_vcpu(1).context("Cannot make a second vCPU")?;
@@ -188,6 +189,9 @@ fn ensure_histograms(folder: &Path, on: bool, filled: bool) -> Result<()> {
     let file = folder.join("exit_stats_latency");
     let text =
         fs::read_to_string(&file).with_context(|| format!("Cannot read {}", file.display()))?;
+    // A kernel that is locked down refuses to read a file that could be written.
+    let mode = fs::metadata(&file)?.permissions().mode();
+    ensure!(mode & 0o222 == 0, "Its mode is {mode:o}");
     let first = if on { "latency on" } else { "latency off" };
     ensure!(
         text.lines().next() == Some(first) && (text.lines().count() > 1) == filled,

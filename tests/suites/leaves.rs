@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use instrumentation::table::{ExitReason, Isa, ReasonStatus};
-use lab::guest::{CpuidQuery, CpuidReading, Program, hostile, readings};
+use lab::guest::{CpuidQuery, CpuidReading, Instruction, Program, hostile, readings};
 use lab::oracle;
 
 use crate::site::Site;
@@ -29,6 +29,41 @@ pub const SUITE: Suite = Suite {
         leaves_switched_off_for_a_machine_are_kvms_own,
     ],
 };
+
+/// What takes many vCPUs.
+pub const MANY_VCPUS: Suite = Suite {
+    name: "leaves",
+    applies: |site| site.is_patched() && site.boots_quickly(),
+    trials: trials![an_answer_about_64_vcpus_takes_little_longer_than_about_one],
+};
+
+fn an_answer_about_64_vcpus_takes_little_longer_than_about_one(site: &Site) -> Result<()> {
+    for leaf in [TOTAL_EXITS, TOTAL_CYCLES, EXITS, CYCLES] {
+        let (one, many) = (ticks(site, leaf, 1)?, ticks(site, leaf, 64)?);
+        ensure!(
+            many < 4 * one,
+            "Leaf {leaf:#x} takes {one} ticks for one vCPU, {many} for 64"
+        );
+    }
+    Ok(())
+}
+
+/// The fewest ticks that an answer took.
+fn ticks(site: &Site, leaf: u32, vcpus: u32) -> Result<u32> {
+    const ROUNDS: u32 = 64;
+    let count = ROUNDS as usize / 4;
+    let guest = Program::new()
+        .time(Instruction::Leaf(leaf), 1, ROUNDS)
+        .report(count)
+        .halt();
+    let mut machine = site.boot_tiny_on(&guest, vcpus)?;
+    let serial = machine.wait_for_bytes(Program::report_writes(count), site.tiny_deadline())?;
+    readings(&serial, count)?
+        .into_iter()
+        .flat_map(|reading| [reading.eax, reading.ebx, reading.ecx, reading.edx])
+        .min()
+        .context("There are no rounds")
+}
 
 /// What a guest reads whose machine has these features of the accounting.
 fn ask_with(

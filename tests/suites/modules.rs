@@ -1,7 +1,7 @@
 //! The modules go and come back, and what they are told as they load.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,7 @@ use lab::command::{command, output};
 use lab::guest::{CpuidQuery, CpuidReading, Instruction, Program, readings};
 use lab::oracle::DebugfsTable;
 use lab::vmm::Machine;
+use rustix::system::finit_module;
 
 use crate::keeper;
 use crate::site::Site;
@@ -23,6 +24,8 @@ pub const SUITE: Suite = Suite {
         counts_start_from_zero_when_modules_come_back,
         accounting_that_is_off_at_load_counts_nothing_until_switched_on,
         leaves_that_are_off_at_load_are_kvms_own,
+        parameter_that_can_only_be_read_is_ignored_at_load,
+        modules_of_two_builds_do_not_mix,
     ],
 };
 
@@ -178,5 +181,53 @@ fn leaves_that_are_off_at_load_are_kvms_own(site: &Site) -> Result<()> {
         table.exits == table.own,
         "The host counts all the same: {table:?}"
     );
+    Ok(())
+}
+
+fn parameter_that_can_only_be_read_is_ignored_at_load(site: &Site) -> Result<()> {
+    let usual = parameter("exit_stats_handled")?;
+    for given in ["exit_stats_handled=1", "exit_stats_handled"] {
+        let _back = Swapped::new(site, &[given], &[])?;
+        ensure!(
+            parameter("exit_stats_handled")? == usual,
+            "{given} changed something"
+        );
+    }
+    Ok(())
+}
+
+/// Neither symbol versions nor the version's name may be what keeps them apart:
+/// not every kernel has the former, and both can be overridden.
+fn modules_of_two_builds_do_not_mix(site: &Site) -> Result<()> {
+    let vendor = vendor(site);
+    unload(vendor)?;
+    unload("kvm")?;
+    let mixes = [
+        (site.module("kvm"), site.stock_module(vendor)),
+        (site.stock_module("kvm"), site.module(vendor)),
+    ];
+    let mut loaded = Vec::new();
+    for (kvm, of_vendor) in &mixes {
+        output(&mut command("insmod", [kvm]))?;
+        if force(of_vendor).is_ok() {
+            loaded.push(of_vendor);
+            unload(vendor)?;
+        }
+        unload("kvm")?;
+    }
+    load(site, "kvm", &[])?;
+    load(site, vendor, &[])?;
+    ensure!(
+        loaded.is_empty(),
+        "On another build's kvm.ko loads {loaded:?}"
+    );
+    Ok(())
+}
+
+/// Loads a module whatever versions it names.
+fn force(module: &Path) -> Result<()> {
+    const IGNORE_VERSIONS: std::ffi::c_int = 1 | 2;
+    let file = fs::File::open(module)?;
+    finit_module(file, c"", IGNORE_VERSIONS)?;
     Ok(())
 }

@@ -153,7 +153,7 @@ fn record_in_qemu(site: &Site) -> Result<()> {
 
 /// The table as a reading of one vCPU.
 fn snapshot(site: &Site, table: &DebugfsTable) -> ExitSnapshot {
-    let mut columns = [(); 4].map(|()| vec![0; STATS_SLOTS]);
+    let mut columns = [(); 5].map(|()| vec![0; STATS_SLOTS]);
     for row in &table.rows {
         let slot = row
             .number
@@ -163,7 +163,13 @@ fn snapshot(site: &Site, table: &DebugfsTable) -> ExitSnapshot {
             column[slot.0] += figure;
         }
     }
-    let [exits, cycles, blocked_cycles, userspace_cycles] = columns;
+    let [
+        exits,
+        cycles,
+        blocked_cycles,
+        userspace_cycles,
+        preempted_cycles,
+    ] = columns;
     let host = Host {
         isa: Ok(site.isa()),
         tsc_khz: table.tsc_khz as u32,
@@ -178,6 +184,7 @@ fn snapshot(site: &Site, table: &DebugfsTable) -> ExitSnapshot {
                 cycles,
                 blocked_cycles,
                 userspace_cycles,
+                preempted_cycles,
             }),
         },
         user_exits: Vec::new(),

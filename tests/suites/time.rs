@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::guest::{Instruction, ManyExits, Program};
-use lab::oracle::{DebugfsTable, Lives, thread_named};
+use lab::oracle::{DebugfsTable, Lives, Thread, thread_named, vcpu_threads};
+use lab::vmm::{Counters, Machine};
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::site::Site;
 use crate::{Suite, trials};
@@ -13,14 +16,14 @@ pub const SUITE: Suite = Suite {
     name: "time",
     applies: Site::is_patched,
     trials: trials![
-        four_places_are_the_life_of_a_vcpu_that_halts,
-        four_places_are_the_life_of_a_vcpu_that_computes,
-        four_places_are_the_life_of_a_vcpu_that_exits,
-        four_places_are_the_life_of_a_vcpu_that_talks_to_a_device,
+        five_places_are_the_life_of_a_vcpu_that_halts,
+        five_places_are_the_life_of_a_vcpu_that_computes,
+        five_places_are_the_life_of_a_vcpu_that_exits,
+        five_places_are_the_life_of_a_vcpu_that_talks_to_a_device,
     ],
 };
 
-fn four_places_are_the_life_of_a_vcpu_that_halts(site: &Site) -> Result<()> {
+fn five_places_are_the_life_of_a_vcpu_that_halts(site: &Site) -> Result<()> {
     let work = ManyExits {
         halts: 100,
         timer: 2_000_000,
@@ -34,7 +37,7 @@ fn four_places_are_the_life_of_a_vcpu_that_halts(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn four_places_are_the_life_of_a_vcpu_that_computes(site: &Site) -> Result<()> {
+fn five_places_are_the_life_of_a_vcpu_that_computes(site: &Site) -> Result<()> {
     let table = life(site, &Program::new().spin())?;
     ensure!(
         table.guest > table.life() / 2 && table.blocked == 0,
@@ -43,7 +46,7 @@ fn four_places_are_the_life_of_a_vcpu_that_computes(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn four_places_are_the_life_of_a_vcpu_that_exits(site: &Site) -> Result<()> {
+fn five_places_are_the_life_of_a_vcpu_that_exits(site: &Site) -> Result<()> {
     let table = life(site, &Program::new().ask_for_ever())?;
     ensure!(
         table.cycles > table.userspace && table.blocked == 0,
@@ -52,7 +55,7 @@ fn four_places_are_the_life_of_a_vcpu_that_exits(site: &Site) -> Result<()> {
     Ok(())
 }
 
-fn four_places_are_the_life_of_a_vcpu_that_talks_to_a_device(site: &Site) -> Result<()> {
+fn five_places_are_the_life_of_a_vcpu_that_talks_to_a_device(site: &Site) -> Result<()> {
     let program = Program::new().repeat(Instruction::In(0x80), u32::MAX);
     let table = life(site, &program.spin())?;
     ensure!(
@@ -63,7 +66,71 @@ fn four_places_are_the_life_of_a_vcpu_that_talks_to_a_device(site: &Site) -> Res
     Ok(())
 }
 
-/// Runs a guest for a while, holds the sum of the four places against the time
+/// What takes a scheduler's time slice many times over.
+pub const SHARED_CPU: Suite = Suite {
+    name: "time",
+    applies: |site| site.is_patched() && site.boots_quickly(),
+    trials: trials![time_that_another_task_takes_is_preempted_time],
+};
+
+/// Two guests that only compute share one CPU: what each waits for the other is
+/// what the scheduler says that its thread waited, and no exit's cost.
+fn time_that_another_task_takes_is_preempted_time(site: &Site) -> Result<()> {
+    let guest = Program::new().spin();
+    let machines = [site.boot_tiny(&guest)?, site.boot_tiny(&guest)?];
+    let mut only = CpuSet::new();
+    only.set(0);
+    for machine in &machines {
+        let thread = thread_named(machine.pid(), "vcpu0")?;
+        let thread = Pid::from_raw(thread.try_into()?);
+        sched_setaffinity(thread, &only).context("Cannot move the vCPU")?;
+    }
+    let stand_still = || -> Result<[_; 2]> {
+        for machine in &machines {
+            machine.must("PUT", "/api/v1/vm.pause", None)?;
+        }
+        let [first, second] = &machines;
+        Ok([waits(first)?, waits(second)?])
+    };
+    let before = stand_still()?;
+    for machine in &machines {
+        machine.must("PUT", "/api/v1/vm.resume", None)?;
+    }
+    std::thread::sleep(Duration::from_secs(4));
+    let after = stand_still()?;
+    for ((table, thread), (table_before, thread_before)) in after.iter().zip(&before) {
+        let ticks = table.preempted - table_before.preempted;
+        let preempted = Duration::from_nanos(ticks * 1_000_000 / table.tsc_khz);
+        let waited = thread.waited - thread_before.waited;
+        let slices = thread.preemptions - thread_before.preemptions;
+        let wakeups = thread.waits - thread_before.waits;
+        // Who is woken waits for a CPU too, which is sleep or user space for us: about
+        // as long as for a slice of the other one's.
+        let slice = waited / u32::try_from(slices + wakeups)?.max(1);
+        let slack = waited / 100 + slice * u32::try_from(wakeups)?;
+        ensure!(
+            slices > 20 && preempted.abs_diff(waited) <= slack,
+            "The scheduler says {waited:?} in {slices} slices, we say {preempted:?}, \
+             {wakeups} wake-ups"
+        );
+        ensure!(
+            table.cycles - table_before.cycles < ticks / 4,
+            "Exits cost as much as the other guest: {table:?}"
+        );
+    }
+    Ok(())
+}
+
+/// A guest's figures, and the scheduler's of its vCPU's thread.
+fn waits(machine: &Machine) -> Result<(DebugfsTable, Thread)> {
+    let table = DebugfsTable::of_process(machine.pid())?;
+    let [thread] = &vcpu_threads(machine.pid())?[..] else {
+        anyhow::bail!("Not one vCPU");
+    };
+    Ok((table, thread.clone()))
+}
+
+/// Runs a guest for a while, holds the sum of the five places against the time
 /// between the vCPU's first entry and its last return, and hands the figures on.
 pub fn life(site: &Site, image: &[u8]) -> Result<DebugfsTable> {
     let lives = Lives::start()?;
@@ -86,8 +153,14 @@ pub fn life(site: &Site, image: &[u8]) -> Result<DebugfsTable> {
     );
     let stats = machine.stats()?.totals;
     ensure!(
-        (stats.exits, stats.cycles, stats.blocked, stats.userspace)
-            == (table.exits, table.cycles, table.blocked, table.userspace),
+        stats
+            == Counters {
+                exits: table.exits,
+                cycles: table.cycles,
+                blocked: table.blocked,
+                userspace: table.userspace,
+                preempted: table.preempted,
+            },
         "REST gives {stats:?}, debugfs {table:?}"
     );
     Ok(table)

@@ -89,16 +89,19 @@ impl Sources {
     /// Whether a tree has exactly these: they are not put there again, because
     /// make would compile everything anew.
     fn are_in(&self, work: &Path) -> bool {
-        let same = |a: &Path, b: &Path| match (fs::read(a), fs::read(b)) {
-            (Ok(a), Ok(b)) => a == b,
-            _ => false,
-        };
         let folder = work.join(KVM_FOLDER);
         same(&self.patch, &applied_patch(work))
             && self.files.iter().all(|file| {
                 file.file_name()
                     .is_some_and(|name| same(file, &folder.join(name)))
             })
+    }
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    match (fs::read(a), fs::read(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
     }
 }
 
@@ -151,12 +154,20 @@ fn unpack(archive: &Path, work: &Path) -> Result<()> {
 }
 
 fn apply(sources: &Sources, work: &Path) -> Result<()> {
-    restore(work)?;
+    // What stays as it is keeps its time, and make compiles only what changed.
+    let patched = same(&sources.patch, &applied_patch(work));
+    if !patched {
+        restore(work)?;
+    }
     for file in &sources.files {
         let name = file.file_name().context("A source file has no name")?;
-        let to = Path::new(KVM_FOLDER).join(name);
-        fs::copy(file, work.join(&to))
-            .with_context(|| format!("Cannot copy {}", file.display()))?;
+        let to = work.join(KVM_FOLDER).join(name);
+        if !same(file, &to) {
+            fs::copy(file, &to).with_context(|| format!("Cannot copy {}", file.display()))?;
+        }
+    }
+    if patched {
+        return Ok(());
     }
     // The patch is kept beside the tree: that copy is what restore() reverts.
     fs::copy(&sources.patch, applied_patch(work))?;

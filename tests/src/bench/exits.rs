@@ -21,6 +21,9 @@ pub const TICKS_OFF: &str = "ticks_off";
 pub const TICKS_TRACED: &str = "ticks_traced";
 /// The same while a histogram trigger counts `kvm_exit`.
 pub const TICKS_TRIGGER: &str = "ticks_trigger";
+/// What each vCPU adds to the ticks of a CPUID that asks for all exits, for all
+/// cycles.
+pub const LEAF_TICKS: [&str; 2] = ["leaf_exits_ticks_per_vcpu", "leaf_cycles_ticks_per_vcpu"];
 /// Bytes of a vCPU's slab object.
 pub const VCPU_OBJECT: &str = "vcpu_object";
 /// Bytes of its slab a vCPU takes.
@@ -122,6 +125,13 @@ fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
             over(TICKS_OFF)?,
             2.0,
         );
+        for (what, figure) in ["exits", "cycles"].into_iter().zip(LEAF_TICKS) {
+            verdict.at_most(
+                &format!("{name}, ticks that each vCPU adds to the leaf of all {what}"),
+                figures.get(isa, true, figure)?,
+                20.0,
+            );
+        }
         let slab = |patched| figures.get(isa, patched, VCPU_SLAB);
         verdict.at_most(
             &format!("{name}, bytes more for a vCPU"),

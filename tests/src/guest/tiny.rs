@@ -52,6 +52,8 @@ pub struct CpuidReading {
 pub enum Instruction {
     /// CPUID of leaf 0.
     Cpuid,
+    /// CPUID of a leaf and subleaf 0.
+    Leaf(u32),
     /// OUT of a byte to a port.
     Out(u16),
     /// IN of a byte from a port.
@@ -85,6 +87,11 @@ impl Program {
         match instruction {
             Instruction::Cpuid => {
                 self.load(EAX, 0);
+                self.emit(&[0x0f, 0xa2]);
+            }
+            Instruction::Leaf(leaf) => {
+                self.load(EAX, leaf);
+                self.load(ECX, 0);
                 self.emit(&[0x0f, 0xa2]);
             }
             Instruction::Out(port) => {

@@ -16,8 +16,8 @@ pub struct DebugfsRow {
     pub symbol: String,
     /// Whether the running dispatch table has a handler.
     pub handled: bool,
-    /// Exits, then ticks in the kernel, asleep and in user space.
-    pub figures: [u64; 4],
+    /// Exits, then ticks in the kernel, asleep, in user space and preempted.
+    pub figures: [u64; 5],
 }
 
 /// What the file says of the whole VM.
@@ -41,6 +41,8 @@ pub struct DebugfsTable {
     pub blocked: u64,
     /// Ticks in user space.
     pub userspace: u64,
+    /// Ticks without a CPU, which another task had.
+    pub preempted: u64,
     /// Reasons that occurred, in the order of the file.
     pub rows: Vec<DebugfsRow>,
 }
@@ -70,9 +72,9 @@ impl DebugfsTable {
         parse(text)
     }
 
-    /// Ticks in all four places.
+    /// Ticks in all five places.
     pub fn life(&self) -> u64 {
-        self.guest + self.cycles + self.blocked + self.userspace
+        self.guest + self.cycles + self.blocked + self.userspace + self.preempted
     }
 
     /// Exits of one reason, 0 if it did not occur.
@@ -103,10 +105,19 @@ fn parse(text: &str) -> Result<DebugfsTable> {
     for line in rows.lines().skip(1) {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
-            ["total", exits, cycles, blocked, userspace] => {
-                total = Some(figures([exits, cycles, blocked, userspace])?);
+            ["total", exits, cycles, blocked, userspace, preempted] => {
+                total = Some(figures([exits, cycles, blocked, userspace, preempted])?);
             }
-            [reason, symbol, handled, exits, cycles, blocked, userspace] => {
+            [
+                reason,
+                symbol,
+                handled,
+                exits,
+                cycles,
+                blocked,
+                userspace,
+                preempted,
+            ] => {
                 table.rows.push(DebugfsRow {
                     number: match reason.strip_prefix("0x") {
                         Some(digits) => Some(
@@ -117,14 +128,19 @@ fn parse(text: &str) -> Result<DebugfsTable> {
                     },
                     symbol: symbol.to_owned(),
                     handled: handled == "yes",
-                    figures: figures([exits, cycles, blocked, userspace])?,
+                    figures: figures([exits, cycles, blocked, userspace, preempted])?,
                 });
             }
             _ => anyhow::bail!("{line:?} is no line of the table"),
         }
     }
-    [table.exits, table.cycles, table.blocked, table.userspace] =
-        total.context("There is no total")?;
+    [
+        table.exits,
+        table.cycles,
+        table.blocked,
+        table.userspace,
+        table.preempted,
+    ] = total.context("There is no total")?;
     Ok(table)
 }
 
@@ -133,8 +149,8 @@ fn number(word: &str) -> Result<u64> {
         .with_context(|| format!("{word:?} is no number"))
 }
 
-fn figures(words: [&str; 4]) -> Result<[u64; 4]> {
-    let mut figures = [0; 4];
+fn figures(words: [&str; 5]) -> Result<[u64; 5]> {
+    let mut figures = [0; 5];
     for (figure, word) in figures.iter_mut().zip(words) {
         *figure = number(word)?;
     }
@@ -147,8 +163,8 @@ mod tests {
 
     #[test]
     fn table_is_read_by_its_names() {
-        let text = "isa SVM\nvcpus 1\ntsc_khz 1000\naccounting on\nexits 8\nguest_cycles 90\n\n\
-            reason name  handler exits cycles blocked_cycles userspace_cycles\n\
+        let text = "isa SVM\nvcpus 1\ntsc_khz 1000\naccounting on\nexits 8\nguest_cycles 90\ntsc_backward 0\n\n\
+            reason name  handler exits cycles blocked_cycles userspace_cycles preempted_cycles\n\
             \x20 0x72 CPUID yes 7 1 2 3\n\
             \x20    - OTHER no 1 0 0 0\n       total                       8   1   2   3\n";
         let table = parse(text).unwrap();

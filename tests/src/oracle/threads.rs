@@ -13,6 +13,8 @@ pub struct Thread {
     pub id: u32,
     /// Time that it spent on a CPU.
     pub ran: Duration,
+    /// Time that it wanted a CPU and had none.
+    pub waited: Duration,
     /// How often it gave its CPU up to wait for something.
     pub waits: u64,
     /// How often its CPU was taken from it.
@@ -38,8 +40,13 @@ pub fn vcpu_threads(pid: u32) -> Result<Vec<Thread>> {
 
 fn thread(path: &Path) -> Result<Thread> {
     let id = path.file_name().unwrap_or_default().to_string_lossy();
-    let ran = fs::read_to_string(path.join("schedstat"))?;
-    let ran = ran.split_whitespace().next().unwrap_or_default();
+    let times = fs::read_to_string(path.join("schedstat"))?;
+    let mut times = times.split_whitespace();
+    let mut time = || -> Result<Duration> {
+        let word = times.next().unwrap_or_default();
+        let nanoseconds = word.parse().context("A thread's time is no number")?;
+        Ok(Duration::from_nanos(nanoseconds))
+    };
     let status = fs::read_to_string(path.join("status"))?;
     let field = |name: &str| -> Result<u64> {
         status
@@ -52,7 +59,8 @@ fn thread(path: &Path) -> Result<Thread> {
     };
     Ok(Thread {
         id: id.parse().context("A thread's id is no number")?,
-        ran: Duration::from_nanos(ran.parse().context("A thread's time is no number")?),
+        ran: time()?,
+        waited: time()?,
         waits: field("voluntary_ctxt_switches:")?,
         preemptions: field("nonvoluntary_ctxt_switches:")?,
     })

@@ -111,11 +111,12 @@ fn one_boot(page: &mut String, isa: Isa, boot: &Boot) {
     let share = |index: usize| boot.split[index] as f64 * 100.0 / sum.max(1) as f64;
     let _ = writeln!(
         page,
-        "\nThe vCPU's time: {:.1} % in the guest, {:.1} % in KVM, {:.1} % in user space, {:.1} % asleep.",
+        "\nThe vCPU's time: {:.1} % in the guest, {:.1} % in KVM, {:.1} % in user space, {:.1} % asleep, {:.1} % preempted.",
         share(0),
         share(1),
         share(3),
-        share(2)
+        share(2),
+        share(4)
     );
     if !boot.devices.is_empty() {
         let devices: Vec<String> = boot
@@ -268,7 +269,7 @@ mod tests {
         let sample = |ms: u64, exits: u64| {
             format!(
                 r#"{{"ms":{ms},"delta":{{"isa":"vmx","totals":{{"exits":{exits},"cycles":1,"blocked_cycles":1,
-                "userspace_cycles":1,"guest_cycles":1}},"reasons":[{{"number":10,"symbol":"CPUID",
+                "userspace_cycles":1,"preempted_cycles":1,"guest_cycles":1}},"reasons":[{{"number":10,"symbol":"CPUID",
                 "name":"CPUID","exits":{exits},"cycles":4}}]}}}}"#
             )
         };

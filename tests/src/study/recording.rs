@@ -25,8 +25,8 @@ pub struct Boot {
     pub reasons: Vec<Reason>,
     /// Exits in all.
     pub exits: u64,
-    /// Ticks in the guest, in KVM, asleep and in user space.
-    pub split: [u64; 4],
+    /// Ticks in the guest, in KVM, asleep, in user space and preempted.
+    pub split: [u64; 5],
     /// Accesses that reached user space, by device, most first.
     pub devices: Vec<(String, u64)>,
     /// Exits and the end in milliseconds of each sample after the first.
@@ -39,7 +39,7 @@ impl Boot {
         let mut boot = Boot {
             reasons: Vec::new(),
             exits: 0,
-            split: [0; 4],
+            split: [0; 5],
             devices: Vec::new(),
             samples: Vec::new(),
         };
@@ -66,6 +66,7 @@ impl Boot {
             "cycles",
             "blocked_cycles",
             "userspace_cycles",
+            "preempted_cycles",
         ]) {
             *sum += figure(totals, field)?;
         }
@@ -164,7 +165,7 @@ mod tests {
     fn line(ms: u64, cpuid: u64, io: u64) -> String {
         format!(
             r#"{{"ms":{ms},"delta":{{"isa":"vmx","totals":{{"exits":{},"cycles":10,"blocked_cycles":1,
-            "userspace_cycles":2,"guest_cycles":3}},"reasons":[
+            "userspace_cycles":2,"preempted_cycles":4,"guest_cycles":3}},"reasons":[
             {{"number":10,"symbol":"CPUID","name":"CPUID","exits":{cpuid},"cycles":4}},
             {{"number":30,"symbol":"IO_INSTRUCTION","name":"I/O","exits":{io},"cycles":6}}],
             "vmm":{{"exits":[{{"devices":[{{"id":"serial","exits":{io}}}]}}]}}}}}}"#,
@@ -177,7 +178,7 @@ mod tests {
         let lines = ["{}".into(), line(0, 1, 9), line(100, 2, 0), line(200, 8, 0)];
         let boot = Boot::read(&lines).unwrap();
         assert_eq!(boot.exits, 20);
-        assert_eq!(boot.split, [9, 30, 3, 6]);
+        assert_eq!(boot.split, [9, 30, 3, 6, 12]);
         let rows: Vec<_> = boot
             .reasons
             .iter()

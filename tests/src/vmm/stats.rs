@@ -17,6 +17,8 @@ pub struct Counters {
     pub blocked: u64,
     /// Ticks in user space.
     pub userspace: u64,
+    /// Ticks without a CPU.
+    pub preempted: u64,
 }
 
 impl Counters {
@@ -31,6 +33,7 @@ impl Counters {
             cycles: field("cycles")?,
             blocked: field("blocked_cycles")?,
             userspace: field("userspace_cycles")?,
+            preempted: field("preempted_cycles")?,
         })
     }
 
@@ -39,6 +42,7 @@ impl Counters {
         self.cycles += other.cycles;
         self.blocked += other.blocked;
         self.userspace += other.userspace;
+        self.preempted += other.preempted;
     }
 
     /// Whether each figure is at least the other's.
@@ -47,6 +51,7 @@ impl Counters {
             && self.cycles >= other.cycles
             && self.blocked >= other.blocked
             && self.userspace >= other.userspace
+            && self.preempted >= other.preempted
     }
 }
 
@@ -166,10 +171,9 @@ mod tests {
     fn body(exits: u64) -> Value {
         let row = |number: Value, exits: u64| {
             json!({"number": number, "name": "n", "symbol": "S", "enabled": true, "exits": exits,
-                   "cycles": 2, "blocked_cycles": 0, "userspace_cycles": 0})
+                   "cycles": 2, "blocked_cycles": 0, "userspace_cycles": 0, "preempted_cycles": 0})
         };
-        let totals =
-            json!({"exits": exits + 1, "cycles": 4, "blocked_cycles": 0, "userspace_cycles": 0});
+        let totals = json!({"exits": exits + 1, "cycles": 4, "blocked_cycles": 0, "userspace_cycles": 0, "preempted_cycles": 0});
         json!({"totals": totals, "reasons": [row(json!(10), exits), row(Value::Null, 1)],
                "vcpus": []})
     }

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use lab::bench::exits::{
-    READ_EXITS, READ_SWITCHES, READS, TICKS, TICKS_OFF, TICKS_TRACED, TICKS_TRIGGER, VCPU_OBJECT,
-    VCPU_SLAB,
+    LEAF_TICKS, READ_EXITS, READ_SWITCHES, READS, TICKS, TICKS_OFF, TICKS_TRACED, TICKS_TRIGGER,
+    VCPU_OBJECT, VCPU_SLAB,
 };
 use lab::guest::{Instruction, Program};
 use lab::oracle::{SyscallCount, vcpu_threads};
@@ -20,6 +20,10 @@ use crate::site::Site;
 const EXITS: u32 = 100;
 const ROUNDS: u32 = 64;
 
+/// vCPUs of a guest that asks about them all, and the leaves that it asks for.
+const MANY_VCPUS: u32 = 64;
+const TOTALS: [u32; 2] = [0x4fff_ffff, 0x4fff_fffe];
+
 /// Answers that are asked for, and vCPUs that they are about.
 const ANSWERS: u32 = 50;
 const VCPUS: u32 = 4;
@@ -30,17 +34,22 @@ const TRIGGER: &str = "hist:keys=exit_reason";
 
 pub fn measure(site: &Site) -> Result<()> {
     memory()?;
-    figure(TICKS, ticks(site)?);
+    figure(TICKS, ticks(site, Instruction::Cpuid, 1)?);
     if site.is_patched() {
+        for (name, leaf) in LEAF_TICKS.into_iter().zip(TOTALS) {
+            let ticks = |vcpus| ticks(site, Instruction::Leaf(leaf), vcpus);
+            let more = ticks(MANY_VCPUS)? - ticks(1)?;
+            figure(name, more / f64::from(MANY_VCPUS - 1));
+        }
         write(PARAMETER, "N")?;
-        let off = ticks(site);
+        let off = ticks(site, Instruction::Cpuid, 1);
         write(PARAMETER, "Y")?;
         figure(TICKS_OFF, off?);
         return reading(site);
     }
     for value in ["1", "0"] {
         if value == "0" {
-            figure(TICKS_TRACED, ticks(site)?);
+            figure(TICKS_TRACED, ticks(site, Instruction::Cpuid, 1)?);
         }
         for event in ["kvm_exit", "kvm_entry"] {
             write(&format!("{EVENTS}/{event}/enable"), value)?;
@@ -48,20 +57,21 @@ pub fn measure(site: &Site) -> Result<()> {
     }
     let trigger = format!("{EVENTS}/kvm_exit/trigger");
     write(&trigger, TRIGGER)?;
-    let counted = ticks(site);
+    let counted = ticks(site, Instruction::Cpuid, 1);
     write(&trigger, &format!("!{TRIGGER}"))?;
     figure(TICKS_TRIGGER, counted?);
     Ok(())
 }
 
-/// Ticks of a CPUID exit and the four instructions of the guest around it.
-fn ticks(site: &Site) -> Result<f64> {
+/// Ticks of an exit and the four instructions of the guest around it, in a guest
+/// with so many vCPUs of which one runs.
+fn ticks(site: &Site, instruction: Instruction, vcpus: u32) -> Result<f64> {
     let readings = ROUNDS as usize / 4;
     let guest = Program::new()
-        .time(Instruction::Cpuid, EXITS, ROUNDS)
+        .time(instruction, EXITS, ROUNDS)
         .report(readings)
         .halt();
-    let mut machine = site.boot_tiny(&guest)?;
+    let mut machine = site.boot_tiny_on(&guest, vcpus)?;
     let serial = machine.wait_for_bytes(Program::report_writes(readings), site.tiny_deadline())?;
     let shortest = lab::guest::readings(&serial, readings)?
         .into_iter()
