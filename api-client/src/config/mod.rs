@@ -12,7 +12,7 @@ mod cpus;
 mod devices;
 mod disk;
 mod exit_stats;
-mod form;
+mod fields;
 mod fs;
 mod landlock;
 mod memory;
@@ -24,6 +24,8 @@ mod platform;
 mod pmem;
 mod rate_limit;
 mod rng;
+mod schema;
+pub(crate) mod unimplemented;
 mod vm;
 mod vsock;
 
@@ -40,7 +42,6 @@ pub use devices::{
 };
 pub use disk::{DiskConfig, ImageType, LockGranularity, VirtQueueAffinity};
 pub use exit_stats::ExitStatsConfig;
-pub use form::misfit;
 pub use fs::FsConfig;
 pub use landlock::LandlockConfig;
 pub use memory::{DEFAULT_MEMORY_SIZE, HotplugMethod, MemoryConfig, MemoryZoneConfig};
@@ -52,6 +53,7 @@ pub use platform::PlatformConfig;
 pub use pmem::PmemConfig;
 pub use rate_limit::{RateLimiterConfig, RateLimiterGroupConfig, TokenBucketConfig};
 pub use rng::RngConfig;
+pub use schema::unknown_field;
 pub use vm::VmConfig;
 pub use vsock::VsockConfig;
 

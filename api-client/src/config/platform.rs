@@ -16,10 +16,10 @@ pub struct PlatformConfig {
     #[serde(rename = "iommu_address_width_bits")]
     pub iommu_address_width: u8,
     /// SMBIOS: serial number of the system.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "serial_number", skip_serializing_if = "Option::is_none")]
     pub system_serial_number: Option<String>,
     /// SMBIOS: UUID of the system.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(alias = "uuid", skip_serializing_if = "Option::is_none")]
     pub system_uuid: Option<String>,
     /// SMBIOS: manufacturer of the system.
     #[serde(skip_serializing_if = "Option::is_none")]

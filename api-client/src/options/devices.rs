@@ -53,7 +53,12 @@ impl FromStr for PmemConfig {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let options = Options::parse(text, &with_pci(&["file", "size", "discard_writes"]), &[])?;
+        let options = Options::parse_for(
+            "PmemConfig",
+            text,
+            &with_pci(&["file", "size", "discard_writes"]),
+            &[],
+        )?;
         Ok(PmemConfig {
             pci_common: pci_common(&options)?,
             file: required("file", options.text("file"))?.into(),
@@ -68,7 +73,7 @@ impl FromStr for FsConfig {
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
         let keys = with_pci(&["tag", "socket", "num_queues", "queue_size"]);
-        let options = Options::parse(text, &keys, &[])?;
+        let options = Options::parse_for("FsConfig", text, &keys, &[])?;
         let default = FsConfig::default();
         Ok(FsConfig {
             pci_common: pci_common(&options)?,

@@ -29,7 +29,7 @@ impl FromStr for DiskConfig {
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
         let keys = [&with_pci(&KEYS)[..], &LIMIT_KEYS].concat();
-        let options = Options::parse(text, &keys, &[])?;
+        let options = Options::parse_for("DiskConfig", text, &keys, &[])?;
         let default = DiskConfig::default();
         let queue_affinity = options.number_lists("queue_affinity")?.map(|map| {
             map.into_iter()

@@ -7,6 +7,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::config::unimplemented;
+
 /// Elements that a list may have once its ranges are written out.
 const MAX_LIST: u64 = 8192;
 
@@ -14,7 +16,7 @@ const MAX_LIST: u64 = 8192;
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum OptionError {
     /// The flag has no such option.
-    #[error("there is no option \"{key}\"; there are {known}")]
+    #[error("unknown option \"{key}\"; valid: {known}")]
     UnknownKey {
         /// What was given.
         key: String,
@@ -22,7 +24,7 @@ pub enum OptionError {
         known: String,
     },
     /// Neither a pair nor a word that the flag knows.
-    #[error("\"{0}\" is no key=value pair")]
+    #[error("\"{0}\" is not a key=value pair")]
     NotAPair(String),
     /// One option twice.
     #[error("option \"{0}\" is given twice")]
@@ -31,7 +33,7 @@ pub enum OptionError {
     #[error("quotes or brackets do not match in \"{0}\"")]
     Unbalanced(String),
     /// The value does not fit.
-    #[error("\"{value}\" is no value for \"{key}\": expected {expected}")]
+    #[error("invalid value \"{value}\" for \"{key}\": expected {expected}")]
     Value {
         /// The option.
         key: String,
@@ -39,6 +41,15 @@ pub enum OptionError {
         value: String,
         /// What could have been.
         expected: String,
+    },
+    /// An option of Cloud Hypervisor's that asks for something that is not
+    /// here.
+    #[error("option \"{key}\" is not supported: {valid}")]
+    Unsupported {
+        /// The option.
+        key: String,
+        /// What of it is valid.
+        valid: String,
     },
     /// An option that must be there is not.
     #[error("option \"{0}\" is missing")]
@@ -91,6 +102,18 @@ impl<'a> Options<'a> {
     /// Parses a text that may use the options in `keys`, and the words in
     /// `words` without a value. An option given as `key=` counts as absent.
     pub fn parse(text: &'a str, keys: &[&str], words: &[&str]) -> Result<Self, OptionError> {
+        Self::parse_for("", text, keys, words)
+    }
+
+    /// Parses a text like [`parse`](Self::parse), and accepts what Cloud
+    /// Hypervisor's flag for the configuration type `of` takes besides, if it
+    /// asks for nothing.
+    pub(super) fn parse_for(
+        of: &str,
+        text: &'a str,
+        keys: &[&str],
+        words: &[&str],
+    ) -> Result<Self, OptionError> {
         let mut options = Options {
             pairs: Vec::new(),
             words: Vec::new(),
@@ -111,11 +134,15 @@ impl<'a> Options<'a> {
                         unknown(part, keys, words)
                     });
                 }
-                Some((key, _)) if !keys.contains(&key) => return Err(unknown(key, keys, words)),
-                Some((key, _)) if options.pairs.iter().any(|(earlier, _)| *earlier == key) => {
-                    return Err(OptionError::Repeated(key.to_owned()));
+                Some((key, value)) => {
+                    let Some(key) = known_key(of, key, value, keys, words)? else {
+                        continue;
+                    };
+                    if options.pairs.iter().any(|(earlier, _)| *earlier == key) {
+                        return Err(OptionError::Repeated(key.to_owned()));
+                    }
+                    options.pairs.push((key, value));
                 }
-                Some((key, value)) => options.pairs.push((key, value)),
             }
         }
         Ok(options)
@@ -266,6 +293,31 @@ pub fn required<T>(key: &str, value: Option<T>) -> Result<T, OptionError> {
     value.ok_or_else(|| OptionError::Missing(key.to_owned()))
 }
 
+/// The key that the flag has for what was given; `None` if it asks for nothing.
+fn known_key<'a>(
+    of: &str,
+    key: &'a str,
+    value: &str,
+    keys: &[&str],
+    words: &[&str],
+) -> Result<Option<&'a str>, OptionError> {
+    if keys.contains(&key) {
+        return Ok(Some(key));
+    }
+    if let Some(new) = unimplemented::renamed(of, key) {
+        log::warn!("the option {key:?} is called {new} now");
+        return Ok(Some(new));
+    }
+    match unimplemented::option(of, key, &unquote(value)) {
+        None => Err(unknown(key, keys, words)),
+        Some(Ok(())) => Ok(None),
+        Some(Err(valid)) => Err(OptionError::Unsupported {
+            key: key.to_owned(),
+            valid,
+        }),
+    }
+}
+
 fn unknown(key: &str, keys: &[&str], words: &[&str]) -> OptionError {
     OptionError::UnknownKey {
         key: key.to_owned(),
@@ -377,14 +429,11 @@ mod tests {
     #[test]
     fn what_the_flag_does_not_know_is_named() {
         let message = |text| parse(text).unwrap_err().to_string();
-        assert_eq!(
-            message("d=1"),
-            "there is no option \"d\"; there are tty, a, b, c"
-        );
-        assert_eq!(message("a"), "\"a\" is no key=value pair");
+        assert_eq!(message("d=1"), "unknown option \"d\"; valid: tty, a, b, c");
+        assert_eq!(message("a"), "\"a\" is not a key=value pair");
         assert_eq!(
             message("ttx"),
-            "there is no option \"ttx\"; there are tty, a, b, c"
+            "unknown option \"ttx\"; valid: tty, a, b, c"
         );
         assert_eq!(message("a=1,a=2"), "option \"a\" is given twice");
         for text in ["a=[1", "a=1]", "a=\"1", "a=]["] {
@@ -422,7 +471,7 @@ mod tests {
         }
         assert_eq!(
             parse("a=yes").unwrap().toggle("a").unwrap_err().to_string(),
-            "\"yes\" is no value for \"a\": expected on, off, true or false"
+            "invalid value \"yes\" for \"a\": expected on, off, true or false"
         );
     }
 

@@ -23,7 +23,7 @@ impl FromStr for MemoryConfig {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let options = Options::parse(text, &MEMORY_KEYS, &[])?;
+        let options = Options::parse_for("MemoryConfig", text, &MEMORY_KEYS, &[])?;
         let default = MemoryConfig::default();
         Ok(MemoryConfig {
             size: options.size("size")?.unwrap_or(default.size),

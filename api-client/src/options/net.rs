@@ -32,7 +32,7 @@ impl FromStr for NetConfig {
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
         let keys = [&with_pci(&KEYS)[..], &LIMIT_KEYS].concat();
-        let options = Options::parse(text, &keys, &[])?;
+        let options = Options::parse_for("NetConfig", text, &keys, &[])?;
         let default = NetConfig::default();
         Ok(NetConfig {
             pci_common: pci_common(&options)?,

@@ -29,7 +29,7 @@ impl FromStr for PlatformConfig {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let options = Options::parse(text, &KEYS, &[])?;
+        let options = Options::parse_for("PlatformConfig", text, &KEYS, &[])?;
         let default = PlatformConfig::default();
         Ok(PlatformConfig {
             num_pci_segments: options

@@ -42,7 +42,7 @@ impl FromStr for SerialConfig {
     type Err = OptionError;
 
     fn from_str(text: &str) -> Result<Self, OptionError> {
-        let options = Options::parse(text, &["file", "socket"], &WORDS)?;
+        let options = Options::parse_for("SerialConfig", text, &["file", "socket"], &WORDS)?;
         Ok(match target(&options)? {
             Some(Target { mode, file, socket }) => SerialConfig { mode, file, socket },
             None => SerialConfig::default(),

@@ -49,7 +49,7 @@ fn cpus() {
     );
     assert_eq!(
         message::<CpusConfig>("boot=two"),
-        "\"two\" is no value for \"boot\": expected a number of at most 32 bits"
+        "invalid value \"two\" for \"boot\": expected a number of at most 32 bits"
     );
     for flag in [
         "topology=1:1:1",
@@ -112,6 +112,35 @@ fn disks() {
         "id=g,ops_size=10,ops_refill_time=1000",
         json!({"id": "g", "rate_limiter_config": {"ops": {"size": 10, "refill_time": 1000}}}),
     );
+}
+
+#[test]
+fn what_cloud_hypervisor_takes_at_its_default_asks_for_nothing() {
+    same::<DiskConfig>(
+        "path=/a,_disable_io_uring=off,disable_aio=false,_disable_aio=",
+        json!({"path": "/a"}),
+    );
+    same::<SerialConfig>("null,iommu=off", json!({"mode": "Null"}));
+    same::<MemoryConfig>("size=1G,balloon=off,file=", json!({"size": 1 << 30}));
+    same::<PmemConfig>("file=/f,mergeable=off", json!({"file": "/f"}));
+    same::<FsConfig>(
+        "tag=t,socket=/s,dax=on,cache_size=8G",
+        json!({"tag": "t", "socket": "/s"}),
+    );
+    same::<PlatformConfig>(
+        "serial_number=1,uuid=2",
+        json!({"system_serial_number": "1", "system_uuid": "2"}),
+    );
+    assert_eq!(
+        message::<DiskConfig>("path=/a,disable_aio=on"),
+        "option \"disable_aio\" is not supported: the only valid value is false"
+    );
+    assert_eq!(
+        message::<PlatformConfig>("uuid=1,system_uuid=1"),
+        "option \"system_uuid\" is given twice"
+    );
+    assert!(message::<DiskConfig>("path=/a,disable=off").starts_with("unknown option"));
+    assert!(message::<NetConfig>("disable_aio=off").starts_with("unknown option"));
 }
 
 #[test]

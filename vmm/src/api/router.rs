@@ -1,7 +1,7 @@
 //! Which request means what.
 
 use api_client::UNSUPPORTED;
-use api_client::config::{NetConfig, VmConfig, misfit};
+use api_client::config::{NetConfig, VmConfig, unknown_field};
 use api_client::types::RemoveDevice;
 use instrumentation::snapshot::Query;
 use serde::de::DeserializeOwned;
@@ -264,7 +264,7 @@ fn parse<T: DeserializeOwned>(name: &str, body: &[u8]) -> Result<T, Response> {
     };
     let parsed = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
     let fields = serde_json::from_slice(body).map_err(|error| invalid(error.to_string()))?;
-    match misfit(name, &fields) {
+    match unknown_field(name, &fields) {
         None => Ok(parsed),
         Some(why) => Err(invalid(why)),
     }
@@ -422,8 +422,16 @@ mod tests {
             let (_, text) = response.body.unwrap();
             let chain: Vec<String> = serde_json::from_slice(&text).unwrap();
             assert_eq!(response.status, 400);
-            assert_eq!(chain[2], format!("There is no field {field}"));
+            assert_eq!(chain[2], format!("Unknown field {field}"));
         }
+    }
+
+    #[test]
+    fn what_cloud_hypervisors_own_client_sends_is_accepted() {
+        let body = r#"{"path": "/a", "disable_io_uring": false, "disable_aio": false}"#;
+        assert_eq!(status(Method::Put, "/api/v1/vm.add-disk", None, body), 0);
+        let body = r#"{"path": "/a", "disable_io_uring": true}"#;
+        assert_eq!(status(Method::Put, "/api/v1/vm.add-disk", None, body), 400);
     }
 
     #[test]

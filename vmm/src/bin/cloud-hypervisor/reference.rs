@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use api_client::UNSUPPORTED;
-use api_client::config::{VmConfig, misfit};
+use api_client::config::{VmConfig, unknown_field};
 use clap::Parser;
 use serde_json::{Value, json};
 use vmm::config::VmParams;
@@ -354,7 +354,7 @@ fn the_same_machine_comes_out_of_flags_and_of_json() {
         if body.get("payload").is_none() {
             body["payload"] = json!({"kernel": "/k"});
         }
-        assert_eq!(misfit("VmConfig", &body), None);
+        assert_eq!(unknown_field("VmConfig", &body), None);
         let by_json: VmConfig = serde_json::from_value(body).unwrap();
         let by_flags = config(line).unwrap();
         assert_eq!(by_flags, by_json, "{line:?}");
