@@ -37,14 +37,18 @@ impl TryFrom<&VmConfig> for ConsoleTargets {
                 "A debug console that goes to a socket".into(),
             ));
         }
-        if *mode == ConsoleOutputMode::Tty && console.mode == ConsoleOutputMode::Tty {
-            return Err(ConfigError::TwoTerminals);
-        }
         let (serial_file, serial_socket) = (file.as_deref(), socket.as_deref());
         let (console_file, console_socket) = (console.file.as_deref(), console.socket.as_deref());
+        let serial = target("serial port", *mode, serial_file, serial_socket)?;
+        let mut console = target("virtio console", console.mode, console_file, console_socket)?;
+        // Whoever wants the serial port on the terminal asked for it; the
+        // console is there unless switched off.
+        if serial == Some(ConsoleTarget::Terminal) && console == serial {
+            console = Some(ConsoleTarget::TerminalOutput);
+        }
         Ok(Self {
-            serial: target("serial port", *mode, serial_file, serial_socket)?,
-            console: target("virtio console", console.mode, console_file, console_socket)?,
+            serial,
+            console,
             debug: target("debug console", debug.mode, debug.file.as_deref(), None)?,
         })
     }
@@ -102,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_terminal_is_for_one_only() {
+    fn the_terminals_input_is_for_one_only() {
         use ConsoleOutputMode::{Off, Tty};
         let with = |serial, console| {
             check(|c| {
@@ -116,7 +120,9 @@ mod tests {
             (None, Some(ConsoleTarget::Terminal))
         );
         assert!(with(Tty, Off).is_ok());
-        assert_eq!(with(Tty, Tty), Err(ConfigError::TwoTerminals));
+        let targets = with(Tty, Tty).unwrap();
+        assert_eq!(targets.serial, Some(ConsoleTarget::Terminal));
+        assert_eq!(targets.console, Some(ConsoleTarget::TerminalOutput));
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use api_client::config::{PciCommon, RngConfig, VmConfig};
 
-use super::ConfigError;
 use super::balloon::MemoryBalloon;
 use super::console;
 use super::disk::{self, DiskParams};
 use super::memory;
 use super::net::NicParams;
 use super::vsock::VsockParams;
+use super::{ConfigError, check_id};
 use crate::virtio::rate_limit::LimitParams;
 
 /// Places on the bus; the first belongs to the host bridge.
@@ -113,16 +113,14 @@ impl TryFrom<&PciCommon> for PciParams {
     fn try_from(config: &PciCommon) -> Result<Self, ConfigError> {
         if config.iommu {
             return Err(ConfigError::Unsupported(
-                "A device behind a virtual IOMMU".into(),
+                "iommu (a device behind a virtual IOMMU)".into(),
             ));
         }
         if config.pci_segment != 0 {
             return Err(ConfigError::PciSegment(config.pci_segment));
         }
-        if let Some(id) = &config.id
-            && (id.is_empty() || id.starts_with("__"))
-        {
-            return Err(ConfigError::DeviceId(id.clone()));
+        if let Some(id) = &config.id {
+            check_id(id)?;
         }
         if let Some(device) = config.pci_device_id
             && !(1..PLACES).contains(&device)

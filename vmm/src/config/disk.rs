@@ -8,7 +8,7 @@ use api_client::config::{
     TokenBucketConfig,
 };
 
-use super::{ConfigError, PciParams};
+use super::{ConfigError, PciParams, check_id};
 use crate::virtio::block::image::{ImageFormat, ImageOptions, LockRange};
 use crate::virtio::rate_limit::{BucketParams, LimitParams};
 
@@ -144,6 +144,7 @@ pub(super) fn groups(
 ) -> Result<BTreeMap<String, LimitParams>, ConfigError> {
     let mut groups = BTreeMap::new();
     for config in configs.into_iter().flatten() {
+        check_id(&config.id)?;
         let limits = limits_of(&config.rate_limiter_config);
         if groups.insert(config.id.clone(), limits).is_some() {
             return Err(ConfigError::SameGroup(config.id.clone()));

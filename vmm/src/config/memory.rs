@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use api_client::config::{MemoryConfig, MemoryZoneConfig};
 
-use super::ConfigError;
+use super::{ConfigError, check_id};
 use crate::memory::{Backing, MAX_RAM_SLOTS, Zone};
 
 /// Less memory than this boots nothing.
@@ -130,11 +130,12 @@ fn one_zone(zone: &MemoryZoneConfig) -> Result<Zone, ConfigError> {
     if zone.id.is_empty() {
         return Err(MemoryConfigError::NoZoneId.into());
     }
+    check_id(&zone.id)?;
     if zone.hotplug_size.is_some_and(|size| size > 0)
         || zone.hotplugged_size.is_some_and(|size| size > 0)
     {
         return Err(ConfigError::Unsupported(
-            "Adding memory to a running machine".into(),
+            "memory.zones.hotplug_size (adding memory to a running VM)".into(),
         ));
     }
     if zone.size == 0 {

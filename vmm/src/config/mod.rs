@@ -30,6 +30,8 @@ use crate::vcpu::cpuid::Topology;
 
 /// More vCPUs than this are not offered.
 pub const MAX_VCPUS: u32 = 64;
+/// Bytes that an identifier has at most.
+const MAX_ID: usize = 255;
 /// Narrower than this leaves no room for the devices below 4 GiB.
 const MIN_PHYS_BITS: u8 = 32;
 
@@ -49,7 +51,7 @@ pub enum ConfigError {
     #[error("{0} is not supported")]
     Unsupported(String),
     /// Number of vCPUs.
-    #[error("{0} vCPUs are asked for, 1 to {MAX_VCPUS} are possible")]
+    #[error("cpus.boot_vcpus and cpus.max_vcpus must be 1 to {MAX_VCPUS}, not {0}")]
     VcpuCount(u32),
     /// The host's limit.
     #[error("{asked} vCPUs are asked for, this host allows {limit}")]
@@ -96,13 +98,16 @@ pub enum ConfigError {
     #[error(transparent)]
     Memory(#[from] MemoryConfigError),
     /// A name that no device can have.
-    #[error("A device cannot be called {0:?}: names are not empty and do not begin with __")]
+    #[error(
+        "Invalid id {0:?}: an id has 1 to {MAX_ID} bytes, no control characters, and does not \
+         begin with __"
+    )]
     DeviceId(String),
     /// A segment that does not exist.
     #[error("There is no PCI segment {0}")]
     PciSegment(u16),
     /// A place on the bus that does not exist.
-    #[error("There is no place {0} on the PCI bus, 1 to 31 are possible")]
+    #[error("PCI slot {0} is out of range (1 to 31)")]
     PciDevice(u8),
     /// A disk without an image.
     #[error("A disk has no path")]
@@ -134,7 +139,7 @@ pub enum ConfigError {
     #[error("CPUs are given for queue {0}, which does not exist")]
     NoSuchQueue(u16),
     /// A network device.
-    #[error("A network device is not possible")]
+    #[error("Invalid network device")]
     Nic(#[from] NicError),
     /// A context identifier with a meaning of its own.
     #[error("{0} is not possible as a guest's context identifier: 3 to 4294967294 are")]
@@ -147,9 +152,6 @@ pub enum ConfigError {
         /// The guest's memory.
         memory: u64,
     },
-    /// One terminal, two consoles.
-    #[error("Serial port and virtio console cannot both have the terminal; one of them can be off")]
-    TwoTerminals,
     /// A UUID that is none.
     #[error("{0:?} is no UUID, which looks like 6c1d8f0e-5a2b-4c3d-9e8f-001122334455")]
     Uuid(String),
@@ -291,6 +293,20 @@ fn cpus(cpus: &CpusConfig) -> Result<CpuParams, ConfigError> {
         nested: cpus.nested,
         affinity: affinity(cpus)?,
     })
+}
+
+/// Checks the identifier of a device, a memory zone or a group of limits. It
+/// goes into events, labels and log lines as it is: without control characters
+/// it stays on its line wherever it is shown.
+fn check_id(id: &str) -> Result<(), ConfigError> {
+    let valid = (1..=MAX_ID).contains(&id.len())
+        && !id.starts_with("__")
+        && !id.chars().any(char::is_control);
+    if valid {
+        Ok(())
+    } else {
+        Err(ConfigError::DeviceId(id.to_owned()))
+    }
 }
 
 fn affinity(cpus: &CpusConfig) -> Result<Vec<Vec<usize>>, ConfigError> {

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
-use api_client::config::{CpuAffinity, CpuTopology, DiskConfig};
+use api_client::config::{
+    CpuAffinity, CpuTopology, DiskConfig, MemoryZoneConfig, PlatformConfig, RateLimiterGroupConfig,
+};
 
 use super::*;
 use crate::console_end::ConsoleTarget;
@@ -131,7 +133,62 @@ fn what_is_missing_is_refused_by_name() {
         check(|c| c.pvpanic = true),
         Err(ConfigError::Unsupported("pvpanic".into()))
     );
+    type Change = fn(&mut PlatformConfig);
+    let fields: [(Change, &str); 6] = [
+        (|p| p.num_pci_segments = 2, "platform.num_pci_segments"),
+        (
+            |p| p.iommu_segments = Some(vec![0]),
+            "platform.iommu_segments",
+        ),
+        (
+            |p| p.iommu_address_width = 48,
+            "platform.iommu_address_width_bits",
+        ),
+        (|p| p.iommufd = true, "platform.iommufd"),
+        (|p| p.vfio_p2p_dma = false, "platform.vfio_p2p_dma"),
+        (|p| p.tdx = true, "platform.tdx"),
+    ];
+    for (change, field) in fields {
+        let mut platform = PlatformConfig::default();
+        change(&mut platform);
+        let error = check(|c| c.platform = Some(platform)).unwrap_err();
+        assert!(error.to_string().starts_with(field), "{error}");
+    }
+    assert!(check(|c| c.platform = Some(PlatformConfig::default())).is_ok());
     assert!(check(|c| c.disks = Some(Vec::new())).is_ok());
+}
+
+#[test]
+fn an_id_is_printable_and_of_bounded_length() {
+    let with = |id: &str| {
+        check(|c| {
+            c.rng.pci_common.id = Some(id.to_owned());
+            c.rate_limit_groups = Some(vec![RateLimiterGroupConfig {
+                id: id.to_owned(),
+                ..Default::default()
+            }]);
+            c.memory.size = 0;
+            c.memory.zones = Some(vec![MemoryZoneConfig {
+                id: id.to_owned(),
+                size: 64 << 20,
+                ..Default::default()
+            }]);
+        })
+    };
+    for id in ["a", "two words", "\"'\\", "Größe 数", &"x".repeat(255)] {
+        assert!(with(id).is_ok(), "{id:?}");
+    }
+    for id in ["a\nb", "a\0", "\u{7f}", "\u{85}", "__a", &"x".repeat(256)] {
+        let refused = Err(ConfigError::DeviceId(id.to_owned()));
+        assert_eq!(with(id), refused);
+        let group = check(|c| {
+            c.rate_limit_groups = Some(vec![RateLimiterGroupConfig {
+                id: id.to_owned(),
+                ..Default::default()
+            }]);
+        });
+        assert_eq!(group, refused);
+    }
 }
 
 #[test]

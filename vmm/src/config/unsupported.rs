@@ -1,42 +1,89 @@
-//! What a configuration may ask for and this program does not have. Each entry
-//! goes when the feature comes.
+//! What a configuration may ask for and this program does not have, by the
+//! name of the field. Each entry goes when the feature comes.
 
-use api_client::config::{CoreScheduling, VmConfig};
+use api_client::config::{CoreScheduling, PlatformConfig, VmConfig};
 
 use super::ConfigError;
 
 /// Refuses the first thing that is not available.
 pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
+    let PlatformConfig {
+        num_pci_segments,
+        iommu_segments,
+        iommu_address_width,
+        iommufd,
+        iommufd_fd,
+        vfio_p2p_dma,
+        tdx,
+        sev_snp,
+        ..
+    } = config.platform.clone().unwrap_or_default();
+    let hotplug = |size: Option<u64>| size.is_some_and(|size| size > 0);
+    let memory = &config.memory;
     let asked = [
-        (has(&config.fs), "A shared file system"),
-        (has(&config.pmem), "Persistent memory"),
-        (has(&config.devices), "Passing a host device through"),
-        (has(&config.user_devices), "A vfio-user device"),
-        (has(&config.vdpa), "A vDPA device"),
-        (has(&config.generic_vhost_user), "A vhost-user device"),
-        (has(&config.numa), "NUMA"),
-        (has(&config.pci_segments), "A PCI segment"),
-        (config.rtc.is_some(), "A real-time clock device"),
-        (config.tpm.is_some(), "A TPM"),
-        (config.pvpanic, "pvpanic"),
-        (config.iommu, "A virtual IOMMU"),
+        (has(&config.fs), "fs (shared file systems)"),
+        (has(&config.pmem), "pmem (persistent memory)"),
         (
-            config.memory.hotplug_size.is_some_and(|size| size > 0)
-                || config.memory.hotplugged_size.is_some_and(|size| size > 0),
-            "Adding memory to a running machine",
+            has(&config.devices),
+            "devices (passing host devices through)",
         ),
-        (config.cpus.kvm_hyperv, "Hyper-V emulation"),
-        (config.cpus.features.amx, "AMX"),
+        (
+            has(&config.user_devices),
+            "user_devices (vfio-user devices)",
+        ),
+        (has(&config.vdpa), "vdpa (vDPA devices)"),
+        (
+            has(&config.generic_vhost_user),
+            "generic_vhost_user (vhost-user devices)",
+        ),
+        (has(&config.numa), "numa (NUMA nodes)"),
+        (
+            has(&config.pci_segments),
+            "pci_segments (weights of PCI segments)",
+        ),
+        (config.rtc.is_some(), "rtc (a real-time clock device)"),
+        (config.tpm.is_some(), "tpm (a TPM)"),
+        (config.pvpanic, "pvpanic"),
+        (config.iommu, "iommu (a virtual IOMMU)"),
+        (
+            hotplug(memory.hotplug_size),
+            "memory.hotplug_size (adding memory to a running VM)",
+        ),
+        (
+            hotplug(memory.hotplugged_size),
+            "memory.hotplugged_size (adding memory to a running VM)",
+        ),
+        (
+            config.cpus.kvm_hyperv,
+            "cpus.kvm_hyperv (Hyper-V emulation)",
+        ),
+        (config.cpus.features.amx, "cpus.features.amx (AMX)"),
         (
             config.cpus.core_scheduling == CoreScheduling::Vcpu,
-            "A core for each vCPU",
+            "cpus.core_scheduling=Vcpu",
         ),
         (
-            config.platform.as_ref().is_some_and(|platform| {
-                platform.tdx || platform.sev_snp || platform.num_pci_segments > 1
-            }),
-            "A confidential machine or more than one PCI segment",
+            num_pci_segments != 1,
+            "platform.num_pci_segments other than 1 (more than one PCI segment)",
         ),
+        (
+            has(&iommu_segments),
+            "platform.iommu_segments (a virtual IOMMU)",
+        ),
+        (
+            iommu_address_width != PlatformConfig::default().iommu_address_width,
+            "platform.iommu_address_width_bits (a virtual IOMMU)",
+        ),
+        (
+            iommufd || iommufd_fd.is_some(),
+            "platform.iommufd (passing host devices through)",
+        ),
+        (
+            !vfio_p2p_dma,
+            "platform.vfio_p2p_dma (passing host devices through)",
+        ),
+        (tdx, "platform.tdx (confidential VMs)"),
+        (sev_snp, "platform.sev_snp (confidential VMs)"),
     ];
     match asked.into_iter().find(|(asked, _)| *asked) {
         Some((_, what)) => Err(ConfigError::Unsupported(what.into())),

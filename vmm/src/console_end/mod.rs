@@ -9,6 +9,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -34,6 +35,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long it may let it wait in all before one write is done.
 const WRITE_TOTAL: Duration = Duration::from_secs(1);
 
+/// Bytes kept for the next client of a socket.
+const BACKLOG: usize = 1 << 20;
+
 /// Where a console leads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ConsoleTarget {
@@ -41,6 +45,8 @@ pub enum ConsoleTarget {
     Null,
     /// The terminal that the program was started on.
     Terminal,
+    /// That terminal too, but its input goes to another console.
+    TerminalOutput,
     /// A new pseudo terminal.
     PseudoTerminal,
     /// A file, made anew.
@@ -68,6 +74,17 @@ struct Shared {
 struct Streams {
     input: Option<Arc<File>>,
     output: Option<Arc<Output>>,
+    /// The last that was sent to a socket while nobody was connected.
+    backlog: VecDeque<u8>,
+}
+
+impl Streams {
+    fn keep(&mut self, bytes: &[u8]) {
+        let bytes = &bytes[bytes.len().saturating_sub(BACKLOG)..];
+        let excess = (self.backlog.len() + bytes.len()).saturating_sub(BACKLOG);
+        self.backlog.drain(..excess);
+        self.backlog.extend(bytes);
+    }
 }
 
 #[derive(Debug)]
@@ -84,6 +101,49 @@ impl Output {
             file,
             stalled: AtomicBool::new(false),
         })
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        self.write_with(bytes.len(), |output, done| {
+            Ok(rustix::io::write(output, &bytes[done..])?)
+        });
+    }
+
+    /// See [`ConsoleEnd::write_with`].
+    fn write_with(
+        &self,
+        length: usize,
+        mut write: impl FnMut(BorrowedFd<'_>, usize) -> io::Result<usize>,
+    ) {
+        let file = self.file.as_fd();
+        let mut done = 0;
+        let mut waited = Duration::ZERO;
+        while done < length {
+            let error = match write(file, done) {
+                Ok(0) => return,
+                Ok(count) => {
+                    done += count;
+                    self.stalled.store(false, Ordering::Relaxed);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match error.kind() {
+                ErrorKind::Interrupted => {}
+                ErrorKind::WouldBlock
+                    if !self.stalled.load(Ordering::Relaxed) && waited < WRITE_TOTAL =>
+                {
+                    let since = Instant::now();
+                    let stalled = !becomes_writable(file);
+                    self.stalled.store(stalled, Ordering::Relaxed);
+                    waited += since.elapsed();
+                }
+                _ => {
+                    log::debug!("console output is lost: {error}");
+                    return;
+                }
+            }
+        }
     }
 }
 
@@ -115,6 +175,7 @@ impl ConsoleEnd {
         match target {
             ConsoleTarget::Null => Ok(Self::null()),
             ConsoleTarget::Terminal => Self::terminal(),
+            ConsoleTarget::TerminalOutput => Self::terminal_output(),
             ConsoleTarget::PseudoTerminal => Self::pseudo_terminal(),
             ConsoleTarget::File(path) => Self::file(path),
             ConsoleTarget::Socket(path) => Self::socket(path),
@@ -132,6 +193,7 @@ impl ConsoleEnd {
             streams: Mutex::new(Streams {
                 input: input.map(Arc::new),
                 output: output.map(Output::new),
+                backlog: VecDeque::new(),
             }),
             ..shared
         }))
@@ -146,6 +208,13 @@ impl ConsoleEnd {
             ..Shared::default()
         };
         Ok(Self::new(Some(input.into()), Some(output.into()), shared))
+    }
+
+    /// Standard output, without the size of a terminal: that belongs to who has
+    /// its input.
+    fn terminal_output() -> io::Result<Self> {
+        let output = without_waiting(io::stdout().as_fd())?;
+        Ok(Self::new(None, Some(output.into()), Shared::default()))
     }
 
     /// A file, made anew. Every write goes to its end, wherever other programs
@@ -266,9 +335,15 @@ impl ConsoleEnd {
                 return false;
             }
         };
-        *self.streams() = Streams {
+        let output = Output::new(OwnedFd::from(stream).into());
+        let mut streams = self.streams();
+        let backlog = std::mem::take(&mut streams.backlog);
+        // With the lock held: what the guest writes now comes after it.
+        output.send(&Vec::from(backlog));
+        *streams = Streams {
             input: Some(Arc::new(OwnedFd::from(input).into())),
-            output: Some(Output::new(OwnedFd::from(stream).into())),
+            output: Some(output),
+            backlog: VecDeque::new(),
         };
         true
     }
@@ -282,11 +357,18 @@ impl ConsoleEnd {
         }
     }
 
-    /// Writes everything, or drops what nobody takes.
+    /// Writes everything, or drops what nobody takes. A socket that nobody is
+    /// connected to keeps the last MiB for the next who is.
     pub fn send(&self, bytes: &[u8]) {
-        self.write_with(bytes.len(), |output, done| {
-            Ok(rustix::io::write(output, &bytes[done..])?)
-        });
+        let mut streams = self.streams();
+        match streams.output.clone() {
+            Some(output) => {
+                drop(streams);
+                output.send(bytes);
+            }
+            None if self.0.socket.is_some() => streams.keep(bytes),
+            None => {}
+        }
     }
 
     /// Writes so many bytes with `write`, which is told how many of them are
@@ -296,39 +378,11 @@ impl ConsoleEnd {
     pub fn write_with(
         &self,
         length: usize,
-        mut write: impl FnMut(BorrowedFd<'_>, usize) -> io::Result<usize>,
+        write: impl FnMut(BorrowedFd<'_>, usize) -> io::Result<usize>,
     ) {
-        let Some(output) = self.streams().output.clone() else {
-            return;
-        };
-        let file = output.file.as_fd();
-        let mut done = 0;
-        let mut waited = Duration::ZERO;
-        while done < length {
-            let error = match write(file, done) {
-                Ok(0) => return,
-                Ok(count) => {
-                    done += count;
-                    output.stalled.store(false, Ordering::Relaxed);
-                    continue;
-                }
-                Err(error) => error,
-            };
-            match error.kind() {
-                ErrorKind::Interrupted => {}
-                ErrorKind::WouldBlock
-                    if !output.stalled.load(Ordering::Relaxed) && waited < WRITE_TOTAL =>
-                {
-                    let since = Instant::now();
-                    let stalled = !becomes_writable(file);
-                    output.stalled.store(stalled, Ordering::Relaxed);
-                    waited += since.elapsed();
-                }
-                _ => {
-                    log::debug!("console output is lost: {error}");
-                    return;
-                }
-            }
+        let output = self.streams().output.clone();
+        if let Some(output) = output {
+            output.write_with(length, write);
         }
     }
 }

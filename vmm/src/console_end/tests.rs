@@ -71,7 +71,6 @@ fn who_connects_last_has_the_console() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("console");
     let mut end = opened(&ConsoleTarget::Socket(path.clone()));
-    end.write_all(b"1").unwrap();
     let mut first = UnixStream::connect(&path).unwrap();
     assert!(end.accept());
     assert!(!end.accept());
@@ -136,4 +135,58 @@ fn a_slow_reader_holds_one_write_up_for_a_second_and_nobody_else() {
         assert!(reader.read(&mut bytes).is_ok());
     }
     assert!(thread.join().unwrap() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_socket_keeps_the_last_mib_for_who_connects_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let mut end = opened(&ConsoleTarget::Socket(path.clone()));
+    let said: Vec<u8> = (0..BACKLOG + 5000).map(|at| (at % 251) as u8).collect();
+    for part in said.chunks(777) {
+        end.write_all(part).unwrap();
+    }
+    let read_all = |mut stream: UnixStream| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            stream.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let reader = read_all(UnixStream::connect(&path).unwrap());
+    assert!(end.accept());
+    end.write_all(b"after").unwrap();
+    end.end_input();
+    let heard = reader.join().unwrap();
+    assert_eq!(heard.len(), BACKLOG + 5);
+    assert!(heard[..BACKLOG] == said[5000..] && heard[BACKLOG..] == *b"after");
+
+    // Also between two clients, and never twice.
+    end.write_all(&vec![b'x'; 2 * BACKLOG]).unwrap();
+    end.write_all(b"last").unwrap();
+    let reader = read_all(UnixStream::connect(&path).unwrap());
+    assert!(end.accept());
+    end.end_input();
+    let heard = reader.join().unwrap();
+    assert_eq!(heard.len(), BACKLOG);
+    assert!(heard.ends_with(b"xlast"));
+}
+
+#[test]
+fn a_client_that_reads_nothing_holds_the_guest_up_for_a_moment_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    let mut end = opened(&ConsoleTarget::Socket(path.clone()));
+    end.write_all(&vec![b'x'; BACKLOG]).unwrap();
+    let _client = UnixStream::connect(&path).unwrap();
+    let started = Instant::now();
+    assert!(end.accept());
+    end.write_all(b"more").unwrap();
+    assert!(started.elapsed() < 2 * WRITE_TOTAL);
+}
+
+#[test]
+fn the_terminals_output_alone_has_no_input() {
+    let end = opened(&ConsoleTarget::TerminalOutput);
+    assert!(!end.has_input() && !end.is_terminal() && end.size().is_none());
 }

@@ -85,6 +85,23 @@ impl ThreadKind {
 /// one huge page of, all of it, for a thread that touches a few kilobytes.
 const STACK: usize = 512 << 10;
 
+/// Bytes of a thread's name that the kernel keeps.
+const THREAD_NAME: usize = 15;
+
+/// What the kernel calls a thread: tools match such names against patterns, so
+/// every character that is not of ASCII's letters, digits, `-`, `_` and `.`
+/// becomes `_`.
+fn thread_name(name: &str) -> String {
+    name.chars()
+        .take(THREAD_NAME)
+        .map(|character| match character {
+            '-' | '_' | '.' => character,
+            _ if character.is_ascii_alphanumeric() => character,
+            _ => '_',
+        })
+        .collect()
+}
+
 /// Starts a thread of a machine. `events` hears of it if it panics.
 pub fn spawn<F>(
     name: &str,
@@ -97,7 +114,7 @@ where
 {
     let label = name.to_owned();
     let filter = Filter::of(kind)?;
-    let builder = Builder::new().name(name.to_owned()).stack_size(STACK);
+    let builder = Builder::new().name(thread_name(name)).stack_size(STACK);
     builder.spawn(move || {
         log::debug!("thread {label} ({kind:?}) starts");
         if let Err(error) = filter.apply() {
@@ -206,5 +223,27 @@ mod tests {
                 "Thread doomed panicked: no luck".into()
             ))
         );
+    }
+
+    #[test]
+    fn a_thread_may_be_called_after_any_device() {
+        for (id, name) in [
+            ("_disk0_q0", "_disk0_q0"),
+            ("my disk\0 \"ä\"\n", "my_disk__"),
+            ("a-name.of_more_than_15", "a-name.of_more_"),
+        ] {
+            let (sender, found) = channel();
+            let quiet = EventSink::new(|_| {});
+            spawn(id, ThreadKind::Vcpu, quiet, move || {
+                let name = std::thread::current().name().map(ToOwned::to_owned);
+                sender.send(name).unwrap();
+            })
+            .unwrap()
+            .join()
+            .unwrap();
+            let found = found.recv().unwrap().unwrap();
+            assert!(found.starts_with(name), "{found}");
+            assert!(found.len() <= 15 && found.is_ascii(), "{found}");
+        }
     }
 }

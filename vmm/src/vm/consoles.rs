@@ -32,6 +32,12 @@ impl Consoles {
     /// Opens them, and notes in the configuration where pseudo terminals are.
     pub fn open(config: &mut VmConfig) -> Result<Self, ConsoleError> {
         let targets = ConsoleTargets::try_from(&*config)?;
+        if targets.console == Some(ConsoleTarget::TerminalOutput) {
+            log::warn!(
+                "serial port and virtio console share the terminal; what is typed goes to the \
+                 serial port"
+            );
+        }
         let consoles = Self {
             serial: open("serial port", targets.serial.as_ref())?,
             console: open("virtio console", targets.console.as_ref())?,

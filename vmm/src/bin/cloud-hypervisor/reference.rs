@@ -71,7 +71,7 @@ const FLAGS: &[(&[&str], Outcome)] = &[
         &["--cpus", "boot=1,core_scheduling=off,profile=host"],
         Accepted,
     ),
-    (&["--cpus", "boot=0"], Refused("vCPU")),
+    (&["--cpus", "boot=0"], Refused("cpus.boot_vcpus")),
     (&["--cpus", "cores=2"], Refused("cores")),
     (
         &[
@@ -114,6 +114,14 @@ const FLAGS: &[(&[&str], Outcome)] = &[
         ],
         Accepted,
     ),
+    (
+        &["--disk", "path=/d,_disable_io_uring=off,_disable_aio=off"],
+        Accepted,
+    ),
+    (
+        &["--disk", "path=/d,disable_io_uring=on"],
+        Refused("disable_io_uring"),
+    ),
     (&["--disk", "path=/d,image_type=vhd"], Refused("image type")),
     (
         &["--disk", "path=/d,image_type=vhdx"],
@@ -127,7 +135,7 @@ const FLAGS: &[(&[&str], Outcome)] = &[
         &["--disk", "vhost_user=on,socket=/s"],
         Refused("vhost-user"),
     ),
-    (&["--disk", "path=/d,iommu=on"], Refused("IOMMU")),
+    (&["--disk", "path=/d,iommu=on"], Refused("iommu")),
     (&["--disk", "path=/d,pci_segment=1"], Refused("segment")),
     (&["--disk", "readonly=on"], Refused("path")),
     (&["--disk", "path=/d,num_queues=2"], Refused("queues")),
@@ -149,14 +157,16 @@ const FLAGS: &[(&[&str], Outcome)] = &[
     (&["--serial", "off"], Accepted),
     (&["--serial", "null"], Accepted),
     (&["--serial", "tty", "--console", "off"], Accepted),
-    (&["--serial", "tty"], Refused("terminal")),
+    (&["--serial", "tty"], Accepted),
+    (&["--serial", "null,iommu=off"], Accepted),
+    (&["--serial", "null,iommu=on"], Refused("iommu")),
     (&["--serial", "file=/f"], Accepted),
     (&["--serial", "pty"], Accepted),
     (&["--serial", "socket=/s"], Accepted),
     (&["--console", "pty"], Accepted),
     (&["--console", "socket=/s"], Accepted),
     (&["--console", "file=/f,id=c,pci_device_id=5"], Accepted),
-    (&["--console", "null,iommu=on"], Refused("IOMMU")),
+    (&["--console", "null,iommu=on"], Refused("iommu")),
     (&["--debug-console", "off,iobase=0xe9"], Accepted),
     (&["--debug-console", "file=/f,iobase=0x402"], Accepted),
     (&["--debug-console", "pty"], Accepted),
@@ -210,6 +220,15 @@ const FLAGS: &[(&[&str], Outcome)] = &[
         &["--platform", "num_pci_segments=2"],
         Refused("PCI segment"),
     ),
+    (
+        &[
+            "--platform",
+            "serial_number=1,uuid=00000000-0000-0000-0000-000000000001",
+        ],
+        Accepted,
+    ),
+    (&["--platform", "iommufd=on"], Refused("iommufd")),
+    (&["--platform", ""], Accepted),
     (&["--platform", "tdx=on"], Refused("confidential")),
     (&["--platform", "sev_snp=on"], Refused("confidential")),
     (
