@@ -25,4 +25,4 @@ mod unsupported;
 #[cfg(feature = "client")]
 pub mod watch;
 
-pub use unsupported::UNSUPPORTED;
+pub use unsupported::{API_VERSION, UNSUPPORTED};

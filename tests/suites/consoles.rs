@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::guest::{Instruction, Program};
 use lab::vmm::Machine;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::{Value, json};
 
 use crate::site::Site;
@@ -21,6 +22,8 @@ pub const SUITE: Suite = Suite {
     trials: trials![
         serial_port_on_a_pseudo_terminal_carries_both_ways,
         serial_port_on_a_socket_carries_both_ways_and_survives_a_reboot,
+        serial_port_on_a_socket_keeps_what_came_before_the_client,
+        serial_port_and_console_share_the_terminal,
         debug_port_writes_to_its_file,
         debug_port_is_where_it_is_told_to_be,
         socket_that_nobody_reads_holds_no_guest_up,
@@ -88,6 +91,69 @@ fn serial_port_on_a_socket_carries_both_ways_and_survives_a_reboot(site: &Site) 
     echoes(&stream, &stream)?;
     machine.must("PUT", "/api/v1/vm.delete", None)?;
     ensure!(!path.exists(), "{} is still there", path.display());
+    Ok(())
+}
+
+fn serial_port_on_a_socket_keeps_what_came_before_the_client(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let path = dir.join("serial.sock");
+    let image = Program::new().repeat(Instruction::Out(0x3f8), FLOOD).halt();
+    let serial = json!({"serial": {"mode": "Socket", "socket": path}});
+    let machine = boot(site, &dir, &image, serial)?;
+    machine.wait_until_silent(site.tiny_deadline())?;
+    let mut stream = UnixStream::connect(&path)?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let mut kept = vec![0; FLOOD as usize];
+    stream.read_exact(&mut kept)?;
+    ensure!(kept.iter().all(|&byte| byte == b'.'), "Other bytes came");
+    Ok(())
+}
+
+fn serial_port_and_console_share_the_terminal(site: &Site) -> Result<()> {
+    let main = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY)?;
+    grantpt(&main)?;
+    unlockpt(&main)?;
+    let path = ptsname(&main, Vec::new())?;
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .open(path.to_str()?)?;
+    let dir = site.fresh_dir()?;
+    let kernel = dir.join("guest.elf");
+    fs::write(&kernel, Program::new().echo())?;
+    let machine = Machine::idle_on(&site.bin(), &dir, &terminal)?;
+    // The console is on the terminal unless told otherwise.
+    let config = json!({
+        "memory": {"size": 64 << 20},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "Tty"},
+    });
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    let main = File::from(main);
+    echoes(&main, &main)?;
+    let said = machine.stderr();
+    ensure!(said.contains("share the terminal"), "No warning: {said}");
+    let info = machine.must("GET", "/api/v1/vm.info", None)?.json()?;
+    let tree = &info["device_tree"];
+    let function = &tree["_virtio-pci-__console"];
+    ensure!(
+        tree["__console"]["parent"] == "_virtio-pci-__console"
+            && function["children"] == json!(["__console"])
+            && function["pci_bdf"] == "0000:00:01.0"
+            && function["resources"][0]["PciBar"]["base"].as_u64() > Some(0),
+        "{tree}"
+    );
+    for fixed in ["__rng", "_virtio-pci-__console"] {
+        let body = json!({"id": fixed}).to_string();
+        let refused = machine.api("PUT", "/api/v1/vm.remove-device", Some(&body))?;
+        ensure!(
+            refused.status == 500 && refused.body.contains("cannot be removed"),
+            "{fixed}: {} {}",
+            refused.status,
+            refused.body
+        );
+    }
     Ok(())
 }
 

@@ -21,11 +21,14 @@ pub use exporter::ExporterArgs;
 use output::Failure;
 pub use recording::RecordingCommand;
 
+/// [`API_VERSION`](crate::API_VERSION), and what this program is itself.
+const VERSION: &str = concat!("v54.0.0\nbuild v", env!("CARGO_PKG_VERSION"));
+
 /// The command line.
 #[derive(Debug, Parser)]
 #[command(
     name = "ch-remote",
-    version,
+    version = VERSION,
     about = "Controls a running virtual machine monitor over its API socket",
     arg_required_else_help = true,
     subcommand_required = true,

@@ -17,6 +17,28 @@ fn subcommands_are_listed_in_order() {
 }
 
 #[test]
+fn the_version_is_that_of_the_api() {
+    let error = Cli::try_parse_from(["ch-remote", "--version"]).unwrap_err();
+    let text = error.to_string();
+    let mut lines = text.lines();
+    assert_eq!(
+        lines.next(),
+        Some(&*format!("ch-remote v{}", crate::API_VERSION))
+    );
+    assert_eq!(
+        lines.next(),
+        Some(concat!("build v", env!("CARGO_PKG_VERSION")))
+    );
+}
+
+#[test]
+fn wrong_arguments_end_with_status_2() {
+    for args in [&["ch-remote", "--nonsense"][..], &["ch-remote", "pong"]] {
+        assert_eq!(Cli::try_parse_from(args).unwrap_err().exit_code(), 2);
+    }
+}
+
+#[test]
 fn a_known_subcommand_is_required() {
     for args in [
         &["ch-remote"][..],

@@ -70,6 +70,9 @@ pub enum ControlError {
     /// Not there at all.
     #[error("There is no device {0}")]
     NoSuchDevice(String),
+    /// A device that stays.
+    #[error("The device {0} cannot be removed: only disks, network and socket devices can")]
+    FixedDevice(String),
     /// A second socket device.
     #[error("The machine has a socket device already")]
     OneVsock,

@@ -16,6 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
+use serde_json::json;
 
 pub(super) use net::assign_macs;
 pub use slots::SlotError;
@@ -106,6 +107,8 @@ pub enum DeviceError {
     Rng(String, #[source] std::io::Error),
 }
 
+/// Before a device's id: its PCI function.
+pub(super) const PCI_PREFIX: &str = "_virtio-pci-";
 /// The id of a disk to which the configuration gave none; it gives one to each.
 const DISK_ID: &str = "_disk";
 /// The id of the entropy device unless the client chose one.
@@ -113,6 +116,8 @@ const RNG_ID: &str = "__rng";
 
 struct Node {
     address: PciAddress,
+    /// The guest may be asked to give it up.
+    removable: bool,
     function: Arc<VirtioPci>,
 }
 
@@ -289,6 +294,8 @@ impl DeviceTree {
         default: &str,
         create: impl FnOnce(&str, EventSink) -> Result<Box<dyn VirtioDevice>, DeviceError>,
     ) -> Result<(String, PciAddress), DeviceError> {
+        // As in Cloud Hypervisor, devices of which there is only one stay.
+        let removable = !default.starts_with("__");
         let id = pci.id.as_deref().unwrap_or(default).to_owned();
         if self.nodes.contains_key(&id) {
             return Err(DeviceError::Exists(id));
@@ -310,7 +317,12 @@ impl DeviceTree {
         };
         self.segment
             .insert(address, Arc::clone(&function) as Arc<_>);
-        self.nodes.insert(id.clone(), Node { address, function });
+        let node = Node {
+            address,
+            removable,
+            function,
+        };
+        self.nodes.insert(id.clone(), node);
         Ok((id, address))
     }
 
@@ -323,6 +335,12 @@ impl DeviceTree {
     /// Tells the guest of a device that was added while it runs.
     pub fn notify_added(&self, address: PciAddress) {
         self.hotplug.device_added(address.device);
+    }
+
+    /// Whether this is a device that cannot be taken away.
+    #[must_use]
+    pub fn is_fixed(&self, id: &str) -> bool {
+        self.nodes.get(id).is_some_and(|node| !node.removable)
     }
 
     /// Asks the guest to eject a device; false if no device has the id.
@@ -355,20 +373,35 @@ impl DeviceTree {
         self.hotplug.press_power_button();
     }
 
-    /// The devices for `vm.info`.
+    /// The devices for `vm.info`: each twice, as what the guest's driver sees
+    /// and as the PCI function that it hangs from.
     #[must_use]
     pub fn tree(&self) -> BTreeMap<String, DeviceNode> {
-        self.nodes
-            .iter()
-            .map(|(id, node)| {
-                let shown = DeviceNode {
+        let nodes = self.nodes.iter().flat_map(|(id, node)| {
+            let function = format!("{PCI_PREFIX}{id}");
+            let bdf = Some(node.address.to_string());
+            let (base, size) = node.function.bar();
+            let bar = json!({"PciBar": {
+                "index": 0, "base": base, "size": size, "type_": "Memory32",
+                "prefetchable": false,
+            }});
+            [
+                DeviceNode {
                     id: id.clone(),
-                    pci_bdf: Some(node.address.to_string()),
+                    parent: Some(function.clone()),
+                    pci_bdf: bdf.clone(),
                     ..Default::default()
-                };
-                (id.clone(), shown)
-            })
-            .collect()
+                },
+                DeviceNode {
+                    id: function,
+                    resources: vec![bar],
+                    children: vec![id.clone()],
+                    pci_bdf: bdf,
+                    ..Default::default()
+                },
+            ]
+        });
+        nodes.map(|node| (node.id.clone(), node)).collect()
     }
 
     /// Reads the counters of all devices as they are at the time of the call,

@@ -33,7 +33,7 @@ pub struct Args {
     /// Debug port: off|null|pty|tty|file=<path>,iobase=<port>
     #[arg(long)]
     debug_console: Option<String>,
-    /// Host devices: path=<path>,...
+    /// Host devices: not supported
     #[arg(long, num_args = 1..)]
     device: Vec<String>,
     /// Disks: path=<path>,readonly=on|off,...
@@ -49,10 +49,10 @@ pub struct Args {
     /// Firmware to boot: an ELF image with a PVH entry point
     #[arg(long, value_name = "PATH")]
     firmware: Option<PathBuf>,
-    /// Shared file systems: tag=<tag>,socket=<path>,...
+    /// Shared file systems: not supported
     #[arg(long, num_args = 1..)]
     fs: Vec<String>,
-    /// Virtio devices of other processes: device_type=<n>,socket=<path>,...
+    /// Virtio devices of other processes: not supported
     #[arg(long, num_args = 1..)]
     generic_vhost_user: Vec<String>,
     /// Initial file system
@@ -70,6 +70,9 @@ pub struct Args {
     /// Log file, instead of standard error
     #[arg(long, value_name = "PATH")]
     pub log_file: Option<PathBuf>,
+    /// Form of a line of the log: text with {boottime}, {thread}, {level}, {location}, {msg}, ...
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
     /// Memory: size=<size>,shared=on|off,hugepages=on|off,hugepage_size=<size>,
     /// mergeable=on|off,prefault=on|off,reserve=on|off,thp=on|off
     #[arg(long)]
@@ -83,31 +86,31 @@ pub struct Args {
     /// Do not end the process when the guest switches itself off
     #[arg(long)]
     pub no_shutdown: bool,
-    /// NUMA nodes: guest_numa_id=<n>,cpus=[<list>],...
+    /// NUMA nodes: not supported
     #[arg(long, num_args = 1..)]
     numa: Vec<String>,
-    /// PCI segments: pci_segment=<n>,...
+    /// PCI segments: not supported
     #[arg(long, num_args = 1..)]
     pci_segment: Vec<String>,
-    /// The machine as a whole: num_pci_segments=<n>,system_uuid=<uuid>,...
+    /// The machine as a whole: system_serial_number=<text>,system_uuid=<uuid>,...
     #[arg(long)]
     platform: Option<String>,
-    /// Persistent memory: file=<path>,size=<size>,...
+    /// Persistent memory: not supported
     #[arg(long, num_args = 1..)]
     pmem: Vec<String>,
-    /// Let the guest report its panics
+    /// Report of the guest's panics: not supported
     #[arg(long)]
     pvpanic: bool,
     /// Groups of rate limits: id=<id>,bw_size=<n>,...
     #[arg(long, num_args = 1..)]
     rate_limit_group: Vec<String>,
-    /// Restore from a snapshot
+    /// Restoring from a snapshot: not supported
     #[arg(long)]
     restore: Option<String>,
     /// Entropy: src=<path>
     #[arg(long)]
     rng: Option<String>,
-    /// Real-time clock device
+    /// Real-time clock device: not supported
     #[arg(long, num_args = 0..=1, default_missing_value = "")]
     rtc: Option<String>,
     /// Filter system calls: true|false|log|errno
@@ -116,16 +119,16 @@ pub struct Args {
     /// Serial port: off|null|pty|tty|file=<path>|socket=<path>
     #[arg(long)]
     serial: Option<String>,
-    /// TPM: socket=<path>
+    /// TPM: not supported
     #[arg(long)]
     tpm: Option<String>,
-    /// vfio-user devices: socket=<path>
+    /// vfio-user devices: not supported
     #[arg(long, num_args = 1..)]
     user_device: Vec<String>,
     /// More messages; can be repeated
     #[arg(short, action = ArgAction::Count)]
     pub verbosity: u8,
-    /// vDPA devices: path=<path>,...
+    /// vDPA devices: not supported
     #[arg(long, num_args = 1..)]
     vdpa: Vec<String>,
     /// Print the version

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use api_client::API_VERSION;
 use api_client::options::{ApiSocketArg, EventMonitorArg};
 use clap::{CommandFactory, Parser};
 use hypervisor::kvm::KvmHypervisor;
@@ -26,7 +27,11 @@ use vmm::vm::{Signals, Vmm};
 
 use args::Args;
 
-const VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+/// What this program is, whatever API it speaks.
+const BUILD_VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
+/// Exit status for arguments that there are none of, as clap's and Cloud
+/// Hypervisor's.
+const WRONG_ARGUMENTS: u8 = 2;
 
 fn main() -> ExitCode {
     if std::env::args_os().len() == 1 {
@@ -44,12 +49,12 @@ fn main() -> ExitCode {
             return if wanted {
                 ExitCode::SUCCESS
             } else {
-                ExitCode::FAILURE
+                ExitCode::from(WRONG_ARGUMENTS)
             };
         }
     };
     if args.version {
-        println!("cloud-hypervisor {VERSION}");
+        println!("{}", version());
         return ExitCode::SUCCESS;
     }
     match run(&args) {
@@ -59,6 +64,11 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The first line is the version by which clients choose features.
+fn version() -> String {
+    format!("cloud-hypervisor v{API_VERSION}\nbuild {BUILD_VERSION}")
 }
 
 /// All messages of an error on one line, outermost first. A message that its
@@ -72,8 +82,9 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 fn run(args: &Args) -> anyhow::Result<()> {
-    let config = args.config()?;
+    // Before the configuration, which may have something to warn of.
     logger::start(args)?;
+    let config = args.config()?;
 
     let (signals, shutdown) = watch_signals().context("Cannot watch signals")?;
     vmm::vcpu::install_kick_handler()?;
@@ -101,8 +112,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         board: board.clone(),
         stats,
         identity: VmmIdentity {
-            build_version: VERSION.into(),
-            version: env!("CARGO_PKG_VERSION").into(),
+            build_version: BUILD_VERSION.into(),
+            version: API_VERSION.into(),
             features: vec!["exit_stats".into(), "kvm".into()],
         },
     };
@@ -202,5 +213,20 @@ mod tests {
     fn the_chain_is_one_line_without_repetition() {
         assert_eq!(chain(&Outer::Same(Inner)), "inner");
         assert_eq!(chain(&Outer::Wrapped(Inner)), "outer: inner");
+    }
+
+    #[test]
+    fn the_version_is_one_that_clients_accept() {
+        // As libvirt's driver reads it: from the first line, up to a dash.
+        let text = version();
+        let (first, second) = text.split_once('\n').unwrap();
+        let numbers: Vec<u32> = first
+            .strip_prefix("cloud-hypervisor v")
+            .unwrap()
+            .split('.')
+            .map(|number| number.parse().unwrap())
+            .collect();
+        assert!(numbers.len() == 3 && numbers[0] >= 15, "{numbers:?}");
+        assert_eq!(second, concat!("build v", env!("CARGO_PKG_VERSION")));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use api_client::UNSUPPORTED;
 use api_client::config::{VmConfig, unknown_field};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde_json::{Value, json};
 use vmm::config::VmParams;
 
@@ -258,6 +258,7 @@ const FLAGS: &[(&[&str], Outcome)] = &[
         Refused("r, w or rw"),
     ),
     (&["--log-file", "/l", "-vvv"], Accepted),
+    (&["--log-format", "{levelchar}{localglog} {msg}"], Accepted),
     (&["--gdb", "path=/g"], Refused("--gdb")),
     (
         &["--dbus-service-name", "x"],
@@ -413,6 +414,16 @@ fn the_page_on_compatibility_lists_every_flag_where_it_belongs() {
         .flat_map(|(line, _)| flags(line))
         .filter(|flag| !taken.contains(flag))
         .collect();
+    for arg in Args::command().get_arguments() {
+        let Some(name) = arg.get_long() else { continue };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let is_refused = refused.contains(&*format!("--{name}"));
+        assert_eq!(
+            help.contains("not supported"),
+            is_refused,
+            "--{name}: {help}"
+        );
+    }
     assert_eq!(named_between("## Flags", "Refused whatever"), taken);
     assert_eq!(named_between("Refused whatever", "## Requests"), refused);
     assert_eq!(

@@ -178,6 +178,15 @@ impl VirtioPci {
         })
     }
 
+    /// Address and bytes of the BAR, as the guest has placed it or as it finds
+    /// it.
+    #[must_use]
+    pub fn bar(&self) -> (u64, u64) {
+        let placed = self.state().placer.at();
+        let first = u64::from(BarPlacer::first_address(self.address));
+        (placed.unwrap_or(first), BAR_SIZE as u64)
+    }
+
     /// The device's configuration has changed by itself: shows it to the
     /// driver. To be called from the control thread.
     pub fn config_changed(&self) {
