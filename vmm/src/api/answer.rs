@@ -47,27 +47,6 @@ pub fn counters(status: &VmStatus) -> Response {
     }
 }
 
-/// What an action's failure is called, before the cause.
-pub fn failure(action: &VmAction) -> &'static str {
-    match action {
-        VmAction::Create(..) => "The VM could not be created",
-        VmAction::Delete => "The VM could not be deleted",
-        VmAction::Boot => "The VM could not boot",
-        VmAction::Pause => "The VM could not be paused",
-        VmAction::Resume => "The VM could not resume",
-        VmAction::Shutdown => "The VM could not shut down",
-        VmAction::Reboot => "The VM could not reboot",
-        VmAction::PowerButton => "The power button could not be pressed",
-        VmAction::Nmi => "The vCPUs could not be interrupted",
-        VmAction::Resize(_) => "The VM could not be resized",
-        VmAction::ResizeDisk(_) => "The disk could not be resized",
-        VmAction::ResizeZone(_) => "The memory zone could not be resized",
-        VmAction::AddDevice(_) => "The device could not be added to the VM",
-        VmAction::RemoveDevice(_) => "The device could not be removed from the VM",
-        VmAction::VmmShutdown => "The VMM could not shut down",
-    }
-}
-
 /// The response to an action that has nothing to say. Clients of Cloud
 /// Hypervisor see an empty body after `vmm.shutdown`, none after the others.
 pub fn empty_reply(action: &VmAction) -> Response {

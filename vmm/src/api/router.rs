@@ -10,117 +10,141 @@ use super::exit_stats;
 use super::http::{Method, Request, Response};
 use super::request::{NewDevice, VmAction};
 
-/// Something that a path stands for.
+/// What a request may bring along.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `vmm.ping`
-    Ping,
-    /// `vmm.shutdown`
-    VmmShutdown,
-    /// `vm.create`
-    Create,
-    /// `vm.delete`
-    Delete,
-    /// `vm.boot`
-    Boot,
-    /// `vm.pause`
-    Pause,
-    /// `vm.resume`
-    Resume,
-    /// `vm.shutdown`
-    Shutdown,
-    /// `vm.reboot`
-    Reboot,
-    /// `vm.power-button`
-    PowerButton,
-    /// `vm.nmi`
-    Nmi,
-    /// `vm.resize`
-    Resize,
-    /// `vm.resize-disk`
-    ResizeDisk,
-    /// `vm.resize-zone`
-    ResizeZone,
-    /// `vm.add-disk`
-    AddDisk,
-    /// `vm.add-net`
-    AddNet,
-    /// `vm.add-vsock`
-    AddVsock,
-    /// `vm.remove-device`
-    RemoveDevice,
-    /// `vm.info`
-    Info,
-    /// `vm.counters`
-    Counters,
-    /// The exit statistics.
-    ExitStats,
-    /// The exit statistics for Prometheus.
-    Metrics,
+enum Takes {
+    Nothing,
+    Parameters,
+    Body,
+    BodyAndDescriptors,
 }
 
-impl Endpoint {
-    /// Whether a request carries anything.
-    fn takes_body(self) -> bool {
-        matches!(
-            self,
-            Endpoint::Create
-                | Endpoint::AddDisk
-                | Endpoint::AddNet
-                | Endpoint::AddVsock
-                | Endpoint::RemoveDevice
-                | Endpoint::Resize
-                | Endpoint::ResizeDisk
-                | Endpoint::ResizeZone
-        )
+/// What a path stands for.
+pub struct Route {
+    /// The verb.
+    pub method: Method,
+    /// The path, matched exactly.
+    pub path: &'static str,
+    takes: Takes,
+    call: fn(&Request) -> Result<Call, Response>,
+}
+
+const fn read(
+    path: &'static str,
+    takes: Takes,
+    call: fn(&Request) -> Result<Call, Response>,
+) -> Route {
+    Route {
+        method: Method::Get,
+        path,
+        takes,
+        call,
     }
 }
 
-/// What the statistics socket serves: counts, and who counts. `vm.info` is not
-/// among it, since the kernel's command line and the paths of disks are no
-/// statistics.
-const STATISTICS: [Endpoint; 4] = [
-    Endpoint::Ping,
-    Endpoint::Counters,
-    Endpoint::ExitStats,
-    Endpoint::Metrics,
-];
+const fn act(
+    path: &'static str,
+    takes: Takes,
+    call: fn(&Request) -> Result<Call, Response>,
+) -> Route {
+    Route {
+        method: Method::Put,
+        path,
+        takes,
+        call,
+    }
+}
 
-/// Every path with its verb; matched exactly. The OpenAPI document lists the
-/// same, and a test holds the two against each other.
-pub const ROUTES: &[(Method, &str, Endpoint)] = &[
-    (Method::Get, "/api/v1/vmm.ping", Endpoint::Ping),
-    (Method::Put, "/api/v1/vmm.shutdown", Endpoint::VmmShutdown),
-    (Method::Put, "/api/v1/vm.create", Endpoint::Create),
-    (Method::Put, "/api/v1/vm.delete", Endpoint::Delete),
-    (Method::Put, "/api/v1/vm.boot", Endpoint::Boot),
-    (Method::Put, "/api/v1/vm.pause", Endpoint::Pause),
-    (Method::Put, "/api/v1/vm.resume", Endpoint::Resume),
-    (Method::Put, "/api/v1/vm.shutdown", Endpoint::Shutdown),
-    (Method::Put, "/api/v1/vm.reboot", Endpoint::Reboot),
-    (
-        Method::Put,
-        "/api/v1/vm.power-button",
-        Endpoint::PowerButton,
-    ),
-    (Method::Put, "/api/v1/vm.add-disk", Endpoint::AddDisk),
-    (Method::Put, "/api/v1/vm.add-net", Endpoint::AddNet),
-    (Method::Put, "/api/v1/vm.add-vsock", Endpoint::AddVsock),
-    (
-        Method::Put,
-        "/api/v1/vm.remove-device",
-        Endpoint::RemoveDevice,
-    ),
-    (Method::Put, "/api/v1/vm.nmi", Endpoint::Nmi),
-    (Method::Put, "/api/v1/vm.resize", Endpoint::Resize),
-    (Method::Put, "/api/v1/vm.resize-disk", Endpoint::ResizeDisk),
-    (Method::Put, "/api/v1/vm.resize-zone", Endpoint::ResizeZone),
-    (Method::Get, "/api/v1/vm.info", Endpoint::Info),
-    (Method::Get, "/api/v1/vm.counters", Endpoint::Counters),
-    (Method::Get, "/api/v1/vm.exit-stats", Endpoint::ExitStats),
-    (Method::Get, "/api/v1/exit-stats", Endpoint::ExitStats),
-    (Method::Get, "/exit-stats", Endpoint::ExitStats),
-    (Method::Get, "/metrics", Endpoint::Metrics),
+/// Every path with its verb. The OpenAPI document lists the same, and a test
+/// holds the two against each other.
+pub const ROUTES: &[Route] = &[
+    read("/api/v1/vmm.ping", Takes::Nothing, |_| Ok(Call::Ping)),
+    read("/api/v1/vm.info", Takes::Nothing, |_| Ok(Call::Info)),
+    read("/api/v1/vm.counters", Takes::Nothing, |_| {
+        Ok(Call::Counters)
+    }),
+    read("/api/v1/vm.exit-stats", Takes::Parameters, statistics),
+    read("/api/v1/exit-stats", Takes::Parameters, statistics),
+    read("/exit-stats", Takes::Parameters, statistics),
+    read("/metrics", Takes::Nothing, |_| Ok(Call::Metrics)),
+    act("/api/v1/vmm.shutdown", Takes::Nothing, |_| {
+        action(VmAction::VmmShutdown, "The VMM could not shut down")
+    }),
+    act("/api/v1/vm.create", Takes::BodyAndDescriptors, |request| {
+        let mut config: VmConfig = parse("VmConfig", &request.body)?;
+        assign(request, config.net.as_deref_mut().unwrap_or_default())?;
+        let descriptors = request.descriptors.clone();
+        action(
+            VmAction::Create(Box::new(config), descriptors),
+            "The VM could not be created",
+        )
+    }),
+    act("/api/v1/vm.delete", Takes::Nothing, |_| {
+        action(VmAction::Delete, "The VM could not be deleted")
+    }),
+    act("/api/v1/vm.boot", Takes::Nothing, |_| {
+        action(VmAction::Boot, "The VM could not boot")
+    }),
+    act("/api/v1/vm.pause", Takes::Nothing, |_| {
+        action(VmAction::Pause, "The VM could not be paused")
+    }),
+    act("/api/v1/vm.resume", Takes::Nothing, |_| {
+        action(VmAction::Resume, "The VM could not resume")
+    }),
+    act("/api/v1/vm.shutdown", Takes::Nothing, |_| {
+        action(VmAction::Shutdown, "The VM could not shut down")
+    }),
+    act("/api/v1/vm.reboot", Takes::Nothing, |_| {
+        action(VmAction::Reboot, "The VM could not reboot")
+    }),
+    act("/api/v1/vm.power-button", Takes::Nothing, |_| {
+        action(
+            VmAction::PowerButton,
+            "The power button could not be pressed",
+        )
+    }),
+    act("/api/v1/vm.nmi", Takes::Nothing, |_| {
+        action(VmAction::Nmi, "The vCPUs could not be interrupted")
+    }),
+    act("/api/v1/vm.resize", Takes::Body, |request| {
+        action(
+            VmAction::Resize(parse("VmResize", &request.body)?),
+            "The VM could not be resized",
+        )
+    }),
+    act("/api/v1/vm.resize-disk", Takes::Body, |request| {
+        action(
+            VmAction::ResizeDisk(parse("VmResizeDisk", &request.body)?),
+            "The disk could not be resized",
+        )
+    }),
+    act("/api/v1/vm.resize-zone", Takes::Body, |request| {
+        action(
+            VmAction::ResizeZone(parse("VmResizeZone", &request.body)?),
+            "The memory zone could not be resized",
+        )
+    }),
+    act("/api/v1/vm.add-disk", Takes::Body, |request| {
+        let disk = parse("DiskConfig", &request.body)?;
+        add(NewDevice::Disk(Box::new(disk)))
+    }),
+    act("/api/v1/vm.add-net", Takes::BodyAndDescriptors, |request| {
+        let mut net: NetConfig = parse("NetConfig", &request.body)?;
+        assign(request, std::slice::from_mut(&mut net))?;
+        let descriptors = request.descriptors.clone();
+        add(NewDevice::Net(Box::new(net), descriptors))
+    }),
+    act("/api/v1/vm.add-vsock", Takes::Body, |request| {
+        let vsock = parse("VsockConfig", &request.body)?;
+        add(NewDevice::Vsock(Box::new(vsock)))
+    }),
+    act("/api/v1/vm.remove-device", Takes::Body, |request| {
+        let RemoveDevice { id } = parse("RemoveDevice", &request.body)?;
+        action(
+            VmAction::RemoveDevice(id),
+            "The device could not be removed from the VM",
+        )
+    }),
 ];
 
 /// What a request asks for.
@@ -137,96 +161,81 @@ pub enum Call {
     /// The exit statistics for Prometheus.
     Metrics,
     /// Something for the control thread.
-    Action(VmAction),
+    Action {
+        /// What it is.
+        action: VmAction,
+        /// What its failure is called, before the cause.
+        failure: &'static str,
+    },
+}
+
+fn action(action: VmAction, failure: &'static str) -> Result<Call, Response> {
+    Ok(Call::Action { action, failure })
+}
+
+fn add(device: NewDevice) -> Result<Call, Response> {
+    action(
+        VmAction::AddDevice(device),
+        "The device could not be added to the VM",
+    )
+}
+
+fn statistics(request: &Request) -> Result<Call, Response> {
+    exit_stats::parse_query(request.query.as_deref().unwrap_or_default())
+        .map(Call::ExitStats)
+        .map_err(bad_request)
+}
+
+/// Gives the descriptors that came to network devices.
+fn assign(request: &Request, nets: &mut [NetConfig]) -> Result<(), Response> {
+    request
+        .descriptors
+        .assign_to(nets)
+        .map_err(|error| bad_request(error.to_string()))
 }
 
 /// Understands a request, or says what is wrong with it.
 pub fn route(request: &Request) -> Result<Call, Response> {
-    let Some((method, _, endpoint)) = ROUTES.iter().find(|(_, path, _)| *path == request.path)
-    else {
-        return Err(not_found(&request.path));
+    let path = &request.path;
+    let Some(route) = ROUTES.iter().find(|route| route.path == *path) else {
+        return Err(not_found(path));
     };
-    if *method != request.method {
-        let verb = match method {
+    if route.method != request.method {
+        let verb = match route.method {
             Method::Put => "PUT",
             Method::Get | Method::Other => "GET",
         };
-        return Err(bad_request(format!("{} takes {verb} only", request.path)));
+        return Err(bad_request(format!("{path} takes {verb} only")));
     }
-    if request.query.is_some() && *endpoint != Endpoint::ExitStats {
-        return Err(bad_request(format!("{} has no parameters", request.path)));
+    if request.query.is_some() && route.takes != Takes::Parameters {
+        return Err(bad_request(format!("{path} has no parameters")));
     }
-    if !request.body.is_empty() && !endpoint.takes_body() {
-        return Err(bad_request(format!("{} takes no body", request.path)));
+    let takes_body = matches!(route.takes, Takes::Body | Takes::BodyAndDescriptors);
+    if !request.body.is_empty() && !takes_body {
+        return Err(bad_request(format!("{path} takes no body")));
     }
-    if !request.descriptors.is_empty() && !matches!(endpoint, Endpoint::Create | Endpoint::AddNet) {
-        return Err(bad_request(format!(
-            "{} takes no descriptors",
-            request.path
-        )));
+    if !request.descriptors.is_empty() && route.takes != Takes::BodyAndDescriptors {
+        return Err(bad_request(format!("{path} takes no descriptors")));
     }
-    Ok(match endpoint {
-        Endpoint::Ping => Call::Ping,
-        Endpoint::Info => Call::Info,
-        Endpoint::Counters => Call::Counters,
-        Endpoint::Metrics => Call::Metrics,
-        Endpoint::ExitStats => Call::ExitStats(
-            exit_stats::parse_query(request.query.as_deref().unwrap_or_default())
-                .map_err(bad_request)?,
-        ),
-        Endpoint::VmmShutdown => Call::Action(VmAction::VmmShutdown),
-        Endpoint::Delete => Call::Action(VmAction::Delete),
-        Endpoint::Boot => Call::Action(VmAction::Boot),
-        Endpoint::Pause => Call::Action(VmAction::Pause),
-        Endpoint::Resume => Call::Action(VmAction::Resume),
-        Endpoint::Shutdown => Call::Action(VmAction::Shutdown),
-        Endpoint::Reboot => Call::Action(VmAction::Reboot),
-        Endpoint::PowerButton => Call::Action(VmAction::PowerButton),
-        Endpoint::Nmi => Call::Action(VmAction::Nmi),
-        Endpoint::Resize => Call::Action(VmAction::Resize(parse("VmResize", &request.body)?)),
-        Endpoint::ResizeDisk => {
-            Call::Action(VmAction::ResizeDisk(parse("VmResizeDisk", &request.body)?))
-        }
-        Endpoint::ResizeZone => {
-            Call::Action(VmAction::ResizeZone(parse("VmResizeZone", &request.body)?))
-        }
-        Endpoint::Create => {
-            let mut config: VmConfig = parse("VmConfig", &request.body)?;
-            request
-                .descriptors
-                .give_to(config.net.as_deref_mut().unwrap_or_default())
-                .map_err(bad_request)?;
-            let descriptors = request.descriptors.clone();
-            Call::Action(VmAction::Create(Box::new(config), descriptors))
-        }
-        Endpoint::AddDisk => add(NewDevice::Disk(Box::new(parse(
-            "DiskConfig",
-            &request.body,
-        )?))),
-        Endpoint::AddNet => {
-            let mut net: NetConfig = parse("NetConfig", &request.body)?;
-            request
-                .descriptors
-                .give_to(std::slice::from_mut(&mut net))
-                .map_err(bad_request)?;
-            add(NewDevice::Net(Box::new(net), request.descriptors.clone()))
-        }
-        Endpoint::AddVsock => add(NewDevice::Vsock(Box::new(parse(
-            "VsockConfig",
-            &request.body,
-        )?))),
-        Endpoint::RemoveDevice => {
-            let RemoveDevice { id } = parse("RemoveDevice", &request.body)?;
-            Call::Action(VmAction::RemoveDevice(id))
-        }
-    })
+    (route.call)(request)
 }
 
-/// The same at the statistics socket, which refuses whatever else there is.
+/// What the statistics socket serves: counts, and who counts. `vm.info` is not
+/// among it, since the kernel's command line and the paths of disks are no
+/// statistics.
+const STATISTICS: [&str; 6] = [
+    "/api/v1/vmm.ping",
+    "/api/v1/vm.counters",
+    "/api/v1/vm.exit-stats",
+    "/api/v1/exit-stats",
+    "/exit-stats",
+    "/metrics",
+];
+
+/// Understands a request at the statistics socket, which refuses whatever else
+/// there is.
 pub fn route_statistics(request: &Request) -> Result<Call, Response> {
-    let known = ROUTES.iter().any(|(method, path, endpoint)| {
-        *method == request.method && *path == request.path && STATISTICS.contains(endpoint)
-    });
+    let known = request.method == Method::Get && STATISTICS.contains(&request.path.as_str());
     if !known {
         return Err(Response::error(
             403,
@@ -237,10 +246,6 @@ pub fn route_statistics(request: &Request) -> Result<Call, Response> {
         ));
     }
     route(request)
-}
-
-fn add(device: NewDevice) -> Call {
-    Call::Action(VmAction::AddDevice(device))
 }
 
 /// The body of a request, of the type that the description calls so.
@@ -307,18 +312,19 @@ mod tests {
 
     #[test]
     fn every_route_answers_to_its_verb_and_to_no_other() {
-        for (method, path, endpoint) in ROUTES {
-            let body = match endpoint {
-                Endpoint::RemoveDevice => "{\"id\": \"a\"}",
-                Endpoint::ResizeDisk => "{\"id\": \"a\", \"desired_size\": 512}",
-                Endpoint::ResizeZone => "{\"id\": \"a\", \"desired_ram\": 512}",
-                Endpoint::AddVsock => "{\"cid\": 3, \"socket\": \"a\"}",
-                endpoint if endpoint.takes_body() => "{}",
+        for route in ROUTES {
+            let (path, takes) = (route.path, route.takes);
+            let body = match path.rsplit('/').next().unwrap() {
+                "vm.remove-device" => "{\"id\": \"a\"}",
+                "vm.resize-disk" => "{\"id\": \"a\", \"desired_size\": 512}",
+                "vm.resize-zone" => "{\"id\": \"a\", \"desired_ram\": 512}",
+                "vm.add-vsock" => "{\"cid\": 3, \"socket\": \"a\"}",
+                _ if matches!(takes, Takes::Body | Takes::BodyAndDescriptors) => "{}",
                 _ => "",
             };
-            assert_eq!(status(*method, path, None, body), 0, "{path}");
+            assert_eq!(status(route.method, path, None, body), 0, "{path}");
             for other in [Method::Get, Method::Put, Method::Other] {
-                if other != *method {
+                if other != route.method {
                     assert_eq!(status(other, path, None, body), 400, "{path}");
                 }
             }
@@ -329,8 +335,8 @@ mod tests {
     fn the_statistics_socket_changes_nothing_and_shows_no_configuration() {
         let served: Vec<&str> = ROUTES
             .iter()
-            .filter(|(method, path, _)| route_statistics(&request(*method, path, None, "")).is_ok())
-            .map(|(_, path, _)| *path)
+            .filter(|route| route_statistics(&request(route.method, route.path, None, "")).is_ok())
+            .map(|route| route.path)
             .collect();
         assert_eq!(
             served,

@@ -1,7 +1,7 @@
 //! The API thread: one event loop over the socket, its connections and the
 //! answers that come back from the control thread.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
+use api_client::API_VERSION;
 use instrumentation::snapshot::Query;
 use rustix::net::sockopt;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::http::{Connection, Progress, Request, Response};
+use super::descriptors::Budget;
+use super::http::{CLIENT_TIMEOUT, Connection, Progress, Request, Response};
 use super::queue::{ApiResult, ApiSender, ReplySender, StatusBoard};
 use super::request::{VmAction, chain_of};
 use super::router::{Call, route, route_statistics};
@@ -28,8 +30,15 @@ use crate::stats::StatsHub;
 
 /// Clients of the API that may be connected at a time.
 const MAX_CONNECTIONS: usize = 512;
+/// Clients that are accepted, and requests sent ahead that are answered,
+/// before the loop looks for other events.
+const MAX_TURN: usize = 64;
+/// Descriptors that clients may have here, all together.
+const MAX_DESCRIPTORS: usize = 512;
 /// How long the end of the server waits for clients to take their answers.
-const FAREWELL: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+/// How often clients are looked for whose time is over.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Bytes of answers that the kernel may hold for a client: those of a machine
 /// with many vCPUs, twice over. The kernel's own limit may be lower.
@@ -58,7 +67,7 @@ pub struct ApiContext {
 }
 
 /// What the VMM says of itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmmIdentity {
     /// What exactly was built.
     pub build_version: String,
@@ -66,6 +75,17 @@ pub struct VmmIdentity {
     pub version: String,
     /// What was built in.
     pub features: Vec<String>,
+}
+
+impl Default for VmmIdentity {
+    /// This program.
+    fn default() -> Self {
+        Self {
+            build_version: concat!("v", env!("CARGO_PKG_VERSION")).into(),
+            version: API_VERSION.into(),
+            features: vec!["exit_stats".into(), "kvm".into()],
+        }
+    }
 }
 
 /// Why the server did not start.
@@ -150,9 +170,12 @@ pub fn serve_on(
             shared: shared.clone(),
             connections: HashMap::new(),
             next_token: FIRST_CONNECTION,
-            round: Vec::new(),
-            bodies: exit_stats::Bodies::default(),
+            sent_ahead: VecDeque::new(),
+            budget: Budget::new(MAX_DESCRIPTORS),
+            next_sweep: None,
             limit: LogLimit::new("api"),
+            shared_answers: Vec::new(),
+            bodies: exit_stats::Bodies::default(),
         };
         Ok((event_loop, shared))
     };
@@ -229,24 +252,34 @@ struct EventLoop {
     connections: HashMap<u64, Client>,
     // Never used twice: a late answer cannot reach the wrong client.
     next_token: u64,
-    /// Answers made since the last wait for events, by query. Whoever had
-    /// begun to ask when that wait ended may share them: they are no older
-    /// than the question. Many clients then cost little more than one.
-    round: Vec<(Query, Response)>,
-    bodies: exit_stats::Bodies,
+    /// Requests that came together with earlier ones of the same clients. They
+    /// wait for their turn: nobody waits for more than one of each client.
+    sent_ahead: VecDeque<(u64, Request)>,
+    /// Descriptors that clients may still send.
+    budget: Budget,
+    /// When to look for clients whose time is over; `None` while there can be
+    /// none.
+    next_sweep: Option<Instant>,
     limit: LogLimit,
+    /// Answers made since the last wait for events, by query; none for the
+    /// metrics. Whoever had begun to ask when that wait ended may share them:
+    /// they are no older than the question. Many clients then cost little more
+    /// than one.
+    shared_answers: Vec<(Option<Query>, Response)>,
+    bodies: exit_stats::Bodies,
 }
 
 impl EventLoop {
     fn run(&mut self) -> io::Result<()> {
         let mut events = vec![EpollEvent::default(); 128];
         loop {
-            let count = match self.epoll.wait(-1, &mut events) {
+            let count = match self.epoll.wait(self.timeout(), &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
-            self.round.clear();
+            self.shared_answers.clear();
+            let due = self.sent_ahead.len().min(MAX_TURN);
             for event in &events[..count] {
                 match event.data() {
                     listener @ (LISTENER | STATISTICS) => self.accept(listener),
@@ -254,15 +287,48 @@ impl EventLoop {
                     token => self.on_connection(token, event.event_set()),
                 }
             }
+            self.answer_sent_ahead(due);
+            self.sweep();
             if self.shared.stopping.load(Ordering::Acquire) {
-                self.say_farewell();
+                self.drain_responses();
                 return Ok(());
             }
         }
     }
 
+    /// Milliseconds to wait for events at most; -1 for ever.
+    fn timeout(&self) -> i32 {
+        if !self.sent_ahead.is_empty() {
+            return 0;
+        }
+        match self.next_sweep {
+            None => -1,
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                i32::try_from(left.as_millis()).unwrap_or(i32::MAX).max(1)
+            }
+        }
+    }
+
+    /// Ends connections whose clients took too long.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        if self.next_sweep.is_some_and(|at| now < at) {
+            return;
+        }
+        let mut any = false;
+        self.connections.retain(|_, client| {
+            let Some(deadline) = client.connection.deadline() else {
+                return true;
+            };
+            any = true;
+            now < deadline || client.connection.expire() != Progress::Done
+        });
+        self.next_sweep = any.then(|| now + SWEEP_INTERVAL);
+    }
+
     fn accept(&mut self, listener: u64) {
-        loop {
+        for _ in 0..MAX_TURN {
             let socket = self.listeners.iter().find(|(token, _)| *token == listener);
             let Some(stream) = socket.and_then(|(_, socket)| socket.listener().accept()) else {
                 return;
@@ -274,13 +340,31 @@ impl EventLoop {
         }
     }
 
+    /// Ends the connection of its kind on which nothing was asked for the
+    /// longest time, if that is long.
+    fn make_room(&mut self, reader: bool) -> bool {
+        let idle = self
+            .connections
+            .iter()
+            .filter(|(_, client)| client.reader == reader)
+            .filter_map(|(&token, client)| Some((client.connection.idle_since()?, token)))
+            .min();
+        match idle {
+            Some((since, token)) if since.elapsed() >= CLIENT_TIMEOUT => {
+                self.connections.remove(&token).is_some()
+            }
+            _ => false,
+        }
+    }
+
     fn admit(&mut self, mut stream: UnixStream, reader: bool) -> io::Result<()> {
         // So that an answer leaves in one piece where the kernel allows it. It
         // arrives in any case.
         let _ = sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER);
         let limit = if reader { MAX_READERS } else { MAX_CONNECTIONS };
         let of_its_kind = |client: &&Client| client.reader == reader;
-        if self.connections.values().filter(of_its_kind).count() >= limit {
+        let full = self.connections.values().filter(of_its_kind).count() >= limit;
+        if full && !self.make_room(reader) {
             let response = Response::error(
                 503,
                 [
@@ -298,7 +382,7 @@ impl EventLoop {
             stream.as_raw_fd(),
             EpollEvent::new(interest, token),
         )?;
-        let connection = Connection::new(stream);
+        let connection = Connection::new(stream, self.budget.clone());
         self.connections.insert(
             token,
             Client {
@@ -326,21 +410,19 @@ impl EventLoop {
         self.follow(token, progress, true);
     }
 
-    /// Goes on with a connection until it has to wait.
-    /// `asked_before` says that the request had begun to arrive when the last
-    /// wait for events ended.
-    fn follow(&mut self, token: u64, mut progress: Progress, mut asked_before: bool) {
-        while let Progress::Request(request) = progress {
-            let reader = self.connections.get(&token).is_some_and(|it| it.reader);
-            let Some(response) = self.handle(token, reader, &request, asked_before) else {
-                progress = Progress::Idle;
-                break;
+    /// Goes on with a connection until it has to wait. A request that follows
+    /// on one that is answered here waits for its turn. `may_share` says that
+    /// the request had begun to arrive when the last wait for events ended.
+    fn follow(&mut self, token: u64, mut progress: Progress, may_share: bool) {
+        if let Progress::Request(request) = progress {
+            progress = match self.handle(token, &request, may_share) {
+                Some(response) => self.respond(token, response),
+                None => Progress::Idle,
             };
-            asked_before = false;
-            let Some(client) = self.connections.get_mut(&token) else {
-                return;
-            };
-            progress = client.connection.respond(response);
+        }
+        if let Progress::Request(request) = progress {
+            self.sent_ahead.push_back((token, request));
+            progress = Progress::Idle;
         }
         let Some(client) = self.connections.get_mut(&token) else {
             return;
@@ -348,18 +430,35 @@ impl EventLoop {
         if progress == Progress::Done || client.update_interest(&self.epoll, token).is_err() {
             // Closing the descriptor takes it out of the epoll set.
             self.connections.remove(&token);
+        } else if self.next_sweep.is_none() && client.connection.deadline().is_some() {
+            self.next_sweep = Some(Instant::now() + SWEEP_INTERVAL);
+        }
+    }
+
+    fn respond(&mut self, token: u64, response: Response) -> Progress {
+        match self.connections.get_mut(&token) {
+            Some(client) => client.connection.respond(response),
+            None => Progress::Done,
+        }
+    }
+
+    /// Answers the first `due` requests that were sent ahead: those that were
+    /// there when the last wait for events ended.
+    fn answer_sent_ahead(&mut self, due: usize) {
+        for _ in 0..due {
+            let Some((token, request)) = self.sent_ahead.pop_front() else {
+                return;
+            };
+            if self.connections.contains_key(&token) {
+                self.follow(token, Progress::Request(request), true);
+            }
         }
     }
 
     /// Answers at once, or hands the request to the control thread.
-    fn handle(
-        &mut self,
-        token: u64,
-        reader: bool,
-        request: &Request,
-        asked_before: bool,
-    ) -> Option<Response> {
+    fn handle(&mut self, token: u64, request: &Request, may_share: bool) -> Option<Response> {
         let context = &self.context;
+        let reader = self.connections.get(&token).is_some_and(|it| it.reader);
         let call = match reader {
             true => route_statistics(request),
             false => route(request),
@@ -369,29 +468,33 @@ impl EventLoop {
             Ok(Call::Ping) => Some(answer::ping(&context.identity)),
             Ok(Call::Info) => Some(answer::info(&context.board.read())),
             Ok(Call::Counters) => Some(answer::counters(&context.board.read())),
-            Ok(Call::ExitStats(query)) => Some(self.exit_stats(&query, asked_before)),
-            Ok(Call::Metrics) => Some(exit_stats::metrics(&context.stats, &self.name)),
-            Ok(Call::Action(action)) => {
-                self.hand_over(token, action);
+            Ok(Call::ExitStats(query)) => Some(self.exit_stats(Some(query), may_share)),
+            Ok(Call::Metrics) => Some(self.exit_stats(None, may_share)),
+            Ok(Call::Action { action, failure }) => {
+                self.hand_over(token, action, failure);
                 None
             }
         }
     }
 
-    fn exit_stats(&mut self, query: &Query, asked_before: bool) -> Response {
-        let shared = self.round.iter().rev().find(|(known, _)| known == query);
+    fn exit_stats(&mut self, query: Option<Query>, may_share: bool) -> Response {
+        let mut shared = self.shared_answers.iter().rev();
+        let shared = shared.find(|(known, _)| *known == query);
         if let Some((_, response)) = shared
-            && asked_before
+            && may_share
         {
             return response.clone();
         }
-        let response = exit_stats::snapshot(&self.context.stats, query, &mut self.bodies);
-        self.round.push((*query, response.clone()));
+        let stats = &self.context.stats;
+        let response = match &query {
+            Some(query) => exit_stats::snapshot(stats, query, &mut self.bodies),
+            None => exit_stats::metrics(stats, &self.name),
+        };
+        self.shared_answers.push((query, response.clone()));
         response
     }
 
-    fn hand_over(&self, token: u64, action: VmAction) {
-        let failure = answer::failure(&action);
+    fn hand_over(&self, token: u64, action: VmAction, failure: &'static str) {
         let on_success = answer::empty_reply(&action);
         let shared = Arc::clone(&self.shared);
         let deliver = move |outcome: ApiResult| {
@@ -417,8 +520,8 @@ impl EventLoop {
                 .unwrap_or_else(PoisonError::into_inner),
         );
         for (token, response) in answers {
-            if let Some(client) = self.connections.get_mut(&token) {
-                let progress = client.connection.respond(response);
+            if self.connections.contains_key(&token) {
+                let progress = self.respond(token, response);
                 self.follow(token, progress, false);
             }
         }
@@ -426,9 +529,9 @@ impl EventLoop {
 
     /// Gives clients a moment to take answers that are ready: the one that
     /// asked for the end is among them.
-    fn say_farewell(&mut self) {
+    fn drain_responses(&mut self) {
         self.deliver_answers();
-        let deadline = Instant::now() + FAREWELL;
+        let deadline = Instant::now() + SHUTDOWN_GRACE;
         while Instant::now() < deadline {
             self.connections
                 .retain(|_, client| client.connection.wants_write());

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use api_client::types::{VmInfo, VmState};
+use api_client::types::{VmCounters, VmInfo, VmState};
 use serde_json::{Value, json};
 
 use super::*;
@@ -17,6 +17,7 @@ use crate::stats::StatsHub;
 use crate::stats::tests::{PATCHED, machine};
 
 mod description;
+mod hostile;
 
 /// Obeys, except where told to fail or to take its time.
 #[derive(Default)]

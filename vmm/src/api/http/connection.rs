@@ -6,17 +6,22 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use super::message::{Parsed, Request, Response};
-use super::{MAX_BODY, MAX_DESCRIPTORS, MAX_HEAD};
-use crate::api::Descriptors;
+use super::message::{Request, Response};
+use super::{Head, MAX_BODY, MAX_DESCRIPTORS, MAX_HEAD, find_head};
+use crate::api::descriptors::{Budget, Received};
 
 /// Bytes read from the socket at a time.
 const CHUNK: usize = 16 << 10;
 /// Bytes kept unread at most: a largest request, and what a client sent ahead.
 const MAX_INPUT: usize = MAX_HEAD + MAX_BODY;
+
+/// How long a client may take to send a request once it has begun, and to take
+/// any of an answer.
+pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -38,8 +43,13 @@ pub enum Progress {
 pub struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
+    /// The head that the input begins with, once that is complete.
+    head: Option<Head>,
     /// What came with the input.
-    descriptors: Vec<OwnedFd>,
+    descriptors: Received,
+    /// Since when the connection waits for what it waits for: the rest of a
+    /// request, the client to take bytes, or the next request.
+    waiting_since: Instant,
     /// What is to be sent; no part is empty.
     output: VecDeque<Arc<Vec<u8>>>,
     /// How much of the first part is sent.
@@ -56,11 +66,13 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that has just been accepted.
-    pub fn new(stream: UnixStream) -> Self {
+    pub fn new(stream: UnixStream, budget: Budget) -> Self {
         Connection {
             stream,
             input: Vec::new(),
-            descriptors: Vec::new(),
+            head: None,
+            descriptors: Received::new(budget),
+            waiting_since: Instant::now(),
             output: VecDeque::new(),
             sent: 0,
             answering: None,
@@ -117,6 +129,7 @@ impl Connection {
 
     /// Answers the request that [`advance`](Self::advance) gave out.
     pub fn respond(&mut self, mut response: Response) -> Progress {
+        self.waiting_since = Instant::now();
         if let Some(keep_alive) = self.answering.take() {
             response.close |= !keep_alive;
             self.queue(&response);
@@ -136,49 +149,102 @@ impl Connection {
 
     /// Takes a request out of the input, if one is complete.
     fn next_request(&mut self) -> io::Result<Option<Request>> {
-        match Request::parse(&self.input) {
-            Parsed::Complete(mut request, len) => {
-                request.descriptors = Descriptors::new(std::mem::take(&mut self.descriptors));
-                self.input.drain(..len);
-                if self.input.is_empty() {
-                    // A large body would otherwise stay allocated for as long
-                    // as the client stays connected.
-                    self.input = Vec::new();
-                }
-                self.continued = false;
-                self.answering = Some(request.keep_alive);
-                Ok(Some(request))
-            }
-            Parsed::Partial { wants_continue } => {
-                if wants_continue && !self.continued {
-                    self.continued = true;
-                    self.output.push_back(Arc::new(CONTINUE.to_vec()));
-                    self.flush()?;
-                }
-                Ok(None)
-            }
-            Parsed::Refused(response) => {
-                self.queue(&response);
+        let head = match self.head.take() {
+            Some(head) => head,
+            None => match find_head(&self.input) {
+                Ok(Some(head)) => head,
+                Ok(None) => return Ok(None),
+                Err(error) => return self.refuse(&Response::refusal(&error)),
+            },
+        };
+        let len = head.request_len();
+        if self.input.len() < len {
+            if head.expects_continue && self.input.len() == head.len && !self.continued {
+                self.continued = true;
+                self.output.push_back(Arc::new(CONTINUE.to_vec()));
                 self.flush()?;
-                Ok(None)
             }
+            self.head = Some(head);
+            return Ok(None);
         }
+        let mut request = match Request::parse(&self.input, &head) {
+            Ok(request) => request,
+            Err(response) => return self.refuse(&response),
+        };
+        request.descriptors = self.descriptors.take();
+        self.input.drain(..len);
+        if self.input.is_empty() {
+            // A large body would otherwise stay allocated for as long as the
+            // client stays connected.
+            self.input = Vec::new();
+        }
+        self.continued = false;
+        self.answering = Some(request.keep_alive);
+        Ok(Some(request))
+    }
+
+    fn refuse(&mut self, response: &Response) -> io::Result<Option<Request>> {
+        // None of it is of use any more.
+        drop(self.descriptors.take());
+        self.queue(response);
+        self.flush()?;
+        Ok(None)
+    }
+
+    /// Whether it waits for a request and nothing of one has come; since when.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let idle = self.wants_read() && self.input.is_empty() && self.descriptors.len() == 0;
+        idle.then_some(self.waiting_since)
+    }
+
+    /// When the client's time is over, if it is the client that is waited for.
+    pub fn deadline(&self) -> Option<Instant> {
+        let waits_for_client =
+            self.wants_write() || (self.answering.is_none() && self.idle_since().is_none());
+        waits_for_client.then_some(self.waiting_since + CLIENT_TIMEOUT)
+    }
+
+    /// Ends a connection whose deadline has passed. Who still reads is told.
+    pub fn expire(&mut self) -> Progress {
+        if self.wants_write() {
+            return Progress::Done;
+        }
+        let text = format!(
+            "The request was not complete within {} s",
+            CLIENT_TIMEOUT.as_secs()
+        );
+        let response = Response::error(408, ["Request Timeout".into(), text]);
+        // What cannot be sent now is not worth waiting for.
+        let _ = self.refuse(&response.closing());
+        Progress::Done
     }
 
     /// Reads once; false if there is nothing to read now.
     fn fill(&mut self) -> io::Result<bool> {
         let old = self.input.len();
+        if old == 0 {
+            self.waiting_since = Instant::now();
+        }
         let room = CHUNK.min(MAX_INPUT.saturating_sub(old).max(1));
         self.input.resize(old + room, 0);
+        let mut descriptors = Vec::new();
         let outcome = loop {
             let buffer = &mut self.input[old..];
-            match receive(&self.stream, buffer, &mut self.descriptors) {
+            match receive(&self.stream, buffer, &mut descriptors) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 outcome => break outcome,
             }
         };
         let read = *outcome.as_ref().unwrap_or(&0);
         self.input.truncate(old + read);
+        if self.descriptors.len() + descriptors.len() > MAX_DESCRIPTORS {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        if let Err(error) = self.descriptors.add(descriptors) {
+            let messages = ["Service Unavailable".to_owned(), error.to_string()];
+            self.refuse(&Response::error(503, messages).closing())?;
+            return Ok(false);
+        }
         match outcome {
             Ok(0) => {
                 self.end_of_input = true;
@@ -203,7 +269,10 @@ impl Connection {
                 .collect();
             match self.stream.write_vectored(&parts) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(written) => self.count_sent(written),
+                Ok(written) => {
+                    self.waiting_since = Instant::now();
+                    self.count_sent(written);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
@@ -234,12 +303,9 @@ fn receive(
     let mut parts = [IoSliceMut::new(buffer)];
     let received = recvmsg(stream, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     for message in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(came) = message {
-            descriptors.extend(came);
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
         }
-    }
-    if descriptors.len() > MAX_DESCRIPTORS {
-        return Err(ErrorKind::InvalidData.into());
     }
     Ok(received.bytes)
 }
@@ -258,7 +324,10 @@ mod tests {
         let (server, client) = UnixStream::pair().unwrap();
         server.set_nonblocking(true).unwrap();
         client.set_nonblocking(true).unwrap();
-        (Connection::new(server), client)
+        (
+            Connection::new(server, Budget::new(MAX_DESCRIPTORS)),
+            client,
+        )
     }
 
     fn received(client: &mut UnixStream) -> String {
@@ -303,7 +372,7 @@ mod tests {
         let Progress::Request(request) = connection.advance() else {
             panic!("no request");
         };
-        let came = request.descriptors.numbers();
+        let came = request.descriptors.raw_fds();
         let opened = |number: &i32| std::fs::read_link(format!("/proc/self/fd/{number}")).ok();
         let found: Vec<_> = came.iter().filter_map(opened).collect();
         assert_eq!(found, paths);
@@ -332,6 +401,55 @@ mod tests {
         }
         client.send_with_fds(&[b"P".as_slice()], &numbers).unwrap();
         assert_eq!(connection.advance(), Progress::Done);
+    }
+
+    #[test]
+    fn clients_together_have_so_many_descriptors() {
+        let budget = Budget::new(MAX_DESCRIPTORS);
+        let connect = || {
+            let (server, client) = UnixStream::pair().unwrap();
+            server.set_nonblocking(true).unwrap();
+            client.set_nonblocking(true).unwrap();
+            (Connection::new(server, budget.clone()), client)
+        };
+        let null = File::open("/dev/null").unwrap();
+        let numbers = [null.as_raw_fd(); 200];
+        let (mut first, client) = connect();
+        client.send_with_fds(&[b"P".as_slice()], &numbers).unwrap();
+        assert_eq!(first.advance(), Progress::Idle);
+        let (mut second, mut other) = connect();
+        other.send_with_fds(&[b"P".as_slice()], &numbers).unwrap();
+        assert_eq!(second.advance(), Progress::Done);
+        assert!(received(&mut other).starts_with("HTTP/1.1 503"));
+        drop((first, client));
+        let (mut third, other) = connect();
+        other.send_with_fds(&[b"P".as_slice()], &numbers).unwrap();
+        assert_eq!(third.advance(), Progress::Idle);
+    }
+
+    #[test]
+    fn who_begins_a_request_has_to_finish_it() {
+        let (mut connection, mut client) = pair();
+        assert!(connection.idle_since().is_some() && connection.deadline().is_none());
+        client.write_all(b"GET /a HTTP/1.1\r\n").unwrap();
+        assert_eq!(connection.advance(), Progress::Idle);
+        assert!(connection.idle_since().is_none());
+        let deadline = connection.deadline().unwrap();
+        // More bytes do not put it off.
+        client.write_all(b"X: y\r\n").unwrap();
+        assert_eq!(connection.advance(), Progress::Idle);
+        assert_eq!(connection.deadline(), Some(deadline));
+        client.write_all(b"\r\n").unwrap();
+        assert_eq!(path(connection.advance()), "/a");
+        assert!(connection.deadline().is_none() && connection.idle_since().is_none());
+        connection.respond(Response::empty());
+        assert!(connection.idle_since().is_some());
+        received(&mut client);
+
+        client.write_all(b"GET /b").unwrap();
+        assert_eq!(connection.advance(), Progress::Idle);
+        assert_eq!(connection.expire(), Progress::Done);
+        assert!(received(&mut client).starts_with("HTTP/1.1 408"));
     }
 
     #[test]

@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use super::{MAX_BODY, MAX_HEAD};
+use super::head::{Head, HeadError};
 use crate::api::Descriptors;
-
-/// Headers that a request may have at most.
-const MAX_HEADERS: usize = 64;
 
 /// The verbs that the API knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,138 +33,42 @@ pub struct Request {
     pub descriptors: Descriptors,
 }
 
-/// What the bytes received so far amount to.
-#[derive(Debug)]
-pub enum Parsed {
-    /// Not a whole request yet.
-    Partial {
-        /// Whether the client waits for permission to send its body.
-        wants_continue: bool,
-    },
-    /// A request, and how many bytes it took.
-    Complete(Request, usize),
-    /// No request that can be answered otherwise; the connection is of no
-    /// further use.
-    Refused(Response),
-}
-
-struct Head {
-    request: Request,
-    /// Length of the head itself.
-    len: usize,
-    body_len: usize,
-    expects_continue: bool,
-}
-
 impl Request {
-    /// Looks for a request at the start of `bytes`.
-    pub fn parse(bytes: &[u8]) -> Parsed {
-        let head = match parse_head(bytes) {
-            Ok(Some(head)) => head,
-            Ok(None) => {
-                return Parsed::Partial {
-                    wants_continue: false,
-                };
-            }
-            Err(response) => return Parsed::Refused(response.closing()),
+    /// Understands the bytes of one whole request, whose head is `head`.
+    pub fn parse(bytes: &[u8], head: &Head) -> Result<Self, Response> {
+        let left_out = head.accept_encoding.clone().unwrap_or(head.len..head.len);
+        let (Some(before), Some(after)) = (
+            bytes.get(head.start..left_out.start),
+            bytes.get(left_out.end..head.request_len()),
+        ) else {
+            return Err(bad_request("The request is not complete".to_owned()));
         };
-        let end = head.len + head.body_len;
-        match bytes.get(head.len..end) {
-            Some(body) => {
-                let mut request = head.request;
-                request.body = body.to_vec();
-                Parsed::Complete(request, end)
-            }
-            None => Parsed::Partial {
-                wants_continue: head.expects_continue && bytes.len() == head.len,
-            },
-        }
-    }
-}
-
-fn parse_head(bytes: &[u8]) -> Result<Option<Head>, Response> {
-    let bad = |why: String| Response::error(400, ["Bad Request".to_owned(), why]);
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut parsed = httparse::Request::new(&mut headers);
-    let len = match parsed.parse(&bytes[..bytes.len().min(MAX_HEAD)]) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
-        Ok(httparse::Status::Partial) => {
-            return Err(bad(format!(
-                "Request line and headers are longer than {MAX_HEAD} bytes"
-            )));
-        }
-        Err(error) => return Err(bad(format!("Not an HTTP request: {error}"))),
-    };
-    let mut keep_alive = parsed.version == Some(1);
-    let mut body_len = None;
-    let mut expects_continue = false;
-    for header in parsed.headers.iter() {
-        let value = String::from_utf8_lossy(header.value);
-        let value = value.trim();
-        if header.name.eq_ignore_ascii_case("content-length") {
-            let length = Some(value)
-                .filter(|value| value.bytes().all(|digit| digit.is_ascii_digit()))
-                .and_then(|value| value.parse::<usize>().ok())
-                .ok_or_else(|| bad(format!("\"{value}\" is no length")))?;
-            if body_len.is_some_and(|earlier| earlier != length) {
-                return Err(bad("Two different lengths are given".to_owned()));
-            }
-            body_len = Some(length);
-        } else if header.name.eq_ignore_ascii_case("transfer-encoding") {
-            if !value.eq_ignore_ascii_case("identity") {
-                return Err(bad(format!(
-                    "Transfer encoding \"{value}\" is not supported: send a Content-Length"
-                )));
-            }
-        } else if header.name.eq_ignore_ascii_case("connection") {
-            for token in value.split(',').map(str::trim) {
-                if token.eq_ignore_ascii_case("close") {
-                    keep_alive = false;
-                } else if token.eq_ignore_ascii_case("keep-alive") {
-                    keep_alive = true;
-                }
-            }
-        } else if header.name.eq_ignore_ascii_case("expect") {
-            expects_continue = value.eq_ignore_ascii_case("100-continue");
-        }
-    }
-    let body_len = body_len.unwrap_or(0);
-    if body_len > MAX_BODY {
-        return Err(Response::error(
-            413,
-            [
-                "Payload Too Large".to_owned(),
-                format!("The body has {body_len} bytes, {MAX_BODY} are allowed"),
-            ],
-        ));
-    }
-    let (path, query) = split_target(parsed.path.unwrap_or_default());
-    Ok(Some(Head {
-        request: Request {
-            method: match parsed.method {
-                Some("GET") => Method::Get,
-                Some("PUT") => Method::Put,
+        let text = [before, after].concat();
+        let parsed = micro_http::Request::try_from(&text, None)
+            .map_err(|error| bad_request(format!("Not an HTTP request: {error}")))?;
+        let (path, query) = split_target(parsed.uri().get_abs_path());
+        let http11 = parsed.http_version() == micro_http::Version::Http11;
+        Ok(Request {
+            method: match parsed.method() {
+                micro_http::Method::Get => Method::Get,
+                micro_http::Method::Put => Method::Put,
                 _ => Method::Other,
             },
             path,
             query,
-            body: Vec::new(),
-            keep_alive,
+            body: parsed.body.map_or_else(Vec::new, |body| body.body),
+            keep_alive: head.keep_alive.unwrap_or(http11),
             descriptors: Descriptors::default(),
-        },
-        len,
-        body_len,
-        expects_continue,
-    }))
+        })
+    }
 }
 
-/// Path and query of a request target, which may be a full `http://` address.
+fn bad_request(why: String) -> Response {
+    Response::error(400, ["Bad Request".to_owned(), why]).closing()
+}
+
+/// Path and query of a request target.
 fn split_target(target: &str) -> (String, Option<String>) {
-    let target = match target.strip_prefix("http://") {
-        Some(rest) => rest.find('/').map_or("/", |start| &rest[start..]),
-        None => target,
-    };
     match target.split_once('?') {
         Some((path, query)) => (path.to_owned(), Some(query.to_owned())),
         None => (target.to_owned(), None),
@@ -266,6 +167,12 @@ impl Response {
         }
     }
 
+    /// The answer to bytes that are no request.
+    pub fn refusal(error: &HeadError) -> Self {
+        let (status, message) = error.status();
+        Response::error(status, [message.to_owned(), error.to_string()]).closing()
+    }
+
     /// The same response as the last one on its connection.
     pub fn closing(mut self) -> Self {
         self.close = true;
@@ -306,36 +213,43 @@ impl Response {
 
 #[cfg(test)]
 mod tests {
+    use super::super::find_head;
     use super::*;
 
-    fn complete(bytes: &[u8]) -> (Request, usize) {
-        match Request::parse(bytes) {
-            Parsed::Complete(request, len) => (request, len),
-            other => panic!("{other:?}"),
+    fn parsed(bytes: &[u8]) -> Result<Request, Response> {
+        match find_head(bytes) {
+            Ok(Some(head)) => Request::parse(bytes, &head),
+            Ok(None) => panic!("not complete"),
+            Err(error) => Err(Response::refusal(&error)),
         }
     }
 
-    fn refused(bytes: &[u8]) -> Response {
-        match Request::parse(bytes) {
-            Parsed::Refused(response) => response,
-            other => panic!("{other:?}"),
-        }
+    fn complete(bytes: &[u8]) -> Request {
+        parsed(bytes).unwrap()
     }
 
     #[test]
-    fn a_request_is_partial_until_its_last_byte() {
+    fn a_head_is_partial_until_its_last_byte() {
         let bytes = b"PUT /a HTTP/1.1\r\nHost: x\r\ncontent-LENGTH:  3\r\n\r\nabcGET";
-        for end in 0..bytes.len() - 3 {
-            assert!(
-                matches!(Request::parse(&bytes[..end]), Parsed::Partial { .. }),
-                "{end}"
-            );
+        let head = find_head(bytes).unwrap().unwrap();
+        for end in 0..head.len {
+            assert_eq!(find_head(&bytes[..end]), Ok(None), "{end}");
         }
-        let (request, len) = complete(bytes);
-        assert_eq!(len, bytes.len() - 3);
+        assert_eq!(head.request_len(), bytes.len() - 3);
+        let request = complete(bytes);
         assert_eq!(request.body, b"abc");
         assert_eq!(request.method, Method::Put);
         assert!(request.keep_alive);
+    }
+
+    #[test]
+    fn clients_may_say_which_encodings_they_take() {
+        for value in ["gzip, deflate", "identity;q=0", ""] {
+            let text = format!(
+                "PUT /a HTTP/1.1\r\nAccept-Encoding: {value}\r\nContent-Length: 1\r\n\r\nx"
+            );
+            assert_eq!(complete(text.as_bytes()).body, b"x", "{value}");
+        }
     }
 
     #[test]
@@ -344,25 +258,13 @@ mod tests {
             ("/a", "/a", None),
             ("/a?b=1", "/a", Some("b=1")),
             ("http://localhost/a?b", "/a", Some("b")),
-            ("http://localhost", "/", None),
+            ("http://localhost", "", None),
             ("/a?", "/a", Some("")),
         ] {
-            let (request, _) = complete(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes());
+            let request = complete(format!("GET {target} HTTP/1.1\r\n\r\n").as_bytes());
             assert_eq!(request.path, path);
             assert_eq!(request.query.as_deref(), query);
         }
-    }
-
-    #[test]
-    fn only_a_client_that_waits_is_told_to_continue() {
-        let head = b"PUT /a HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\n";
-        assert!(matches!(
-            Request::parse(head),
-            Parsed::Partial {
-                wants_continue: true
-            }
-        ));
-        complete(&[&head[..], b"x"].concat());
     }
 
     #[test]
@@ -373,29 +275,24 @@ mod tests {
             ("GET / HTTP/1.1\r\nConnection: Close", false),
             ("GET / HTTP/1.0\r\nConnection: Keep-Alive", true),
         ] {
-            let (request, _) = complete(format!("{head}\r\n\r\n").as_bytes());
+            let request = complete(format!("{head}\r\n\r\n").as_bytes());
             assert_eq!(request.keep_alive, keep_alive, "{head}");
         }
     }
 
     #[test]
     fn what_is_no_request_is_refused() {
-        let too_long = format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(MAX_HEAD));
         for bytes in [
             &b"\x00\x01\x02\x03"[..],
             b"GET / HTTP/2.0\r\n\r\n",
-            b"GET / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-            b"GET / HTTP/1.1\r\nContent-Length: +1\r\n\r\n",
-            b"GET / HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-            b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-            too_long.as_bytes(),
+            b"GET  HTTP/1.1\r\n\r\n",
+            b"get / HTTP/1.1\r\n\r\n",
+            b"GET /\xff HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
+            b"hello\r\n\r\n",
         ] {
-            let response = refused(bytes);
-            assert_eq!(response.status, 400);
-            assert!(response.close);
+            assert_eq!(parsed(bytes).unwrap_err().status, 400);
         }
-        let response = refused(b"PUT / HTTP/1.1\r\nContent-Length: 4194305\r\n\r\n");
-        assert_eq!(response.status, 413);
     }
 
     #[test]
@@ -420,7 +317,11 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(bytes: Vec<u8>) {
-            let _ = Request::parse(&bytes);
+            if let Ok(Some(head)) = find_head(&bytes)
+                && bytes.len() >= head.request_len()
+            {
+                let _ = Request::parse(&bytes, &head);
+            }
         }
 
         #[test]
@@ -429,7 +330,12 @@ mod tests {
             name in "[A-Za-z-]{1,20}",
             value in "\\PC{0,40}",
         ) {
-            let _ = Request::parse(format!("PUT {target} HTTP/1.1\r\n{name}: {value}\r\n\r\n").as_bytes());
+            let text = format!("PUT {target} HTTP/1.1\r\n{name}: {value}\r\n\r\n");
+            if let Ok(Some(head)) = find_head(text.as_bytes())
+                && head.body_len == 0
+            {
+                let _ = Request::parse(text.as_bytes(), &head);
+            }
         }
     }
 }

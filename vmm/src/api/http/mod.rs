@@ -1,16 +1,20 @@
 //! As much of HTTP/1.1 as the API needs, without waiting for anything: bytes
 //! go in, requests come out; responses go in, bytes come out.
 //!
-//! The published lineage of Cloud Hypervisor's HTTP crate was tried first. It
-//! answers 500 to a request whose bytes pause for a millisecond, leaves
-//! `Content-Length` out of empty responses, so that clients wait for a body
-//! that never comes, has its own error bodies and lacks the statuses 409 and
-//! 429. The header parser is `httparse`.
+//! Requests are parsed by `micro_http`, the crate that Firecracker and Cloud
+//! Hypervisor use, one whole request at a time. It takes what this server
+//! would not: heads of any length, lengths with a sign or twice, bodies in
+//! chunks as if they were empty. So [`head`] decides first where a request
+//! ends and whether it is one. Of the rest of the crate nothing is used: its
+//! server has ten connections, and its responses lack `Content-Length` where
+//! they are empty, and the statuses 409 and 429.
 
 mod connection;
+mod head;
 mod message;
 
-pub use connection::{Connection, Progress};
+pub use connection::{CLIENT_TIMEOUT, Connection, Progress};
+use head::{Head, find_head};
 pub use message::{ContentType, Method, Request, Response};
 
 /// Descriptors that a client may send before its request is complete: as many

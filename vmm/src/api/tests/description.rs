@@ -23,13 +23,13 @@ fn the_description_of_the_api_lists_exactly_the_routes() {
         .collect();
     let mut routed: Vec<(String, String)> = ROUTES
         .iter()
-        .map(|(method, path, _)| {
-            let verb = match method {
+        .map(|route| {
+            let verb = match route.method {
                 Method::Get => "get",
                 Method::Put => "put",
                 Method::Other => panic!("no route has another verb"),
             };
-            (path.to_string(), verb.to_owned())
+            (route.path.to_owned(), verb.to_owned())
         })
         .collect();
     described.sort();

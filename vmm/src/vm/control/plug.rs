@@ -105,7 +105,7 @@ impl Vmm {
             .flat_map(|net| net.fds.iter().flatten().copied())
             .collect();
         self.descriptors
-            .retain(|held| held.numbers().iter().any(|number| named.contains(number)));
+            .retain(|held| held.raw_fds().iter().any(|number| named.contains(number)));
         if leaves || forgotten {
             return Ok(());
         }
