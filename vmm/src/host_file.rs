@@ -142,6 +142,22 @@ pub fn create_output(path: &Path) -> io::Result<File> {
     )
 }
 
+/// Opens `path` like [`create_output`], but a FIFO also when nobody reads it
+/// yet: what is written is there when somebody does.
+///
+/// # Errors
+/// As for [`open_with`].
+pub fn create_output_before_reader(path: &Path) -> io::Result<File> {
+    let is_fifo = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    if !is_fifo {
+        return create_output(path);
+    }
+    // With both ends open, neither opening nor writing needs another reader.
+    let mut options = File::options();
+    options.read(true).write(true);
+    open_with(path, Purpose::Output, &mut options, OFlags::empty())
+}
+
 /// Lets reads and writes of a file wait again, for a thread that may.
 ///
 /// # Errors

@@ -35,6 +35,9 @@ fn find(of: &str, body: &Value, at: &str) -> Option<String> {
             if let Some((_, inner)) = fields.iter().find(|(known, _)| known == name) {
                 return find(inner, value, &at);
             }
+            if value.is_null() {
+                return None;
+            }
             if let Some(new) = unimplemented::renamed(of, name) {
                 log::warn!("the field {at:?} is called {new} now");
                 return None;
@@ -42,7 +45,6 @@ fn find(of: &str, body: &Value, at: &str) -> Option<String> {
             match unimplemented::field(of, name, value) {
                 Some(Ok(())) => None,
                 Some(Err(valid)) => Some(format!("The field {at} is not supported: {valid}")),
-                None if value.is_null() => None,
                 None => Some(format!("Unknown field {at}")),
             }
         }),

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use AtDefault::{Absent, False, Number, True};
 
-/// What a field says when it asks for nothing. `null` does so too.
+/// What a field says when it asks for nothing; so does `null`.
 #[derive(Clone, Copy, Debug)]
 enum AtDefault {
     /// Nothing at all, or an empty list or text.
@@ -92,12 +92,11 @@ fn default(of: &str, name: &str) -> Option<AtDefault> {
     Some(*default)
 }
 
-/// Judges a field that this type does not have: `None` if Cloud Hypervisor
+/// Judges a field that this type does not have and that is not null: `None` if Cloud Hypervisor
 /// never had it, else whether the value asks for nothing, or what would.
 pub(crate) fn field(of: &str, name: &str, value: &Value) -> Option<Result<(), String>> {
     let default = default(of, name)?;
     let asks_for_nothing = match (default, value) {
-        (_, Value::Null) => true,
         (Absent, Value::Array(list)) => list.is_empty(),
         (Absent, Value::String(text)) => text.is_empty(),
         (Absent, Value::Bool(set)) => !set,

@@ -146,6 +146,7 @@ fn what_cloud_hypervisor_takes_at_its_default_asks_for_nothing() {
 #[test]
 fn nets() {
     same::<NetConfig>("tap=tap0", json!({"tap": "tap0"}));
+    same::<NetConfig>("fd=7,mac=", json!({"fds": [7]}));
     same::<NetConfig>(
         "tap=,ip=10.0.0.1,mask=255.255.255.0,mac=12:34:56:78:90:ab,host_mac=12:34:56:78:90:ac,\
          mtu=9000,fd=[3,4],num_queues=4,queue_size=512,vhost_user=on,socket=/s,\

@@ -16,6 +16,7 @@ use super::*;
 use crate::stats::StatsHub;
 use crate::stats::tests::{PATCHED, machine};
 
+mod clients;
 mod description;
 mod hostile;
 

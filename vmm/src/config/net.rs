@@ -1,5 +1,6 @@
 //! Network devices, checked.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 
 use api_client::config::{MacAddr, NetConfig};
@@ -13,6 +14,10 @@ use crate::virtio::rate_limit::LimitParams;
 const MAX_QUEUE_SIZE: u16 = 1 << 15;
 /// IPv6 does not work with less.
 const MIN_MTU: u16 = 1280;
+/// Address and mask of an interface in Cloud Hypervisor up to v48, unless
+/// configured.
+const FORMER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 249, 1));
+const FORMER_MASK: IpAddr = IpAddr::V4(Ipv4Addr::new(255, 255, 255, 0));
 /// The standard streams are no interfaces.
 const LOWEST_DESCRIPTOR: RawFd = 3;
 
@@ -165,7 +170,11 @@ fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NicCabl
             },
         });
     };
-    if config.tap.is_some() || config.ip.is_some() || config.mask.is_some() || mac.is_some() {
+    // What clients send that were made from descriptions up to v48, whether
+    // they mean it or not. There it has no effect with descriptors either.
+    let default_address = config.ip == Some(FORMER_ADDRESS) && config.mask == Some(FORMER_MASK);
+    let has_address = (config.ip.is_some() || config.mask.is_some()) && !default_address;
+    if config.tap.is_some() || has_address || mac.is_some() {
         return Err(NicError::DescriptorsAndInterface);
     }
     if descriptors.len() != usize::from(pairs) {

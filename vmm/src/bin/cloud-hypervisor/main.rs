@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+#[cfg(test)]
+mod clients;
 mod logger;
 #[cfg(test)]
 mod reference;
@@ -14,21 +16,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use api_client::API_VERSION;
 use api_client::options::{ApiSocketArg, EventMonitorArg};
 use clap::{CommandFactory, Parser};
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGWINCH};
 use vmm::api::{ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on};
-use vmm::host_file::{create_output, set_blocking};
+use vmm::host_file::{create_output_before_reader, set_blocking};
 use vmm::sandbox::{self, Filter, ThreadKind};
 use vmm::stats::StatsHub;
 use vmm::vm::{Signals, Vmm};
 
 use args::Args;
 
-/// What this program is, whatever API it speaks.
-const BUILD_VERSION: &str = concat!("v", env!("CARGO_PKG_VERSION"));
 /// Exit status for arguments that there are none of, as clap's and Cloud
 /// Hypervisor's.
 const WRONG_ARGUMENTS: u8 = 2;
@@ -68,7 +67,12 @@ fn main() -> ExitCode {
 
 /// The first line is the version by which clients choose features.
 fn version() -> String {
-    format!("cloud-hypervisor v{API_VERSION}\nbuild {BUILD_VERSION}")
+    let VmmIdentity {
+        build_version,
+        version,
+        ..
+    } = VmmIdentity::default();
+    format!("cloud-hypervisor v{version}\nbuild {build_version}")
 }
 
 /// All messages of an error on one line, outermost first. A message that its
@@ -111,11 +115,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         sender,
         board: board.clone(),
         stats,
-        identity: VmmIdentity {
-            build_version: BUILD_VERSION.into(),
-            version: API_VERSION.into(),
-            features: vec!["exit_stats".into(), "kvm".into()],
-        },
+        identity: VmmIdentity::default(),
     };
     let server = serve(args, context)?;
     Filter::of(ThreadKind::Control)?.apply()?;
@@ -153,7 +153,7 @@ fn watch_signals() -> std::io::Result<(Signals, UnixStream)> {
 fn events_output(args: &Args) -> anyhow::Result<Option<File>> {
     let output = match args.event_monitor()? {
         None => return Ok(None),
-        Some(EventMonitorArg::Path(path)) => create_output(&path)
+        Some(EventMonitorArg::Path(path)) => create_output_before_reader(&path)
             .and_then(|output| {
                 // A thread of its own writes, and may wait for a slow reader.
                 set_blocking(&output)?;
@@ -195,6 +195,8 @@ fn serve(args: &Args, context: ApiContext) -> anyhow::Result<Option<ApiServer>> 
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
     use super::*;
 
     #[derive(Debug, thiserror::Error)]
@@ -228,5 +230,21 @@ mod tests {
             .collect();
         assert!(numbers.len() == 3 && numbers[0] >= 15, "{numbers:?}");
         assert_eq!(second, concat!("build v", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn a_fifo_for_events_may_get_its_reader_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("events");
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, rustix::fs::Mode::RWXU, 0).unwrap();
+        let monitor = format!("path={}", path.display());
+        let args = Args::try_parse_from(["x", "--event-monitor", &monitor]).unwrap();
+        let mut output = events_output(&args).unwrap().unwrap();
+        output.write_all(b"event").unwrap();
+        let mut reader = File::open(&path).unwrap();
+        let mut event = [0; 5];
+        reader.read_exact(&mut event).unwrap();
+        assert_eq!(&event, b"event");
     }
 }
