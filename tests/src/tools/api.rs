@@ -1,13 +1,15 @@
 //! The API against its description, as schemathesis tries it: hundreds of
-//! requests, right and wrong ones, each answer held against docs/openapi.json.
+//! requests, right and wrong ones, each answer held against docs/openapi.json;
+//! and against a client that was made from Cloud Hypervisor's description.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use super::endpoint::programs;
-use crate::command::{command, output};
+use super::endpoint::{programs, wait_until};
+use crate::command::{bound_command, command, output};
 use crate::progress::step;
 use crate::tools::Profile;
 use crate::tree::Tree;
@@ -28,6 +30,27 @@ pub fn schemathesis_finds_no_violation(tree: &Tree) -> Result<()> {
             .env("NO_COLOR", "1"),
     )
     .map(drop)
+}
+
+/// Everything that needs no guest: the suites make the other calls.
+pub fn unmodified_client_of_cloud_hypervisor_is_served(tree: &Tree) -> Result<()> {
+    let folder = tree.fresh_log_dir("tools-unmodified-client")?;
+    let socket = folder.join("api.sock");
+    let programs = programs(tree, Profile::Debug);
+    let server = programs.join("examples/api_without_kvm");
+    let mut server = bound_command(&server.to_string_lossy(), ["--api-socket"])
+        .arg(&socket)
+        .spawn()
+        .context("Cannot start api_without_kvm")?;
+    let outcome = wait_until("the API is served", || UnixStream::connect(&socket).is_ok())
+        .and_then(|()| {
+            let client = programs.join("unmodified-client");
+            output(&mut command(&client.to_string_lossy(), [&socket, &folder]))
+        });
+    // The client has shut it down, unless something failed.
+    let _ = server.kill();
+    let _ = server.wait();
+    outcome.map(drop)
 }
 
 /// A Python environment with the program; made once.

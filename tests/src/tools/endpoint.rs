@@ -109,6 +109,10 @@ pub fn build(tree: &Tree) -> Result<()> {
         "api-client",
         "--bin",
         "ch-remote",
+        "-p",
+        "unmodified-client",
+        "--bin",
+        "unmodified-client",
     ];
     visible(command("cargo", args).current_dir(tree.root()))
 }

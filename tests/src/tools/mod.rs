@@ -56,7 +56,10 @@ pub fn check(tree: &Tree) -> Result<()> {
         zsh_completes_commands_flags_and_values,
         fish_completes_commands_flags_and_values,
     ]);
-    trials.extend(trials![api: schemathesis_finds_no_violation]);
+    trials.extend(trials![api:
+        schemathesis_finds_no_violation,
+        unmodified_client_of_cloud_hypervisor_is_served,
+    ]);
     run(tree, &trials)
 }
 
