@@ -110,6 +110,9 @@ pub trait Vm: Send + Sync {
     /// Gives the vCPUs to come local APICs in the hypervisor. There is no other
     /// interrupt controller: interrupts are messages.
     fn create_local_apics(&self) -> Result<()>;
+    /// Lets messages name local APICs by 32 bits: those of the destination above
+    /// the eighth are bits 40 to 63 of a message's address.
+    fn use_wide_apic_ids(&self) -> Result<()>;
     /// Creates a vCPU. Its number is its local APIC's number too.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
     /// Shows `size` bytes of this process's memory to the guest.

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use instrumentation::table::Isa;
 use kvm_ioctls::Kvm;
-use lab::guest::{self, CpuidQuery};
+use lab::guest::{self, CpuidQuery, Program};
 use lab::vmm::Machine;
 use serde_json::json;
 
@@ -24,7 +24,10 @@ pub const SUITE: Suite = Suite {
 pub const LINUX: Suite = Suite {
     name: "cpus",
     applies: |site| site.is_patched() && site.boots_quickly() && !site.is_shared(),
-    trials: trials![linux_sees_the_topology_and_uses_what_kvm_offers],
+    trials: trials![
+        linux_sees_the_topology_and_uses_what_kvm_offers,
+        count_that_kvm_does_not_allow_is_refused,
+    ],
 };
 
 /// How many features KVM tells at most.
@@ -81,6 +84,28 @@ fn leaves_tell_threads_cores_dies_and_packages(site: &Site) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+fn count_that_kvm_does_not_allow_is_refused(site: &Site) -> Result<()> {
+    let kvm = Kvm::new().context("Cannot open /dev/kvm")?;
+    let limit = kvm.get_max_vcpus();
+    let dir = site.fresh_dir()?;
+    let kernel = dir.join("guest.elf");
+    fs::write(&kernel, Program::new().halt())?;
+    let machine = Machine::idle(&site.bin(), &dir)?;
+    let config = json!({
+        "cpus": {"boot_vcpus": 1, "max_vcpus": limit + 1},
+        "payload": {"kernel": kernel},
+        "serial": {"mode": "Null"},
+        "console": {"mode": "Off"},
+    });
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    let refused = machine.api("PUT", "/api/v1/vm.boot", None)?;
+    ensure!(
+        refused.status == 400 && refused.body.contains(&format!("KVM allows {limit}")),
+        "{refused:?}"
+    );
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_REALTIME, KVM_IRQ_ROUTING_MSI, KVM_MEM_READONLY,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CLOCK_REALTIME, KVM_IRQ_ROUTING_MSI,
+    KVM_MEM_READONLY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
     KvmIrqRouting, kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_irq_routing_msi,
     kvm_msi, kvm_userspace_memory_region,
 };
@@ -54,6 +55,18 @@ impl Vm for KvmVm {
         self.fd
             .enable_cap(&request)
             .map_err(ioctl("create the local interrupt controllers"))
+    }
+
+    fn use_wide_apic_ids(&self) -> Result<()> {
+        let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+        let mut request = kvm_enable_cap {
+            cap: KVM_CAP_X2APIC_API,
+            ..Default::default()
+        };
+        request.args[0] = flags.into();
+        self.fd
+            .enable_cap(&request)
+            .map_err(ioctl("use local APIC ids of 32 bits"))
     }
 
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {

@@ -1,18 +1,20 @@
-//! The ACPI tables: who is there, how to switch off and reset, and above all
-//! what is not there, so that the guest does not look for it.
+//! The ACPI tables: which processors and devices there are, how to power off and
+//! reset, and what the guest need not look for.
 //!
-//! The machine is hardware-reduced: no PM1 registers, no 8259, no 8254, no
-//! keyboard controller, no VGA, no CMOS clock. Linux then probes none of them,
-//! which saves it several hundred exits at boot.
+//! The machine is hardware-reduced (ACPI 6.5, section 4.1): there are no PM1
+//! registers, 8259s, 8254, VGA and, as far as the tables say, neither a keyboard
+//! controller nor a CMOS clock. Linux probes none of them then, which saves it
+//! several hundred exits at boot. Two of them exist all the same, for who does
+//! not ask the tables: the reset command of the i8042, and the clock on machines
+//! that boot something other than Linux. So does the power management timer,
+//! which the tables name there although hardware-reduced machines need none.
 
 mod hotplug;
 mod pci;
 
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{
-    EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic,
-};
+use acpi_tables::madt::{EnabledStatus, IoApic, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -35,6 +37,13 @@ const OEM_REVISION: u32 = 1;
 const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 
+// The MADT's structure of a local x2APIC (table 5.32).
+const LOCAL_X2APIC: u8 = 9;
+const LOCAL_X2APIC_LENGTH: u8 = 16;
+const LOCAL_APIC_ENABLED: u32 = 1;
+/// The highest id of the structure with 8 bits; 255 means all local APICs.
+const MAX_XAPIC_ID: u8 = 254;
+
 /// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
@@ -55,7 +64,7 @@ pub fn write_tables(ram: &GuestRam, platform: &Platform) -> Result<u64, BootErro
     };
     let dsdt = area.push(dsdt(platform).as_slice());
     let fadt = area.push(&bytes_of(&fadt(dsdt, platform.pm_timer)));
-    let madt = area.push(&bytes_of(&madt(&platform.apic_ids)));
+    let madt = area.push(madt(&platform.apic_ids).as_slice());
     let mcfg = area.push(&bytes_of(&pci::mcfg()));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, OEM_REVISION);
     for table in [fadt, madt, mcfg] {
@@ -132,24 +141,30 @@ fn fadt(dsdt: u64, pm_timer: bool) -> impl Aml {
     fadt.finalize()
 }
 
-fn madt(apic_ids: &[u32]) -> MADT {
-    let mut madt = MADT::new(
-        OEM_ID,
-        OEM_TABLE,
-        OEM_REVISION,
-        LocalInterruptController::Address(LAPIC_START),
-    );
-    // `config` allows no more vCPUs than seven bits can number.
-    for (vcpu, &apic_id) in apic_ids.iter().enumerate() {
-        let (vcpu, apic_id) = (vcpu as u8, apic_id as u8);
-        madt.add_structure(ProcessorLocalApic::new(
-            vcpu,
-            apic_id,
-            EnabledStatus::Enabled,
-        ));
-    }
-    madt.add_structure(IoApic::new(0, IOAPIC_START, IOAPIC_FIRST_GSI));
+fn madt(apic_ids: &[u32]) -> Sdt {
+    let mut madt = Sdt::new(*b"APIC", 44, 5, OEM_ID, OEM_TABLE, OEM_REVISION);
+    // The local APICs' address. No flags: there are no 8259s.
+    madt.write_u32(36, LAPIC_START);
+    let mut structures: Vec<u8> = (0u32..)
+        .zip(apic_ids)
+        .flat_map(|(vcpu, &apic_id)| local_apic(vcpu, apic_id))
+        .collect();
+    structures.extend(bytes_of(&IoApic::new(0, IOAPIC_START, IOAPIC_FIRST_GSI)));
+    madt.append_slice(&structures);
     madt
+}
+
+/// The structure of a local APIC: the older one where the id fits, as the
+/// standard wants it (ACPI 6.5, section 5.2.12.12).
+fn local_apic(vcpu: u32, apic_id: u32) -> Vec<u8> {
+    if let (Ok(uid), Ok(id @ ..=MAX_XAPIC_ID)) = (vcpu.try_into(), apic_id.try_into()) {
+        return bytes_of(&ProcessorLocalApic::new(uid, id, EnabledStatus::Enabled));
+    }
+    let mut x2apic = vec![LOCAL_X2APIC, LOCAL_X2APIC_LENGTH, 0, 0];
+    for word in [apic_id, LOCAL_APIC_ENABLED, vcpu] {
+        x2apic.extend(word.to_le_bytes());
+    }
+    x2apic
 }
 
 fn dsdt(platform: &Platform) -> Sdt {
@@ -236,6 +251,26 @@ mod tests {
         assert_eq!((&mcfg[..4], mcfg.len()), (&b"MCFG"[..], 44 + 16));
         // No 8259s.
         assert_eq!(madt[40], 0);
+    }
+
+    #[test]
+    fn local_apics_with_wide_ids_have_structures_of_their_own() {
+        let ids: Vec<u32> = (0..300).collect();
+        let table = madt(&ids);
+        let table = table.as_slice();
+        assert_eq!(table.len(), 44 + 255 * 8 + 45 * 16 + 12);
+        assert_eq!(
+            table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
+            0
+        );
+        assert_eq!(table[36..40], LAPIC_START.to_le_bytes());
+        let last_old = &table[44 + 254 * 8..][..8];
+        assert_eq!(last_old, [0, 8, 254, 254, 1, 0, 0, 0]);
+        let first_new = &table[44 + 255 * 8..][..16];
+        assert_eq!(
+            first_new,
+            [9, 16, 0, 0, 255, 0, 0, 0, 1, 0, 0, 0, 255, 0, 0, 0]
+        );
     }
 
     #[test]

@@ -28,8 +28,9 @@ use crate::boot::{Identity, Payload};
 use crate::memory::Zone;
 use crate::vcpu::cpuid::Topology;
 
-/// More vCPUs than this are not offered.
-pub const MAX_VCPUS: u32 = 64;
+/// The most vCPUs that KVM can be built for on x86 (CONFIG_KVM_MAX_NR_VCPUS). The
+/// host's own limit is checked when the VM is built.
+pub const MAX_VCPUS: u32 = 4096;
 /// Bytes that an identifier has at most.
 const MAX_ID: usize = 255;
 /// Narrower than this leaves no room for the devices below 4 GiB.
@@ -54,7 +55,7 @@ pub enum ConfigError {
     #[error("cpus.boot_vcpus and cpus.max_vcpus must be 1 to {MAX_VCPUS}, not {0}")]
     VcpuCount(u32),
     /// The host's limit.
-    #[error("{asked} vCPUs are asked for, this host allows {limit}")]
+    #[error("cpus.max_vcpus is {asked}, this host's KVM allows {limit}")]
     HostVcpuLimit {
         /// What was asked for.
         asked: u32,
@@ -196,6 +197,8 @@ pub struct VmParams {
 pub struct CpuParams {
     /// How many there are.
     pub count: u32,
+    /// How many there can be at all.
+    pub max: u32,
     /// How they make up cores and packages.
     pub topology: Topology,
     /// Upper bound of the physical address width.
@@ -288,6 +291,7 @@ fn cpus(cpus: &CpusConfig) -> Result<CpuParams, ConfigError> {
     };
     Ok(CpuParams {
         count: boot,
+        max,
         topology,
         max_phys_bits: cpus.max_phys_bits,
         nested: cpus.nested,

@@ -64,8 +64,15 @@ fn firmware_takes_neither_command_line_nor_initramfs() {
 }
 
 #[test]
-fn vcpus_are_counted_from_1_to_64() {
-    for (boot, max) in [(0, 1), (1, 0), (65, 65), (1, 65)] {
+fn vcpus_are_counted_from_1_to_what_kvm_can_be_built_for() {
+    let over = MAX_VCPUS + 1;
+    for (boot, max) in [
+        (0, 1),
+        (1, 0),
+        (over, over),
+        (1, over),
+        (u32::MAX, u32::MAX),
+    ] {
         assert!(matches!(
             check(|c| (c.cpus.boot_vcpus, c.cpus.max_vcpus) = (boot, max)),
             Err(ConfigError::VcpuCount(_))

@@ -103,9 +103,11 @@ fn message(entry: u64) -> Option<MsiMessage> {
         return None;
     }
     let destination = entry >> 56;
+    // Bits 8 to 14 of the destination, as in a message's address.
+    let high = entry >> 49 & 0x7f;
     let logical = u64::from(entry & LOGICAL != 0);
     Some(MsiMessage {
-        address: u64::from(LAPIC_START) | destination << 12 | logical << 2,
+        address: u64::from(LAPIC_START) | destination << 12 | high << 5 | logical << 2,
         data: (entry & (DELIVERY_MODE | 0xff)) as u32,
     })
 }

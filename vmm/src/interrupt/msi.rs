@@ -73,7 +73,7 @@ impl MsiRouter {
             .filter_map(|(&gsi, message)| {
                 message.map(|message| IrqRoute {
                     gsi,
-                    address: message.address,
+                    address: routed_address(message.address),
                     data: message.data,
                 })
             })
@@ -82,6 +82,14 @@ impl MsiRouter {
             .set_irq_routes(&routes)
             .map_err(InterruptError::Route)
     }
+}
+
+/// Where the hypervisor looks for a destination. Guests that know of it (see
+/// `KVM_FEATURE_MSI_EXT_DEST_ID`) put its bits 8 to 14 into bits 5 to 11 of the
+/// address, since a device's message has 32 bits of address; KVM takes them from
+/// bit 40 on.
+fn routed_address(address: u64) -> u64 {
+    address | (address >> 5 & 0x7f) << 40
 }
 
 /// One interrupt of a device. Raising it goes from the device's thread through

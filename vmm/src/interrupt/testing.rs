@@ -46,6 +46,10 @@ impl Vm for RecordingVm {
         Ok(())
     }
 
+    fn use_wide_apic_ids(&self) -> Result<()> {
+        Ok(())
+    }
+
     fn create_vcpu(&self, _id: u32) -> Result<Box<dyn Vcpu>> {
         Err(Error::MissingCapability("vCPUs"))
     }

@@ -29,7 +29,7 @@ use crate::memory::layout::{
 };
 use crate::memory::{self, IOAPIC_SLOT, MemoryError, ReadOnlyWindow};
 use crate::stats::VmStats;
-use crate::vcpu::cpuid::{self, CpuProfile};
+use crate::vcpu::cpuid::{self, CpuProfile, MAX_XAPIC_ID};
 use crate::vcpu::{Buses, VcpuError, VcpuHandle, msr};
 use crate::virtio::transport::pci::PciPlatform;
 
@@ -77,9 +77,9 @@ pub fn build(
     events: &EventSink,
 ) -> Result<(Machine, VmStats), BuildError> {
     let limit = hypervisor.max_vcpus();
-    if params.cpus.count as usize > limit {
+    if params.cpus.max as usize > limit {
         return Err(ConfigError::HostVcpuLimit {
-            asked: params.cpus.count,
+            asked: params.cpus.max,
             limit,
         }
         .into());
@@ -91,12 +91,16 @@ pub fn build(
         limit_exit_stats(vm.as_ref(), wanted)?;
     }
     vm.create_local_apics()?;
-    let router = MsiRouter::new(Arc::clone(&vm));
-
-    let ram = memory::allocate(&params.memory)?;
     let apic_ids: Vec<u32> = (0..params.cpus.count)
         .map(|id| params.cpus.topology.apic_id(id))
         .collect();
+    let wide_apic_ids = apic_ids.iter().any(|&id| id > MAX_XAPIC_ID);
+    if wide_apic_ids {
+        vm.use_wide_apic_ids()?;
+    }
+    let router = MsiRouter::new(Arc::clone(&vm));
+
+    let ram = memory::allocate(&params.memory)?;
     let kernel = boot::load_kernel(&ram, &params.payload)?;
     // Linux needs the processor, its interrupts and virtio; whatever else boots
     // gets the rest of what it finds in a PC.
@@ -161,6 +165,7 @@ pub fn build(
         nested: params.cpus.nested,
         tsc_deadline: hypervisor.has_tsc_deadline_timer(),
         is_pc,
+        wide_apic_ids,
     };
     let (vcpus, stats) = create_vcpus(
         vm.as_ref(),

@@ -50,7 +50,9 @@ impl Machine {
     /// Interrupts every vCPU in a way that it cannot mask.
     pub fn send_nmi(&self) -> hypervisor::Result<()> {
         for &id in &self.apic_ids {
-            let address = LOCAL_APICS | u64::from(id) << DESTINATION_SHIFT;
+            // The bits of a wide id above the eighth are in the address's upper half.
+            let (low, high) = (u64::from(id & 0xff), u64::from(id & !0xff));
+            let address = LOCAL_APICS | low << DESTINATION_SHIFT | high << 32;
             self.vm.signal_msi(address, DELIVER_NMI)?;
         }
         Ok(())

@@ -14,6 +14,7 @@ const LEAF_CACHES: u32 = 0x4;
 const LEAF_EXTENDED_FEATURES: u32 = 0x7;
 const LEAF_TOPOLOGY: u32 = 0xb;
 const LEAF_TOPOLOGY_V2: u32 = 0x1f;
+const LEAF_KVM_FEATURES: u32 = 0x4000_0001;
 const LEAF_EXT_HIGHEST: u32 = 0x8000_0000;
 const LEAF_EXT_FEATURES: u32 = 0x8000_0001;
 const LEAF_ADDRESS_SIZES: u32 = 0x8000_0008;
@@ -35,6 +36,12 @@ const SVM: u32 = 1 << 2;
 const CMP_LEGACY: u32 = 1 << 1;
 const TOPOLOGY_EXTENSIONS: u32 = 1 << 22;
 
+// CPUID.40000001:EAX. KVM leaves it to the VMM, whose messages carry the ids.
+const MSI_EXT_DEST_ID: u32 = 1 << 15;
+
+/// The highest id of a local APIC in xAPIC mode; 255 means all of them.
+pub const MAX_XAPIC_ID: u32 = 254;
+
 /// What the guest is to see beyond what the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuProfile {
@@ -50,6 +57,8 @@ pub struct CpuProfile {
     /// start in xAPIC mode. Linux needs neither; without real devices behind
     /// it, its reading of the ranges is 60 wasted exits per vCPU.
     pub is_pc: bool,
+    /// Some local APIC has an id above [`MAX_XAPIC_ID`].
+    pub wide_apic_ids: bool,
 }
 
 /// Width of physical addresses on the host; without the leaf, 36 bits.
@@ -78,6 +87,13 @@ pub fn for_vcpu(supported: &[CpuidEntry], profile: &CpuProfile, id: u32) -> Vec<
         if is_intel {
             raise(&mut leaves, LEAF_HIGHEST, LEAF_TOPOLOGY_V2);
         } else {
+            add_amd_topology(&mut leaves);
+        }
+    }
+    // Only the topology leaves have room for such an id.
+    if profile.wide_apic_ids {
+        raise(&mut leaves, LEAF_HIGHEST, LEAF_TOPOLOGY);
+        if !is_intel {
             add_amd_topology(&mut leaves);
         }
     }
@@ -165,6 +181,7 @@ fn adjust(leaf: &mut CpuidEntry, profile: &CpuProfile, apic_id: u32) {
                 leaf.eax |= (cores.min(64) - 1) << 26;
             }
         }
+        LEAF_KVM_FEATURES if profile.wide_apic_ids => leaf.eax |= MSI_EXT_DEST_ID,
         LEAF_EXT_FEATURES => {
             if !profile.nested {
                 leaf.ecx &= !SVM;
@@ -212,6 +229,7 @@ mod tests {
             nested: true,
             tsc_deadline: true,
             is_pc: false,
+            wide_apic_ids: false,
         }
     }
 
@@ -304,6 +322,25 @@ mod tests {
         let die = find(&intel, 0x1f, 2);
         assert_eq!((die.eax, die.ebx, die.edx), (4, 12, 0x1d));
         assert!(intel.iter().all(|leaf| leaf.function != 0x8000_001e));
+    }
+
+    #[test]
+    fn id_that_the_first_leaf_has_no_room_for_is_in_the_topology_leaves() {
+        let mut profile = profile(300);
+        profile.wide_apic_ids = true;
+        let mut host = host();
+        host[0].eax = 7;
+        host.push(CpuidEntry {
+            function: 0x4000_0001,
+            ..Default::default()
+        });
+        let leaves = for_vcpu(&host, &profile, 299);
+        assert_eq!(find(&leaves, 0, 0).eax, 0xb);
+        for index in 0..3 {
+            assert_eq!(find(&leaves, 0xb, index).edx, 299);
+        }
+        assert_eq!(find(&leaves, 0x8000_001e, 0).eax, 299);
+        assert_eq!(find(&leaves, 0x4000_0001, 0).eax, MSI_EXT_DEST_ID);
     }
 
     #[test]
