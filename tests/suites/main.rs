@@ -31,6 +31,7 @@ mod guest;
 mod host;
 mod hotplug;
 mod hypervisor;
+mod images;
 mod isolation;
 mod keeper;
 mod leaks;
@@ -97,6 +98,7 @@ const SUITES: &[Suite] = &[
     consoles::SUITE,
     descriptors::SUITE,
     devices::SUITE,
+    images::SUITE,
     hotplug::SUITE,
     cpus::SUITE,
     cpus::LINUX,
