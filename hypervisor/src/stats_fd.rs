@@ -8,6 +8,7 @@
 //! thread.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use instrumentation::snapshot::{ReasonArrays, VcpuSample};
@@ -63,11 +64,11 @@ struct Layout {
 
 #[derive(Debug, PartialEq, Eq)]
 struct ArrayPlaces {
-    exits: usize,
-    cycles: usize,
-    blocked_cycles: usize,
-    userspace_cycles: usize,
-    preempted_cycles: Option<usize>,
+    exits: Range<usize>,
+    cycles: Range<usize>,
+    blocked_cycles: Range<usize>,
+    userspace_cycles: Range<usize>,
+    preempted_cycles: Option<Range<usize>>,
 }
 
 /// One statistic as the kernel describes it; `offset` counts from the start of
@@ -131,8 +132,8 @@ impl StatsFd {
 impl Layout {
     /// Every place was checked to lie within the span when it was planned.
     fn extract(&self, data: &[u8]) -> VcpuSample {
-        let array = |place: usize| -> Vec<u64> {
-            data[place..place + STATS_SLOTS * WORD]
+        let array = |place: &Range<usize>| -> Vec<u64> {
+            data[place.clone()]
                 .chunks_exact(WORD)
                 .map(|word| u64_at(word, 0))
                 .collect()
@@ -141,11 +142,15 @@ impl Layout {
             exits: u64_at(data, self.exits),
             guest_cycles: self.guest_cycles.map(|place| u64_at(data, place)),
             arrays: self.arrays.as_ref().map(|places| ReasonArrays {
-                exits: array(places.exits),
-                cycles: array(places.cycles),
-                blocked_cycles: array(places.blocked_cycles),
-                userspace_cycles: array(places.userspace_cycles),
-                preempted_cycles: places.preempted_cycles.map(array).unwrap_or_default(),
+                exits: array(&places.exits),
+                cycles: array(&places.cycles),
+                blocked_cycles: array(&places.blocked_cycles),
+                userspace_cycles: array(&places.userspace_cycles),
+                preempted_cycles: places
+                    .preempted_cycles
+                    .as_ref()
+                    .map(&array)
+                    .unwrap_or_default(),
             }),
         }
     }
@@ -182,11 +187,12 @@ fn plan(descriptors: &[Descriptor]) -> Result<(usize, usize, Layout), StatsError
                     && d.size >= STATS_SLOTS
                     && d.bucket_size == 1
             })
-            .map(|d| d.offset)
+            .map(|d| d.offset..d.offset + d.size * WORD)
     };
     let exits = scalar("exits").ok_or(StatsError::NoExits)?;
     let guest_cycles = scalar("guest_cycles");
-    // All four or none. More slots than we know are the future's; the fifth came
+    // All four or none. A kernel that knows more reasons has more slots: those
+    // belong to exits that this program has no name for. The fifth array came
     // with version 2 of the interface.
     let arrays = (|| {
         Some(ArrayPlaces {
@@ -198,22 +204,23 @@ fn plan(descriptors: &[Descriptor]) -> Result<(usize, usize, Layout), StatsError
         })
     })();
 
-    let mut spans = vec![(exits, WORD)];
-    spans.extend(guest_cycles.map(|place| (place, WORD)));
+    let mut spans: Vec<Range<usize>> = std::iter::once(exits)
+        .chain(guest_cycles)
+        .map(|place| place..place + WORD)
+        .collect();
     if let Some(places) = &arrays {
-        let length = STATS_SLOTS * WORD;
         spans.extend([
-            (places.exits, length),
-            (places.cycles, length),
-            (places.blocked_cycles, length),
-            (places.userspace_cycles, length),
+            places.exits.clone(),
+            places.cycles.clone(),
+            places.blocked_cycles.clone(),
+            places.userspace_cycles.clone(),
         ]);
-        spans.extend(places.preempted_cycles.map(|place| (place, length)));
+        spans.extend(places.preempted_cycles.clone());
     }
-    let first = spans.iter().map(|span| span.0).min().unwrap_or(exits);
+    let first = spans.iter().map(|span| span.start).min().unwrap_or(exits);
     let end = spans
         .iter()
-        .map(|span| span.0 + span.1)
+        .map(|span| span.end)
         .max()
         .unwrap_or(exits + WORD);
     if end - first > MAX_SPAN {
@@ -222,12 +229,15 @@ fn plan(descriptors: &[Descriptor]) -> Result<(usize, usize, Layout), StatsError
     let layout = Layout {
         exits: exits - first,
         guest_cycles: guest_cycles.map(|place| place - first),
-        arrays: arrays.map(|places| ArrayPlaces {
-            exits: places.exits - first,
-            cycles: places.cycles - first,
-            blocked_cycles: places.blocked_cycles - first,
-            userspace_cycles: places.userspace_cycles - first,
-            preempted_cycles: places.preempted_cycles.map(|place| place - first),
+        arrays: arrays.map(|places| {
+            let within = |place: Range<usize>| place.start - first..place.end - first;
+            ArrayPlaces {
+                exits: within(places.exits),
+                cycles: within(places.cycles),
+                blocked_cycles: within(places.blocked_cycles),
+                userspace_cycles: within(places.userspace_cycles),
+                preempted_cycles: places.preempted_cycles.map(within),
+            }
         }),
     };
     Ok((first, end - first, layout))
