@@ -133,11 +133,14 @@ fn span(timeline: &Timeline, phase: &Phase) -> (f64, f64) {
 fn bursts(page: &mut Page, timeline: &Timeline, phases: &[Phase]) {
     let bursts = phases.iter().filter(|phase| phase.burst).count();
     page.heading("Phases");
-    page.paragraph(&match bursts {
-        0 => "The rate never passes twice its mean: exits come steadily.".into(),
-        1 => "The rate passes twice its mean in one burst, shaded above.".into(),
-        n => format!("The rate passes twice its mean in {n} bursts, shaded above."),
-    });
+    let found = match bursts {
+        0 => "There is none.".into(),
+        1 => "There is one burst, shaded above.".into(),
+        n => format!("There are {n} bursts, shaded above."),
+    };
+    page.paragraph(&format!(
+        "A burst is a stretch whose rate is more than twice the recording's mean. {found}"
+    ));
     let rows = phases.iter().map(|phase| {
         let (start, end) = span(timeline, phase);
         let top: Vec<String> = phase

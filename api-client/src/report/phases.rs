@@ -2,14 +2,15 @@
 
 use super::timeline::Timeline;
 
-/// Consecutive buckets that are all busy or all calm.
+/// Consecutive buckets. A burst is a phase whose own rate, from its first bucket to
+/// its last, is above [`threshold`]; so every burst is faster than every calm phase.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Phase {
     /// First bucket.
     pub first: usize,
     /// One past the last bucket.
     pub end: usize,
-    /// Whether the smoothed rate lies above [`threshold`] in all of them.
+    /// Whether their rate is above [`threshold`].
     pub burst: bool,
     /// Exits in them.
     pub exits: u64,
@@ -69,10 +70,27 @@ pub fn phases(timeline: &Timeline) -> Vec<Phase> {
         spans[index - 1].1 = end;
         spans.drain(index..=index + 1);
     }
-    spans
+    // The smoothed rate found where phases begin and end. What they are is judged
+    // by what happened in them; neighbours that are the same are one.
+    let exits = timeline.exits();
+    let mut judged: Vec<(usize, usize, bool)> = Vec::new();
+    for (first, end, _) in spans {
+        let burst = is_burst(&exits, first, end);
+        match judged.last_mut() {
+            Some((_, last, same)) if *same == burst => *last = end,
+            _ => judged.push((first, end, burst)),
+        }
+    }
+    judged
         .into_iter()
         .map(|(first, end, burst)| phase(timeline, first, end, burst))
         .collect()
+}
+
+/// Whether the rate of a phase is more than twice the mean of all, exactly.
+fn is_burst(exits: &[u64], first: usize, end: usize) -> bool {
+    let sum = |exits: &[u64]| exits.iter().map(|&count| u128::from(count)).sum::<u128>();
+    sum(&exits[first..end]) * exits.len() as u128 > 2 * sum(exits) * (end - first) as u128
 }
 
 fn phase(timeline: &Timeline, first: usize, end: usize, burst: bool) -> Phase {
@@ -150,6 +168,25 @@ mod tests {
         let found = spans(&exits);
         assert_eq!(found.len(), 3, "{found:?}");
         assert!(found[1].2 && found[1].1 - found[1].0 >= 18, "{found:?}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_burst_is_what_the_page_says(exits in proptest::collection::vec(
+            proptest::prop_oneof![0..10u64, 0..100_000u64], 1..240)) {
+            let mean = exits.iter().sum::<u64>() as f64 / exits.len() as f64;
+            let found = phases(&timeline(&exits));
+            for phase in &found {
+                let rate = phase.exits as f64 / (phase.end - phase.first) as f64;
+                let burst = rate > 2.0 * mean;
+                // Equal but for rounding is either.
+                let close = (rate - 2.0 * mean).abs() <= 1e-9 * rate;
+                proptest::prop_assert!(phase.burst == burst || close, "{phase:?}, mean {mean}");
+            }
+            proptest::prop_assert!(found.windows(2).all(|pair| pair[0].end == pair[1].first
+                && pair[0].burst != pair[1].burst));
+            proptest::prop_assert_eq!(found.last().unwrap().end, exits.len());
+        }
     }
 
     #[test]
