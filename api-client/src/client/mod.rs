@@ -32,8 +32,8 @@ impl Method {
         }
     }
 
-    /// How long an answer may take. Reading never waits for anything; a boot
-    /// or a shutdown may have a lot to do.
+    /// How long an answer may take unless told otherwise. Reading never waits for
+    /// anything; a boot or a shutdown may have a lot to do.
     pub fn patience(self) -> Duration {
         match self {
             Method::Get => Duration::from_secs(10),
@@ -75,13 +75,40 @@ pub enum ClientError {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+    timeout: Option<Duration>,
+    /// A VMM that has not acted for so long is asked whether it still answers.
+    probe: Duration,
+}
+
+/// The VMM answers this at once, whatever else it is busy with.
+const PING: &[u8] = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// Whether a VMM answers within `patience`.
+fn answers(path: &Path, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    DeadlineStream::connect(path, deadline).is_ok_and(|mut stream| {
+        stream.send(PING, &[]).is_ok() && Response::read(&mut stream).is_ok()
+    })
 }
 
 impl Client {
     /// A client for the socket at `path`. Connects for every request, so that
     /// a VMM that restarts is simply found again.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Client { path: path.into() }
+        Client {
+            path: path.into(),
+            timeout: None,
+            probe: Method::Get.patience(),
+        }
+    }
+
+    /// The same with one timeout for every request.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Client {
+            timeout: Some(timeout),
+            ..self
+        }
     }
 
     /// The socket.
@@ -96,7 +123,7 @@ impl Client {
         target: &str,
         body: Option<&[u8]>,
     ) -> Result<Response, ClientError> {
-        self.request_within(method, target, body, method.patience())
+        self.request_with(method, target, body, &[])
     }
 
     /// The same with descriptors of this process that the server is to have.
@@ -107,7 +134,8 @@ impl Client {
         body: Option<&[u8]>,
         descriptors: &[RawFd],
     ) -> Result<Response, ClientError> {
-        self.exchange(method, target, body, descriptors, method.patience())
+        let patience = self.timeout.unwrap_or(method.patience());
+        self.exchange(method, target, body, descriptors, patience)
     }
 
     /// Asks for a resource; everything together may take `patience`.
@@ -154,6 +182,10 @@ impl Client {
         request.extend_from_slice(b"\r\n");
         request.extend_from_slice(body.unwrap_or_default());
         let sent = stream.send(&request, descriptors);
+        if method == Method::Put && self.timeout.is_none() {
+            let (path, probe) = (self.path.clone(), self.probe);
+            stream.check_each(probe, move || answers(&path, probe));
+        }
         let received = Response::read(&mut stream);
         match (sent, received) {
             // A server that refuses a body may answer before it has read it.

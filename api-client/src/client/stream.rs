@@ -13,10 +13,11 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 const RETRY: Duration = Duration::from_millis(5);
 
 /// A connected stream with a deadline.
-#[derive(Debug)]
 pub struct DeadlineStream {
     stream: UnixStream,
     deadline: Instant,
+    /// After so long without a byte, whether to wait on.
+    check: Option<(Duration, Box<dyn Fn() -> bool>)>,
 }
 
 impl DeadlineStream {
@@ -28,7 +29,11 @@ impl DeadlineStream {
                 Ok(socket) => {
                     let stream = UnixStream::from(socket);
                     stream.set_nonblocking(false)?;
-                    return Ok(DeadlineStream { stream, deadline });
+                    return Ok(DeadlineStream {
+                        stream,
+                        deadline,
+                        check: None,
+                    });
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     std::thread::sleep(remaining(deadline)?.min(RETRY));
@@ -59,6 +64,12 @@ pub fn connect_now(path: &Path) -> io::Result<OwnedFd> {
 }
 
 impl DeadlineStream {
+    /// From now on, a read that had to wait for `interval` goes on only if
+    /// `alive` says so.
+    pub fn check_each(&mut self, interval: Duration, alive: impl Fn() -> bool + 'static) {
+        self.check = Some((interval, Box::new(alive)));
+    }
+
     /// Sends everything, with descriptors at the first byte.
     pub fn send(&mut self, bytes: &[u8], descriptors: &[RawFd]) -> io::Result<()> {
         let mut done = 0;
@@ -94,9 +105,21 @@ fn name_time_out(error: io::Error) -> io::Error {
 
 impl Read for DeadlineStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.stream
-            .set_read_timeout(Some(remaining(self.deadline)?))?;
-        self.stream.read(buffer).map_err(name_time_out)
+        loop {
+            let mut wait = remaining(self.deadline)?;
+            if let Some((interval, _)) = &self.check {
+                wait = wait.min(*interval);
+            }
+            self.stream.set_read_timeout(Some(wait))?;
+            match (self.stream.read(buffer), &self.check) {
+                (Err(error), Some((_, alive))) if error.kind() == ErrorKind::WouldBlock => {
+                    if !alive() {
+                        return Err(timed_out());
+                    }
+                }
+                (result, _) => return result.map_err(name_time_out),
+            }
+        }
     }
 }
 

@@ -122,3 +122,45 @@ fn an_answer_that_drips_in_does_not_extend_the_deadline() {
     assert!(start.elapsed() < Duration::from_secs(2));
     server.join().unwrap();
 }
+
+#[test]
+fn a_vmm_that_does_not_answer_is_given_up_after_the_timeout() {
+    // Nobody accepts, as with a VMM that was stopped.
+    let (_dir, path, _listener) = socket();
+    let client = Client::new(&path).with_timeout(Duration::from_millis(50));
+    for method in [Method::Get, Method::Put] {
+        let start = Instant::now();
+        let error = client.request(method, "/a", None).unwrap_err();
+        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(matches!(error, ClientError::Receive { .. }), "{error:?}");
+    }
+}
+
+#[test]
+fn a_request_that_takes_long_goes_on_only_while_the_vmm_answers() {
+    let (_dir, path, listener) = socket();
+    let client = Client {
+        probe: Duration::from_millis(50),
+        ..Client::new(&path)
+    };
+    let server = std::thread::spawn(move || {
+        let (mut busy, _) = listener.accept().unwrap();
+        // It answers two pings while it is busy.
+        for _ in 0..2 {
+            let (mut ping, _) = listener.accept().unwrap();
+            let mut request = [0; 4096];
+            let len = ping.read(&mut request).unwrap();
+            assert!(request[..len].starts_with(b"GET /api/v1/vmm.ping "));
+            ping.write_all(b"HTTP/1.1 200 \r\nContent-Length: 2\r\n\r\n{}")
+                .unwrap();
+        }
+        busy.write_all(b"HTTP/1.1 204 \r\n\r\n").unwrap();
+        listener
+    });
+    assert_eq!(client.request(Method::Put, "/a", None).unwrap().status, 204);
+    let _listener = server.join().unwrap();
+    // From here on nobody answers.
+    let start = Instant::now();
+    client.request(Method::Put, "/a", None).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(5));
+}

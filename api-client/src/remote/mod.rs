@@ -10,6 +10,7 @@ mod watch;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -38,6 +39,10 @@ pub struct Cli {
     /// Unix socket of the API
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
+    /// Seconds that an answer may take: else 10 for what reads and 600 for what acts,
+    /// as long as the VMM answers at all
+    #[arg(long, value_name = "SECONDS", value_parser = parse_timeout)]
+    pub timeout: Option<Duration>,
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -127,12 +132,20 @@ pub enum Command {
         #[arg(long, value_name = "SIZE")]
         size: String,
     },
-    /// Let a paused VM go on
+    /// Resume a paused VM
     Resume,
     /// Shut the VM down
     Shutdown,
     /// Shut the VMM down
     ShutdownVmm,
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (0.001..=86_400.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "expected seconds from 0.001 to 86400".to_owned())
 }
 
 /// Does what the process's arguments say.
@@ -184,7 +197,10 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             )
             .exit();
     };
-    let client = Client::new(path);
+    let mut client = Client::new(path);
+    if let Some(timeout) = cli.timeout {
+        client = client.with_timeout(timeout);
+    }
     match &cli.command {
         Command::ExitStats(args) => match &args.recording {
             Some(RecordingCommand::Record(args)) => recording::record(&client, args),
