@@ -78,7 +78,7 @@ pub trait Hypervisor: Send + Sync {
     fn has_tsc_deadline_timer(&self) -> bool;
     /// The most vCPUs one VM can have.
     fn max_vcpus(&self) -> usize;
-    /// What the kernel says of its exit accounting.
+    /// What the kernel says of its exit accounting at the moment.
     fn exit_stats_support(&self) -> ExitStatsSupport;
     /// The instruction set of the host's virtualisation.
     fn isa(&self) -> Option<Isa>;

@@ -123,7 +123,7 @@ fn main() -> Result<()> {
         ranges,
         isa: Some(isa),
         tsc_khz: 2_600_000,
-        kvm,
+        kvm: Box::new(move || kvm),
     });
     let (sender, _queue) = api_channel().context("Cannot make a queue")?;
     let context = ApiContext {

@@ -91,7 +91,6 @@ impl ExitStatsSupport {
 /// An open /dev/kvm.
 pub struct KvmHypervisor {
     kvm: Kvm,
-    exit_stats: ExitStatsSupport,
     isa: Option<Isa>,
     state: Arc<StateSupport>,
 }
@@ -113,17 +112,15 @@ impl KvmHypervisor {
                 return Err(Error::MissingCapability(name));
             }
         }
-        let exit_stats =
-            ExitStatsSupport::from_raw(kvm.check_extension_raw(KVM_CAP_EXIT_STATS.into()));
-        let isa = exit_stats.isa().or_else(host_isa);
+        let isa = exit_stats(&kvm).isa().or_else(host_isa);
         let state = StateSupport::new(&kvm)?;
-        Ok(Self {
-            kvm,
-            exit_stats,
-            isa,
-            state,
-        })
+        Ok(Self { kvm, isa, state })
     }
+}
+
+/// Asked each time: an operator may switch the accounting at any moment.
+fn exit_stats(kvm: &Kvm) -> ExitStatsSupport {
+    ExitStatsSupport::from_raw(kvm.check_extension_raw(KVM_CAP_EXIT_STATS.into()))
 }
 
 impl Hypervisor for KvmHypervisor {
@@ -152,7 +149,7 @@ impl Hypervisor for KvmHypervisor {
     }
 
     fn exit_stats_support(&self) -> ExitStatsSupport {
-        self.exit_stats
+        exit_stats(&self.kvm)
     }
 
     fn isa(&self) -> Option<Isa> {

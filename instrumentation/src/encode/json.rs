@@ -115,6 +115,23 @@ impl Body<'_> {
         self.number(snapshot.tsc_khz.into());
         self.text(r#","since":"#);
         self.value(&snapshot.since);
+        if let Some(id) = &snapshot.boot_id {
+            self.text(r#","boot_id":"#);
+            self.value(id);
+        }
+        for (key, time) in [
+            (r#","unix_us":"#, snapshot.unix_us),
+            (r#","monotonic_us":"#, snapshot.monotonic_us),
+            (r#","duration_us":"#, snapshot.duration_us),
+        ] {
+            if let Some(time) = time {
+                self.text(key);
+                self.number(time);
+            }
+        }
+        if snapshot.ended {
+            self.text(r#","ended":true"#);
+        }
         self.text(r#","totals":"#);
         self.totals(&snapshot.totals);
         self.text(r#","reasons":"#);
@@ -131,6 +148,8 @@ impl Body<'_> {
             self.totals(&vcpu.totals);
             self.text(r#","reasons":"#);
             self.reasons(vcpu.reasons.as_deref());
+            self.text(r#","vmm":"#);
+            self.value(&vcpu.vmm);
             self.text("}");
         }
         self.text(r#"],"vmm":"#);
@@ -147,6 +166,7 @@ impl Body<'_> {
             (r#","userspace_cycles":"#, totals.userspace_cycles),
             (r#","preempted_cycles":"#, totals.preempted_cycles),
             (r#","guest_cycles":"#, totals.guest_cycles),
+            (r#","kvm_exits":"#, totals.kvm_exits),
         ] {
             self.text(key);
             match figure {
@@ -154,6 +174,8 @@ impl Body<'_> {
                 None => self.text("null"),
             }
         }
+        self.text(r#","uncounted_exits":"#);
+        self.number(totals.uncounted_exits);
         self.text("}");
     }
 
@@ -262,7 +284,13 @@ mod tests {
             })
             .collect();
         let tsc_khz = 2_600_000;
-        ExitSnapshot::from_samples(&Host { isa, tsc_khz }, &[], &inputs)
+        ExitSnapshot {
+            boot_id: Some("1".into()),
+            unix_us: Some(2),
+            monotonic_us: Some(3),
+            ended: true,
+            ..ExitSnapshot::from_samples(&Host { isa, tsc_khz }, &[], &inputs)
+        }
     }
 
     fn assert_same(snapshot: &ExitSnapshot) {
@@ -277,6 +305,7 @@ mod tests {
         for isa in [Isa::Vmx, Isa::Svm] {
             let whole = machine(Ok(isa));
             assert_same(&whole);
+            assert_same(&whole.since(&whole).unwrap());
             let other = whole.reasons.as_ref().unwrap().last().unwrap();
             assert_eq!(other.number, None);
             for query in [

@@ -156,21 +156,21 @@ impl Collector for Vms {
         self.descriptions(&mut encoder)?;
         self.totals_family(
             &mut encoder,
-            ("kvm_vm_exits", "VM exits of all vCPUs"),
+            ("kvm_vm_exits", "VM exits of all vCPUs, as KVM itself counts them"),
             None,
             Detail::Vm,
-            |totals| Some(totals.exits),
+            |totals| totals.kvm_exits.or(Some(totals.exits)),
         )?;
         if self.detail == Detail::Vcpu {
             self.totals_family(
                 &mut encoder,
                 (
                     "kvm_vcpu_exits",
-                    "VM exits, as KVM itself counts them or as the sum over all reasons",
+                    "VM exits, as KVM itself counts them",
                 ),
                 None,
                 Detail::Vcpu,
-                |totals| Some(totals.exits),
+                |totals| totals.kvm_exits.or(Some(totals.exits)),
             )?;
         }
         self.totals_family(

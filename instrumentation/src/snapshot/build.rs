@@ -40,7 +40,10 @@ impl ExitSnapshot {
         let table = isa.map(Isa::table);
         let vcpus: Vec<VcpuSnapshot> = inputs
             .iter()
-            .map(|input| vcpu_snapshot(table, input))
+            .map(|input| VcpuSnapshot {
+                vmm: Some(vmm_side(host.tsc_khz, ranges, std::slice::from_ref(input))),
+                ..vcpu_snapshot(table, input)
+            })
             .collect();
         ExitSnapshot {
             source: if isa.is_some() {
@@ -53,6 +56,11 @@ impl ExitSnapshot {
             manual: table.map(|table| table.manual.into()),
             tsc_khz: host.tsc_khz,
             since: "boot".into(),
+            boot_id: None,
+            unix_us: None,
+            monotonic_us: None,
+            duration_us: None,
+            ended: false,
             totals: sum_totals(&vcpus),
             reasons: table.map(|table| sum_reasons(table, &vcpus)),
             vcpus,
@@ -83,10 +91,15 @@ fn vcpu_snapshot(table: Option<&'static ExitTable>, input: &VcpuInput) -> VcpuSn
                     .filter(|arrays| !arrays.preempted_cycles.is_empty())
                     .map(|_| sum.preempted_cycles),
                 guest_cycles: sample.guest_cycles,
+                kvm_exits: Some(sample.exits),
+                // KVM's counter stands before the arrays in the file and is
+                // incremented after them, so what it is ahead by was not counted.
+                uncounted_exits: sample.exits.saturating_sub(sum.exits),
             }
         }
         None => Totals {
             exits: sample.exits,
+            kvm_exits: Some(sample.exits),
             ..Totals::default()
         },
     };
@@ -94,6 +107,7 @@ fn vcpu_snapshot(table: Option<&'static ExitTable>, input: &VcpuInput) -> VcpuSn
         id: input.id,
         totals,
         reasons,
+        vmm: None,
     }
 }
 
@@ -154,6 +168,8 @@ fn sum_totals(vcpus: &[VcpuSnapshot]) -> Totals {
         userspace_cycles: sum(|totals| totals.userspace_cycles),
         preempted_cycles: sum(|totals| totals.preempted_cycles),
         guest_cycles: sum(|totals| totals.guest_cycles),
+        kvm_exits: sum(|totals| totals.kvm_exits),
+        uncounted_exits: vcpus.iter().map(|vcpu| vcpu.totals.uncounted_exits).sum(),
     }
 }
 

@@ -30,6 +30,28 @@ pub struct VcpuSample {
     pub arrays: Option<ReasonArrays>,
 }
 
+impl VcpuSample {
+    /// Whether a counter is lower than it was in `earlier`.
+    pub fn is_below(&self, earlier: &VcpuSample) -> bool {
+        let below = |later: &[u64], earlier: &[u64]| {
+            later
+                .iter()
+                .zip(earlier)
+                .any(|(later, earlier)| later < earlier)
+        };
+        let arrays = match (&self.arrays, &earlier.arrays) {
+            (Some(later), Some(earlier)) => {
+                below(&later.exits, &earlier.exits)
+                    || below(&later.cycles, &earlier.cycles)
+                    || below(&later.blocked_cycles, &earlier.blocked_cycles)
+                    || below(&later.userspace_cycles, &earlier.userspace_cycles)
+            }
+            _ => false,
+        };
+        arrays || self.exits < earlier.exits || self.guest_cycles < earlier.guest_cycles
+    }
+}
+
 /// The kernel's per-vCPU arrays, indexed by slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReasonArrays {
@@ -73,6 +95,21 @@ pub struct ExitSnapshot {
     pub tsc_khz: u32,
     /// From when on the figures count.
     pub since: String,
+    /// Which life of which VM this is: no two boots have the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<String>,
+    /// When the counters were read: microseconds since 1970, UTC.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unix_us: Option<u64>,
+    /// When the counters were read: microseconds of the host's monotonic clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monotonic_us: Option<u64>,
+    /// In a difference, the microseconds that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<u64>,
+    /// The VM has ended: these are its last counters.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
     /// The sum over all reasons.
     pub totals: Totals,
     /// Every reason that the manual defines, by number.
@@ -99,6 +136,15 @@ pub struct Totals {
     pub preempted_cycles: Option<u64>,
     /// TSC ticks running guest code.
     pub guest_cycles: Option<u64>,
+    /// Exits by KVM's own counter, which counts also while the accounting by
+    /// reason is off. While a vCPU runs it may lag behind `exits`, since the two
+    /// are not read at one moment.
+    #[serde(default)]
+    pub kvm_exits: Option<u64>,
+    /// Exits that KVM counted and the accounting by reason did not, because it
+    /// was off: at least so many.
+    #[serde(default)]
+    pub uncounted_exits: u64,
 }
 
 /// The figures of one reason.
@@ -166,6 +212,10 @@ pub struct VcpuSnapshot {
     pub totals: Totals,
     /// Its reasons, in the same order as the VM's.
     pub reasons: Option<Vec<ReasonCounters>>,
+    /// What the VMM saw of its exits; null from a VMM that does not tell them
+    /// apart by vCPU.
+    #[serde(default)]
+    pub vmm: Option<VmmSide>,
 }
 
 /// Exits that reached user space.

@@ -69,6 +69,9 @@ impl ExitSnapshot {
             };
             self.totals = vcpu.totals;
             self.reasons = vcpu.reasons.clone();
+            if let Some(own) = &vcpu.vmm {
+                self.vmm = own.clone();
+            }
         }
         let lists = self
             .vcpus

@@ -73,6 +73,8 @@ fn a_vm_is_the_sum_of_its_vcpus() {
             userspace_cycles: Some(8),
             preempted_cycles: Some(24),
             guest_cycles: Some(10),
+            kvm_exits: Some(8),
+            uncounted_exits: 0,
         }
     );
     assert_eq!(snapshot.vcpus[1].totals.exits, 4);
@@ -121,6 +123,7 @@ fn an_unpatched_host_says_why_and_gives_kvms_own_total() {
     let json: serde_json::Value = serde_json::to_value(&snapshot).unwrap();
     assert_eq!(json["source"], "kvm");
     assert_eq!(json["totals"]["exits"], 42);
+    assert_eq!(json["totals"]["kvm_exits"], 42);
     assert!(json["totals"]["cycles"].is_null());
     assert!(json["reasons"].is_null());
     assert!(json["vcpus"][0]["reasons"].is_null());
@@ -184,6 +187,98 @@ fn a_difference_holds_what_happened_in_between() {
     assert!(find(&delta, 48).counters.is_zero());
     assert_eq!(delta.totals.exits, 3);
     assert_eq!(earlier.since(&later), Err(DeltaError::NotTheSameBoot));
+}
+
+#[test]
+fn boot_ids_tell_boots_apart_and_falls_do_not() {
+    let of = |boot_id: &str, monotonic_us, rows: &[(usize, u64)]| ExitSnapshot {
+        boot_id: Some(boot_id.into()),
+        monotonic_us: Some(monotonic_us),
+        ..snapshot(rows)
+    };
+    let earlier = of("a", 1_000, &[(10, 300), (48, 1)]);
+    // Another VMM on the same socket, whose counters are all higher.
+    let other = of("b", 9_000, &[(10, 500), (48, 2)]);
+    assert_eq!(other.since(&earlier), Err(DeltaError::NotTheSameBoot));
+    // One counter was seen half written.
+    let later = of("a", 4_500, &[(10, 299), (48, 5)]);
+    let delta = later.since(&earlier).unwrap();
+    assert!(find(&delta, 10).counters.is_zero());
+    assert_eq!(find(&delta, 48).counters.exits, 4);
+    assert_eq!(delta.duration_us, Some(3_500));
+}
+
+#[test]
+fn exits_while_counting_was_off_are_told() {
+    let mut sample = sample(&[(10, 5)]);
+    sample.exits = 105;
+    let input = VcpuInput {
+        id: 0,
+        sample,
+        user_exits: Vec::new(),
+    };
+    let gap = ExitSnapshot::from_samples(&host(), &[], &[input]);
+    assert_eq!((gap.totals.exits, gap.totals.uncounted_exits), (5, 100));
+    let delta = gap.since(&snapshot(&[(10, 1)])).unwrap();
+    assert_eq!((delta.totals.exits, delta.totals.uncounted_exits), (4, 100));
+    // A vCPU that runs on between the two readings leaves no gap.
+    let mut behind = snapshot(&[(10, 5)]);
+    behind.totals.kvm_exits = Some(3);
+    assert_eq!(behind.totals.uncounted_exits, 0);
+}
+
+#[test]
+fn a_difference_over_a_switch_is_refused_as_such() {
+    let on = snapshot(&[(10, 2)]);
+    let off = Host {
+        isa: Err("off".into()),
+        ..host()
+    };
+    let off = ExitSnapshot::from_samples(&off, &[], &[input(0, &[(10, 2)])]);
+    assert_eq!(off.since(&on), Err(DeltaError::Switched));
+    assert_eq!(on.since(&off), Err(DeltaError::Switched));
+}
+
+#[test]
+fn a_vcpu_has_its_own_devices() {
+    let ranges = RangeMap::new();
+    let serial = ranges.register("serial", 0x3f8, 8, AddressSpace::Port);
+    let disk = ranges.register("disk", 0x1000, 8, AddressSpace::Mmio);
+    let of = |id, kind, range| {
+        let recorder = UserExitRecorder::new();
+        recorder.record(kind, range, 1, 2_000);
+        VcpuInput {
+            user_exits: recorder.read(),
+            ..input(id, &[(10, 1)])
+        }
+    };
+    let whole = ExitSnapshot::from_samples(
+        &host(),
+        &ranges.ranges(),
+        &[
+            of(0, UserExitKind::IoOut, serial),
+            of(1, UserExitKind::MmioRead, disk),
+        ],
+    );
+    assert_eq!(whole.vmm.exits.len(), 2);
+    for (id, name) in [(0, "serial"), (1, "disk")] {
+        let query = Query {
+            vcpu: Some(id),
+            ..Query::default()
+        };
+        for snapshot in [whole.clone(), whole.since(&snapshot_of_two()).unwrap()] {
+            let own = snapshot.narrow(&query).unwrap();
+            let [row] = &own.vmm.exits[..] else {
+                panic!("{:?}", own.vmm)
+            };
+            assert_eq!((row.devices.len(), &*row.devices[0].id), (1, name));
+        }
+    }
+}
+
+/// Two vCPUs that have done nothing yet.
+fn snapshot_of_two() -> ExitSnapshot {
+    ExitSnapshot::from_samples(&host(), &[], &[input(0, &[]), input(1, &[])])
 }
 
 #[test]

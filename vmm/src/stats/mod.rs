@@ -6,16 +6,14 @@
 //! takes no lock that a vCPU takes, and reading causes no exit.
 
 use std::error::Error;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use hypervisor::{ExitStatsSupport, StatsFd};
 use instrumentation::snapshot::{ExitSnapshot, Host, Query, QueryError, VcpuInput, VcpuSample};
 use instrumentation::table::{Isa, ReasonStatus};
 use instrumentation::user_exit::{RangeMap, UserExitRecorder};
-
-/// The last version of the kernel's interface that this program knows. It reads
-/// the ones before too: the first has no preempted cycles.
-const ABI_VERSION: u8 = 2;
+use jiff::Timestamp;
+use nix::time::ClockId;
 
 /// Something that gives a vCPU's counters: its statistics file.
 pub trait Sampler: Send + Sync {
@@ -42,8 +40,8 @@ pub struct VmStats<S = StatsFd> {
     pub isa: Option<Isa>,
     /// TSC ticks per millisecond.
     pub tsc_khz: u32,
-    /// What KVM says of its accounting.
-    pub kvm: ExitStatsSupport,
+    /// Asks KVM about its accounting, which can be switched at any time.
+    pub kvm: Box<dyn Fn() -> ExitStatsSupport + Send + Sync>,
 }
 
 /// Why there is no snapshot.
@@ -69,47 +67,134 @@ trait Reader: Send + Sync {
     fn read(&self) -> Result<ExitSnapshot, StatsError>;
 }
 
-impl<S: Sampler> Reader for VmStats<S> {
+/// A running machine's statistics and what is remembered of the readings.
+struct Live<S> {
+    stats: VmStats<S>,
+    boot_id: String,
+    /// Taken by readers alone: the API thread, and the control thread at the end.
+    memory: Mutex<Memory>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// The last sample of each vCPU.
+    samples: Vec<Option<VcpuSample>>,
+    /// When counting was last seen to be on.
+    counting: Option<Timestamp>,
+}
+
+/// Readings of a vCPU whose counters fell. A counter may be read half written.
+const READINGS: usize = 3;
+
+impl<S: Sampler> Live<S> {
+    fn new(stats: VmStats<S>) -> Self {
+        let samples = stats.vcpus.iter().map(|_| None).collect();
+        Live {
+            stats,
+            boot_id: random_id(),
+            memory: Mutex::new(Memory {
+                samples,
+                counting: None,
+            }),
+        }
+    }
+
+    /// A vCPU's counters, read again if one of them is below what it was before:
+    /// either this reading or that one saw it half written.
+    fn sample(&self, vcpu: usize, last: &mut Option<VcpuSample>) -> Result<VcpuSample, StatsError> {
+        let read = || {
+            let sampler = &self.stats.vcpus[vcpu].0;
+            sampler
+                .sample()
+                .map_err(|source| StatsError::Sample { vcpu, source })
+        };
+        let mut sample = read()?;
+        if let Some(before) = last {
+            for _ in 1..READINGS {
+                if !sample.is_below(before) {
+                    break;
+                }
+                sample = read()?;
+            }
+        }
+        *last = Some(sample.clone());
+        Ok(sample)
+    }
+}
+
+impl<S: Sampler> Reader for Live<S> {
     fn read(&self) -> Result<ExitSnapshot, StatsError> {
-        let inputs = self
-            .vcpus
-            .iter()
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let Memory { samples, counting } = &mut *memory;
+        let (unix_us, monotonic_us) = clocks();
+        let isa = judge((self.stats.kvm)(), *counting);
+        if isa.is_ok() {
+            *counting = Some(Timestamp::now());
+        }
+        let inputs = samples
+            .iter_mut()
             .enumerate()
-            .map(|(id, (sampler, recorder))| {
+            .map(|(id, last)| {
                 Ok(VcpuInput {
                     id: id as u32,
-                    sample: sampler
-                        .sample()
-                        .map_err(|source| StatsError::Sample { vcpu: id, source })?,
-                    user_exits: recorder.read(),
+                    sample: self.sample(id, last)?,
+                    user_exits: self.stats.vcpus[id].1.read(),
                 })
             })
             .collect::<Result<Vec<_>, StatsError>>()?;
         let host = Host {
-            isa: judge(self.kvm),
-            tsc_khz: self.tsc_khz,
+            isa,
+            tsc_khz: self.stats.tsc_khz,
         };
         // Ranges come last: a recorder may name a range registered meanwhile.
-        Ok(ExitSnapshot::from_samples(
-            &host,
-            &self.ranges.ranges(),
-            &inputs,
-        ))
+        let ranges = self.stats.ranges.ranges();
+        Ok(ExitSnapshot {
+            boot_id: Some(self.boot_id.clone()),
+            unix_us,
+            monotonic_us,
+            ..ExitSnapshot::from_samples(&host, &ranges, &inputs)
+        })
     }
 }
 
-/// Whose exits KVM counts, or why it counts none.
-fn judge(kvm: ExitStatsSupport) -> Result<Isa, String> {
+/// Microseconds since 1970 and of the monotonic clock.
+fn clocks() -> (Option<u64>, Option<u64>) {
+    // Not by rustix, which asks for the vDSO with a system call that the API
+    // thread's filter forbids.
+    let of = |clock: ClockId| {
+        let time = clock.now().ok()?;
+        let seconds = u64::try_from(time.tv_sec()).ok()?;
+        let rest = u64::try_from(time.tv_nsec()).ok()? / 1000;
+        seconds.checked_mul(1_000_000)?.checked_add(rest)
+    };
+    (of(ClockId::CLOCK_REALTIME), of(ClockId::CLOCK_MONOTONIC))
+}
+
+/// 128 random bits in hexadecimal.
+fn random_id() -> String {
+    let mut bytes = [0u8; 16];
+    // As few bytes as these are always had at once, whole and without an error.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    format!("{:032x}", u128::from_le_bytes(bytes))
+}
+
+/// Whose exits KVM counts, or why it counts none; `counting` is when it last did.
+fn judge(kvm: ExitStatsSupport, counting: Option<Timestamp>) -> Result<Isa, String> {
     match (kvm.version(), kvm.isa()) {
         (0, _) => Err("This host's KVM is not patched to count exits by reason".into()),
-        (1..=ABI_VERSION, Some(_)) if !kvm.accounting() => Err(
-            "This host's KVM counts no exits by reason: the parameter exit_stats of kvm.ko is off"
-                .into(),
-        ),
-        (1..=ABI_VERSION, Some(isa)) => Ok(isa),
-        (version, _) => Err(format!(
-            "This host's KVM counts exits in a form that this program does not know: \
-             version {version} where 1 to {ABI_VERSION} are known"
+        (_, Some(_)) if !kvm.accounting() => {
+            let mut why = String::from("Counting is off: the parameter exit_stats of kvm.ko is N");
+            if let Some(time) = counting {
+                why.push_str(&format!("; it was last seen on at {time:.0}"));
+            }
+            Err(why)
+        }
+        // Later versions add to the first: what is there of it, the statistics
+        // themselves say.
+        (_, Some(isa)) => Ok(isa),
+        (version, None) => Err(format!(
+            "This host's KVM counts exits of an instruction set that this program does not \
+             know, version {version} of its interface"
         )),
     }
 }
@@ -146,7 +231,7 @@ impl StatsHub {
     /// Makes the figures of a machine readable, in place of an earlier one's.
     pub fn publish<S: Sampler + 'static>(&self, stats: VmStats<S>) {
         let isa = stats.isa;
-        self.replace(State::Live(Arc::new(stats)), isa);
+        self.replace(State::Live(Arc::new(Live::new(stats))), isa);
     }
 
     /// Takes the last figures of the machine and lets go of its vCPUs. To be
@@ -155,7 +240,10 @@ impl StatsHub {
         let (state, isa) = self.current();
         let State::Live(reader) = state else { return };
         let state = match reader.read() {
-            Ok(snapshot) => State::Ended(Arc::new(snapshot)),
+            Ok(snapshot) => State::Ended(Arc::new(ExitSnapshot {
+                ended: true,
+                ..snapshot
+            })),
             Err(error) => {
                 log::error!("the last exit statistics are lost: {error}");
                 State::Empty
@@ -208,157 +296,4 @@ impl Default for StatsHub {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use instrumentation::snapshot::{ReasonArrays, Source};
-    use instrumentation::table::{ExitReason, STATS_SLOTS};
-    use instrumentation::user_exit::{RangeId, UserExitKind};
-
-    use super::*;
-
-    /// A vCPU whose every reading has one more HLT exit. `None` counts nothing
-    /// by reason.
-    pub struct Ticking(pub Option<AtomicU64>);
-
-    impl Sampler for Ticking {
-        fn sample(&self) -> Result<VcpuSample, BoxedError> {
-            let Some(count) = &self.0 else {
-                return Ok(VcpuSample {
-                    exits: 7,
-                    ..Default::default()
-                });
-            };
-            let count = count.fetch_add(1, Ordering::Relaxed) + 1;
-            let mut exits = vec![0; STATS_SLOTS];
-            exits[12] = count;
-            Ok(VcpuSample {
-                exits: count,
-                guest_cycles: Some(0),
-                arrays: Some(ReasonArrays {
-                    cycles: exits.iter().map(|exits| exits * 100).collect(),
-                    blocked_cycles: vec![0; STATS_SLOTS],
-                    userspace_cycles: vec![0; STATS_SLOTS],
-                    preempted_cycles: vec![0; STATS_SLOTS],
-                    exits,
-                }),
-            })
-        }
-    }
-
-    struct Broken;
-
-    impl Sampler for Broken {
-        fn sample(&self) -> Result<VcpuSample, BoxedError> {
-            Err("out of order".into())
-        }
-    }
-
-    pub const PATCHED: i32 = 0x3_0101;
-
-    pub fn machine(vcpus: usize, raw: i32) -> VmStats<Ticking> {
-        let patched = raw & 0xff != 0;
-        VmStats {
-            vcpus: (0..vcpus)
-                .map(|_| {
-                    let recorder = Arc::new(UserExitRecorder::new());
-                    recorder.record(UserExitKind::Hlt, RangeId::default(), 1, 10);
-                    (Ticking(patched.then(|| AtomicU64::new(0))), recorder)
-                })
-                .collect(),
-            ranges: Arc::new(RangeMap::new()),
-            isa: Some(Isa::Vmx),
-            tsc_khz: 1_000_000,
-            kvm: ExitStatsSupport::from_raw(raw),
-        }
-    }
-
-    fn reason(number: u32) -> Query {
-        Query {
-            reason: Some(ExitReason(number)),
-            ..Query::default()
-        }
-    }
-
-    #[test]
-    fn figures_live_until_retired_and_stay_until_cleared() {
-        let hub = StatsHub::new();
-        let read = || hub.snapshot(&Query::default()).map(|s| s.totals.exits);
-        assert!(matches!(read(), Err(StatsError::NotBooted)));
-        hub.publish(machine(2, PATCHED));
-        assert_eq!(read().unwrap(), 2);
-        assert_eq!(read().unwrap(), 4);
-        hub.retire();
-        assert_eq!(read().unwrap(), 6);
-        hub.retire();
-        assert_eq!(read().unwrap(), 6);
-        hub.publish(machine(1, PATCHED));
-        assert_eq!(read().unwrap(), 1);
-        hub.clear();
-        assert!(matches!(read(), Err(StatsError::NotBooted)));
-    }
-
-    #[test]
-    fn retiring_lets_go_of_the_vcpus() {
-        let hub = StatsHub::new();
-        let machine = machine(1, PATCHED);
-        let recorder = Arc::downgrade(&machine.vcpus[0].1);
-        hub.publish(machine);
-        assert!(recorder.upgrade().is_some());
-        hub.retire();
-        assert!(recorder.upgrade().is_none());
-    }
-
-    #[test]
-    fn a_reason_has_three_outcomes() {
-        let hub = StatsHub::new();
-        hub.publish(machine(1, PATCHED));
-        assert!(matches!(
-            hub.snapshot(&reason(35)),
-            Err(StatsError::Query(QueryError::UndefinedReason { .. }))
-        ));
-        for (number, enabled) in [(3, false), (12, true)] {
-            let reasons = hub.snapshot(&reason(number)).unwrap().reasons.unwrap();
-            assert_eq!(reasons.len(), 1);
-            assert_eq!(reasons[0].enabled, enabled);
-        }
-    }
-
-    #[test]
-    fn without_the_patch_there_are_totals_and_a_reason_why_no_more() {
-        let hub = StatsHub::new();
-        hub.publish(machine(2, 0));
-        let snapshot = hub.snapshot(&reason(48)).unwrap();
-        assert_eq!(snapshot.source, Source::Kvm);
-        assert_eq!(snapshot.totals.exits, 14);
-        assert_eq!(snapshot.reasons, None);
-        assert!(snapshot.unavailable.unwrap().contains("not patched"));
-        assert_eq!(snapshot.vmm.exits[0].exits, 2);
-        assert!(hub.snapshot(&reason(35)).is_err());
-    }
-
-    #[test]
-    fn each_state_of_the_accounting_is_told_apart() {
-        let why = |raw| judge(ExitStatsSupport::from_raw(raw)).unwrap_err();
-        assert!(why(0).contains("not patched"));
-        assert!(why(0x101).contains("exit_stats"));
-        assert!(why(0x1_0103).contains("version 3"));
-        for raw in [PATCHED, 0x3_0102] {
-            assert_eq!(judge(ExitStatsSupport::from_raw(raw)), Ok(Isa::Vmx));
-        }
-    }
-
-    #[test]
-    fn a_vcpu_that_cannot_be_read_is_named() {
-        let hub = StatsHub::new();
-        hub.publish(VmStats {
-            vcpus: vec![(Broken, Arc::new(UserExitRecorder::new()))],
-            ranges: Arc::new(RangeMap::new()),
-            isa: None,
-            tsc_khz: 1,
-            kvm: ExitStatsSupport::from_raw(PATCHED),
-        });
-        let error = hub.snapshot(&Query::default()).unwrap_err();
-        assert_eq!(error.to_string(), "Cannot read the counters of vCPU 0");
-    }
-}
+pub(crate) mod tests;

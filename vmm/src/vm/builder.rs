@@ -71,7 +71,7 @@ pub enum BuildError {
 /// Builds the machine, and what its statistics are read from. Nothing stays
 /// behind if it fails.
 pub fn build(
-    hypervisor: &dyn Hypervisor,
+    hypervisor: &Arc<dyn Hypervisor>,
     params: &VmParams,
     consoles: &Consoles,
     events: &EventSink,
@@ -181,7 +181,11 @@ pub fn build(
         ranges,
         isa: hypervisor.isa(),
         tsc_khz: stats.tsc_khz,
-        kvm: vm.exit_stats_support(),
+        kvm: {
+            // Not the VM: its end must not wait for the readers of its statistics.
+            let hypervisor = Arc::clone(hypervisor);
+            Box::new(move || hypervisor.exit_stats_support())
+        },
     };
     let machine = Machine {
         vcpus,

@@ -298,8 +298,7 @@ impl Vmm {
         let consoles = consoles.clone();
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
-        let hypervisor = self.hypervisor.as_ref();
-        let (machine, stats) = build(hypervisor, &params, &consoles, &sink)?;
+        let (machine, stats) = build(&self.hypervisor, &params, &consoles, &sink)?;
         self.stats.publish(stats);
         self.state.change(VmState::Running)?;
         machine.resume();

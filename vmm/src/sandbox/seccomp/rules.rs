@@ -143,6 +143,7 @@ const STREAMS: &[Entry] = &[
 ];
 
 // KVM's requests, from linux/kvm.h.
+const KVM_CHECK_EXTENSION: c_ulong = 0xae03;
 const KVM_RUN: c_ulong = 0xae80;
 const KVM_GET_REGS: c_ulong = 0x8090_ae81;
 const KVM_KVMCLOCK_CTRL: c_ulong = 0xaead;
@@ -274,6 +275,8 @@ const API: &[Entry] = &[
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_epoll_pwait),
     any(libc::SYS_epoll_wait),
+    // Whether counting is on.
+    with(libc::SYS_ioctl, &[request(KVM_CHECK_EXTENSION)]),
     any(libc::SYS_newfstatat),
     any(libc::SYS_pread64),
     any(libc::SYS_recvfrom),
