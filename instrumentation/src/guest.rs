@@ -119,6 +119,14 @@ pub struct GuestReason {
 pub struct GuestSnapshot {
     /// Always `cpuid`.
     pub source: &'static str,
+    /// From when on exits are counted: `boot`, or `earlier snapshot`.
+    pub since: &'static str,
+    /// In a difference, the microseconds that it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_us: Option<u64>,
+    /// Exits that one reading makes.
+    #[serde(skip)]
+    pub own_exits: u32,
     /// Whose exit reasons these are.
     pub isa: Isa,
     /// The manual that names and numbers follow.
@@ -138,6 +146,12 @@ pub struct GuestSnapshot {
 impl GuestSnapshot {
     /// Reads all leaves, or those of one reason and the totals.
     pub fn read(cpuid: Cpuid, only: Option<ExitReason>) -> Result<GuestSnapshot, GuestError> {
+        let asked = core::cell::Cell::new(0);
+        let counted = |leaf, subleaf| {
+            asked.set(asked.get() + 1);
+            cpuid(leaf, subleaf)
+        };
+        let cpuid: Cpuid = &counted;
         let (isa, info) = identify(cpuid)?;
         let table = isa.table();
         if let Some(reason) = only
@@ -145,7 +159,7 @@ impl GuestSnapshot {
         {
             return Err(GuestError::Undefined(reason));
         }
-        let reasons = table
+        let reasons: Vec<GuestReason> = table
             .reasons
             .iter()
             .filter(|entry| only.is_none_or(|reason| reason.0 == entry.number))
@@ -158,16 +172,35 @@ impl GuestSnapshot {
                 cycles: cpuid(LEAF_REASON_CYCLES, entry.number).cycles(),
             })
             .collect();
+        let exits = cpuid(LEAF_TOTAL_EXITS, 0).count();
+        let cycles = cpuid(LEAF_TOTAL_CYCLES, 0).cycles();
         Ok(GuestSnapshot {
             source: "cpuid",
+            since: "boot",
+            duration_us: None,
+            own_exits: asked.get(),
             isa,
             manual: table.manual,
             tsc_khz: info.edx,
             vcpus: info.ecx,
-            exits: cpuid(LEAF_TOTAL_EXITS, 0).count(),
-            cycles: cpuid(LEAF_TOTAL_CYCLES, 0).cycles(),
+            exits,
+            cycles,
             reasons,
         })
+    }
+
+    /// What happened since an earlier reading of the same reasons, which took
+    /// `duration_us` microseconds.
+    pub fn since(mut self, earlier: &GuestSnapshot, duration_us: u64) -> GuestSnapshot {
+        self.since = "earlier snapshot";
+        self.duration_us = Some(duration_us);
+        self.exits = self.exits.saturating_sub(earlier.exits);
+        self.cycles = self.cycles.saturating_sub(earlier.cycles);
+        for (row, old) in self.reasons.iter_mut().zip(&earlier.reasons) {
+            row.exits = row.exits.saturating_sub(old.exits);
+            row.cycles = row.cycles.saturating_sub(old.cycles);
+        }
+        self
     }
 }
 
@@ -238,6 +271,33 @@ mod tests {
             .find(|row| row.number == 11)
             .unwrap();
         assert_eq!((off.enabled, off.exits, off.cycles), (false, 0, 0));
+    }
+
+    #[test]
+    fn a_difference_is_what_happened_in_between() {
+        let first = GuestSnapshot::read(&host, None).unwrap();
+        let later = |leaf: u32, subleaf: u32| {
+            let mut registers = host(leaf, subleaf);
+            if leaf == LEAF_TOTAL_EXITS || (leaf, subleaf) == (LEAF_REASON_EXITS, 10) {
+                registers.eax += 200;
+            }
+            registers
+        };
+        let delta = GuestSnapshot::read(&later, None).unwrap().since(&first, 5);
+        assert_eq!((delta.exits, delta.cycles), (200, 0));
+        assert_eq!(
+            (delta.since, delta.duration_us),
+            ("earlier snapshot", Some(5))
+        );
+        let moved: Vec<_> = delta
+            .reasons
+            .iter()
+            .filter(|row| row.exits + row.cycles > 0)
+            .map(|row| (row.number, row.exits))
+            .collect();
+        assert_eq!(moved, [(10, 200)]);
+        // Two leaves a reason, the totals, and the one that says what this is.
+        assert_eq!(delta.own_exits as usize, 2 * delta.reasons.len() + 3);
     }
 
     #[test]

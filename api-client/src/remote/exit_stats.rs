@@ -22,7 +22,8 @@ pub struct ExitStatsArgs {
     /// Recordings, in place of the figures of the moment
     #[command(subcommand)]
     pub recording: Option<RecordingCommand>,
-    /// Only this reason: its number, its Linux symbol or its name in the manual
+    /// Only this reason: its number, its Linux symbol or its name in the manual, or
+    /// the beginning or a part of these that no other reason has
     #[arg(long, value_name = "N|NAME", allow_hyphen_values = true)]
     pub reason: Option<String>,
     /// Only this vCPU
@@ -34,10 +35,13 @@ pub struct ExitStatsArgs {
     /// Also reasons that did not occur
     #[arg(long)]
     pub all: bool,
+    /// Times in ticks of the host's TSC, not in seconds
+    #[arg(long)]
+    pub ticks: bool,
     /// Form of the output
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
-    /// Go on: a live view on a terminal, a line an interval elsewhere
+    /// Refresh continuously: a live view on a terminal, a line an interval elsewhere
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "1",
           value_parser = parse_seconds)]
     pub watch: Option<Duration>,
@@ -53,7 +57,8 @@ pub enum Sort {
     #[default]
     Exits,
     /// Most time in the kernel first
-    Cycles,
+    #[value(alias = "cycles")]
+    Time,
     /// By number
     Number,
 }
@@ -101,6 +106,22 @@ pub enum ReadError {
     Form(#[source] serde_json::Error),
 }
 
+impl ReadError {
+    /// Whether there is a VMM whose VM does not run yet.
+    pub fn is_not_booted(&self) -> bool {
+        match self {
+            ReadError::Refused(response) => {
+                let messages = response.messages();
+                response.status == 404
+                    && messages
+                        .iter()
+                        .any(|message| message == "No virtual machine has been booted")
+            }
+            _ => false,
+        }
+    }
+}
+
 /// The server's last word is the one that matters: the others only lead to it.
 fn refusal(response: &Response) -> String {
     match response.messages().last() {
@@ -138,7 +159,10 @@ pub fn run(client: &Client, args: &ExitStatsArgs) -> Result<(), Failure> {
         .transpose()?;
     let query = query_text(reason.as_deref(), args.vcpu.as_deref());
     // Asked of the server first, whatever follows: it alone judges a query.
-    let reading = read(client, &query)?;
+    let reading = match read(client, &query) {
+        Err(error) if error.is_not_booted() && args.watch.is_some() => None,
+        reading => Some(reading?),
+    };
     let narrow = parsed_query(reason.as_deref(), args.vcpu.as_deref());
     let render = Render {
         name: client.path().display().to_string(),
@@ -156,6 +180,9 @@ pub fn run(client: &Client, args: &ExitStatsArgs) -> Result<(), Failure> {
         let delta = since(client, path, &narrow)?;
         return print(&render.snapshot(&delta)?);
     }
+    let Some(reading) = reading else {
+        return Ok(());
+    };
     match args.format {
         // As it came, fields that this client does not know included.
         Format::Json => print(&format!("{}\n", reading.text)),
@@ -194,20 +221,14 @@ fn find_reason(client: &Client, text: &str) -> Result<String, Failure> {
         Some(isa) => vec![isa],
         None => vec![Isa::Vmx, Isa::Svm],
     };
-    candidates
-        .iter()
-        .find_map(|isa| isa.table().parse(text))
-        .map(|ExitReason(number)| number.to_string())
-        .ok_or_else(|| {
-            let tables: Vec<_> = candidates
-                .iter()
-                .map(|isa| isa.as_str().to_uppercase())
-                .collect();
-            Failure::Line(format!(
-                "{} has no exit reason named \"{text}\"",
-                tables.join(" or ")
-            ))
-        })
+    let mut errors = Vec::new();
+    for isa in candidates {
+        match isa.table().find(text) {
+            Ok(ExitReason(number)) => return Ok(number.to_string()),
+            Err(error) => errors.push(error.to_string()),
+        }
+    }
+    Err(Failure::Line(errors.join("; ")))
 }
 
 fn query_text(reason: Option<&str>, vcpu: Option<&str>) -> String {
@@ -257,11 +278,12 @@ impl Render<'_> {
         RowOptions {
             sort: match self.args.sort {
                 Sort::Exits => SortBy::Exits,
-                Sort::Cycles => SortBy::Cycles,
+                Sort::Time => SortBy::Cycles,
                 Sort::Number => SortBy::Number,
             },
             // Whoever names a reason wants its row, zero or not.
             all: self.args.all || self.reason.is_some(),
+            ticks: self.args.ticks,
         }
     }
 

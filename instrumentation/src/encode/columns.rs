@@ -1,42 +1,69 @@
-//! Columns of text: figures to the right, words to the left, two spaces between.
+//! Columns of text: numbers to the right, words to the left, two spaces between.
 
 use alloc::string::{String, ToString};
-use alloc::vec;
 use alloc::vec::Vec;
-use core::ops::Range;
 
-/// Rows of cells, the first of them a heading.
-pub(super) struct Columns<const N: usize> {
-    rows: Vec<[String; N]>,
-    words: Range<usize>,
+/// A column's heading and how its cells stand.
+pub(super) enum Column {
+    /// Numbers, which end at the same place.
+    Numbers(String),
+    /// Words, which begin at the same place.
+    Words(String),
 }
 
-impl<const N: usize> Columns<N> {
-    /// A heading; the columns in `words` hold words, the others figures.
-    pub(super) fn new(header: [&str; N], words: Range<usize>) -> Columns<N> {
+/// A column of numbers.
+pub(super) fn numbers(heading: &str) -> Column {
+    Column::Numbers(heading.into())
+}
+
+/// A column of words.
+pub(super) fn words(heading: &str) -> Column {
+    Column::Words(heading.into())
+}
+
+/// Rows of cells under their headings.
+pub(super) struct Columns {
+    rows: Vec<Vec<String>>,
+    words: Vec<bool>,
+}
+
+impl Columns {
+    pub(super) fn new(columns: Vec<Column>) -> Columns {
+        let words = columns
+            .iter()
+            .map(|column| matches!(column, Column::Words(_)))
+            .collect();
+        let headings = columns
+            .into_iter()
+            .map(|column| match column {
+                Column::Numbers(heading) | Column::Words(heading) => heading,
+            })
+            .collect();
         Columns {
-            rows: vec![header.map(String::from)],
+            rows: alloc::vec![headings],
             words,
         }
     }
 
-    pub(super) fn add_row(&mut self, row: [String; N]) {
+    pub(super) fn add_row(&mut self, row: Vec<String>) {
         self.rows.push(row);
     }
 
     /// The text, as wide as it needs to be. No line ends in spaces.
     pub(super) fn text(&self) -> String {
         let width = |cell: &String| cell.chars().count();
-        let widths: [usize; N] = core::array::from_fn(|column| {
-            let cells = self.rows.iter().filter_map(|row| row.get(column));
-            cells.map(width).max().unwrap_or(0)
-        });
+        let widths: Vec<usize> = (0..self.words.len())
+            .map(|column| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells.map(width).max().unwrap_or(0)
+            })
+            .collect();
         let mut text = String::new();
         for row in &self.rows {
             let mut line = String::new();
-            for (column, (cell, wide)) in row.iter().zip(widths).enumerate() {
+            for ((cell, wide), words) in row.iter().zip(&widths).zip(&self.words) {
                 let fill = " ".repeat(wide - width(cell));
-                if self.words.contains(&column) {
+                if *words {
                     line.extend([cell.as_str(), &fill, "  "]);
                 } else {
                     line.extend([fill.as_str(), cell, "  "]);
@@ -69,6 +96,17 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
     }
 }
 
-pub(super) fn average(sum: u64, count: u64) -> String {
-    sum.checked_div(count).map_or("-".into(), grouped)
+/// Events a second.
+pub(super) fn rate(count: u64, microseconds: u64) -> String {
+    match microseconds {
+        0 => "-".into(),
+        us => {
+            let tenths = u128::from(count) * 10_000_000 / u128::from(us);
+            let whole = u64::try_from(tenths / 10).unwrap_or(u64::MAX);
+            match whole {
+                0..10 => alloc::format!("{whole}.{}", tenths % 10),
+                _ => grouped(whole),
+            }
+        }
+    }
 }

@@ -13,11 +13,12 @@ mod openmetrics;
 mod rows;
 #[cfg(feature = "std")]
 mod table;
+mod time;
 
 pub use columns::grouped;
 #[cfg(feature = "std")]
 pub use csv::csv;
-pub use guest::guest_table;
+pub use guest::{GuestRows, guest_table};
 #[cfg(feature = "std")]
 pub use json::{json, json_into};
 #[cfg(feature = "std")]
@@ -27,7 +28,8 @@ pub use openmetrics::{
 #[cfg(feature = "std")]
 pub use rows::RowOptions;
 #[cfg(feature = "std")]
-pub use table::{reason_table, table, user_exit_table};
+pub use table::{notes, reason_table, table, user_exit_table};
+pub use time::TimeUnit;
 
 /// The order of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -10,6 +10,8 @@ pub struct RowOptions {
     pub sort: SortBy,
     /// Whether to show reasons that never occurred.
     pub all: bool,
+    /// Times in ticks of the host's TSC, not in seconds.
+    pub ticks: bool,
 }
 
 impl RowOptions {

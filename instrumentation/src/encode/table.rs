@@ -1,8 +1,9 @@
 //! Tables for people, in the manner of `perf kvm stat report`.
 
 use super::RowOptions;
-use super::columns::{Columns, average, grouped, percent};
-use crate::snapshot::{ExitSnapshot, VmmSide};
+use super::columns::{Columns, grouped, numbers, percent, rate, words};
+use super::time::TimeUnit;
+use crate::snapshot::{ExitSnapshot, ReasonCounters, VmmSide};
 
 /// The whole report: a heading, the reasons, and what reached user space.
 pub fn table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
@@ -13,18 +14,24 @@ pub fn table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         [vcpu] => format!("vCPU {}", vcpu.id),
         all => format!("{} vCPUs", all.len()),
     };
-    let mut text = format!("{isa} exits of {vcpus} since {}", snapshot.since);
+    let period = match snapshot.duration_us {
+        Some(us) => format!("in {:.3} s", us as f64 / 1e6),
+        None => format!("since {}", snapshot.since),
+    };
+    let mut text = format!("{isa} exits of {vcpus} {period}");
     match &snapshot.unavailable {
-        None => {
-            text.push_str("\n\n");
-            text.push_str(&reason_table(snapshot, options));
-        }
-        Some(why) => {
-            text.push_str(&format!(
-                ": {}\nNo figures by reason: {why}\n",
-                grouped(snapshot.totals.exits)
-            ));
-        }
+        None => text.push('\n'),
+        Some(why) => text.push_str(&format!(
+            ": {}\nNo exits by reason: {why}\n",
+            grouped(snapshot.totals.exits)
+        )),
+    }
+    for note in notes(snapshot) {
+        text.push_str(&format!("{note}\n"));
+    }
+    if snapshot.unavailable.is_none() {
+        text.push('\n');
+        text.push_str(&reason_table(snapshot, options));
     }
     if !snapshot.vmm.exits.is_empty() {
         text.push_str("\nExits that reached user space\n\n");
@@ -33,50 +40,88 @@ pub fn table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     text
 }
 
-/// The reasons, one a row, and their sum.
+/// What a reader has to know besides: that counters are not current or not whole.
+pub fn notes(snapshot: &ExitSnapshot) -> Vec<String> {
+    let mut notes = Vec::new();
+    if snapshot.ended {
+        notes.push("The VM has ended: these are its last counters.".into());
+    }
+    let totals = &snapshot.totals;
+    // In a difference of two readings, what runs in between blurs the number.
+    let blur = match snapshot.duration_us {
+        Some(_) => totals.exits / 100,
+        None => 0,
+    };
+    if totals.uncounted_exits > blur {
+        notes.push(format!(
+            "At least {} more exits were not counted by reason: counting was off.",
+            grouped(totals.uncounted_exits)
+        ));
+    }
+    notes
+}
+
+/// The reasons, one a row, and their sum. A difference has rates too.
 pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     let totals = &snapshot.totals;
     let cycles = totals.cycles.unwrap_or(0);
-    let header = [
-        "#",
-        "Reason",
-        "Exits",
-        "Exits%",
-        "Cycles",
-        "Time%",
-        "Avg",
-        "Asleep",
-        "User space",
-        "Preempted",
-    ];
-    let mut table = Columns::new(header, 1..2);
-    for row in options.rows(snapshot.reasons.as_deref().unwrap_or_default()) {
-        let counters = &row.counters;
-        table.add_row([
-            row.label(snapshot.isa),
-            row.symbol.to_string(),
-            grouped(counters.exits),
-            percent(counters.exits, totals.exits),
-            grouped(counters.cycles),
-            percent(counters.cycles, cycles),
-            average(counters.cycles, counters.exits),
-            grouped(counters.blocked_cycles),
-            grouped(counters.userspace_cycles),
-            grouped(counters.preempted_cycles),
-        ]);
-    }
-    table.add_row([
-        String::new(),
-        "total".into(),
-        grouped(totals.exits),
-        percent(totals.exits, totals.exits),
-        grouped(cycles),
-        percent(cycles, cycles),
-        average(cycles, totals.exits),
-        grouped(totals.blocked_cycles.unwrap_or(0)),
-        grouped(totals.userspace_cycles.unwrap_or(0)),
-        grouped(totals.preempted_cycles.unwrap_or(0)),
+    let blocked = totals.blocked_cycles.unwrap_or(0);
+    let userspace = totals.userspace_cycles.unwrap_or(0);
+    let preempted = totals.preempted_cycles.unwrap_or(0);
+    let rows = options.rows(snapshot.reasons.as_deref().unwrap_or_default());
+    let average = |row: &&ReasonCounters| row.counters.cycles.checked_div(row.counters.exits);
+    let unit = |most| TimeUnit::for_column(most, snapshot.tsc_khz, options.ticks);
+    let in_kernel = unit(cycles);
+    let on_average = unit(rows.iter().filter_map(average).max().unwrap_or(0));
+    let asleep = unit(blocked);
+    let in_user_space = unit(userspace);
+    let while_preempted = unit(preempted);
+    let mut columns = vec![numbers("#"), words("Reason"), numbers("Exits")];
+    columns.extend(snapshot.duration_us.map(|_| numbers("Exits/s")));
+    columns.extend([
+        numbers("Exits%"),
+        numbers(&in_kernel.heading("Kernel")),
+        numbers("Kernel%"),
+        numbers(&on_average.heading("Avg")),
+        numbers(&asleep.heading("Asleep")),
+        numbers(&in_user_space.heading("User space")),
+        numbers(&while_preempted.heading("Preempted")),
     ]);
+    let mut table = Columns::new(columns);
+    let mut line = |label: String, name: &str, exits, [kernel, blocked, userspace, preempted]: [u64; 4]| {
+        let mut cells = vec![label, name.into(), grouped(exits)];
+        cells.extend(snapshot.duration_us.map(|us| rate(exits, us)));
+        cells.extend([
+            percent(exits, totals.exits),
+            in_kernel.cell(kernel),
+            percent(kernel, cycles),
+            on_average.average(kernel, exits),
+            asleep.cell(blocked),
+            in_user_space.cell(userspace),
+            while_preempted.cell(preempted),
+        ]);
+        table.add_row(cells);
+    };
+    for row in rows {
+        let counters = &row.counters;
+        line(
+            row.label(snapshot.isa),
+            &row.symbol,
+            counters.exits,
+            [
+                counters.cycles,
+                counters.blocked_cycles,
+                counters.userspace_cycles,
+                counters.preempted_cycles,
+            ],
+        );
+    }
+    line(
+        String::new(),
+        "total",
+        totals.exits,
+        [cycles, blocked, userspace, preempted],
+    );
     table.text()
 }
 
@@ -87,26 +132,20 @@ const MOST_ROWS: usize = 20;
 /// first; all rows or the first twenty.
 pub fn user_exit_table(side: &VmmSide, all: bool) -> String {
     let total: u64 = side.exits.iter().map(|row| row.exits).sum();
-    let header = [
-        "Kind",
-        "Device",
-        "Address",
-        "Bytes",
-        "Exits",
-        "Exits%",
-        "Microseconds",
-    ];
+    let most = side.exits.iter().map(|row| row.nanoseconds).max();
+    // A clock of a GHz ticks in nanoseconds.
+    let unit = TimeUnit::for_column(most.unwrap_or(0), 1_000_000, false);
     let mut lines = Vec::new();
     for row in &side.exits {
         let line = |device: &str, address: &str, bytes: String, exits, nanoseconds: u64| {
-            let cells = [
+            let cells = vec![
                 row.kind.as_str().to_string(),
                 device.into(),
                 address.into(),
                 bytes,
                 grouped(exits),
                 percent(exits, total),
-                grouped(nanoseconds / 1000),
+                unit.cell(nanoseconds),
             ];
             (exits, cells)
         };
@@ -134,7 +173,15 @@ pub fn user_exit_table(side: &VmmSide, all: bool) -> String {
         lines.len().min(MOST_ROWS)
     };
     let rest = lines.split_off(shown);
-    let mut table = Columns::new(header, 0..2);
+    let mut table = Columns::new(vec![
+        words("Kind"),
+        words("Device"),
+        numbers("Address"),
+        numbers("Bytes"),
+        numbers("Exits"),
+        numbers("Exits%"),
+        numbers(&unit.heading("Time")),
+    ]);
     for (_, cells) in lines {
         table.add_row(cells);
     }

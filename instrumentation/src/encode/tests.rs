@@ -89,10 +89,55 @@ fn a_table_shows_what_occurred_most_exits_first() {
 }
 
 #[test]
+fn a_table_in_ticks_says_so() {
+    let options = RowOptions {
+        ticks: true,
+        ..RowOptions::default()
+    };
+    assert_golden("table-ticks.txt", &table(&snapshot(Ok(Isa::Vmx)), &options));
+}
+
+#[test]
+fn a_difference_has_a_duration_and_rates() {
+    let at = |monotonic_us| ExitSnapshot {
+        boot_id: Some("a".into()),
+        monotonic_us: Some(monotonic_us),
+        ..snapshot(Ok(Isa::Vmx))
+    };
+    let mut earlier = at(1_000_000);
+    earlier.totals.exits -= 4;
+    earlier.totals.cycles = Some(1_240_262 - 1_234_567);
+    earlier.totals.userspace_cycles = Some(0);
+    earlier
+        .reasons
+        .as_mut()
+        .unwrap()
+        .retain(|row| row.number != Some(30));
+    let delta = at(3_500_000).since(&earlier).unwrap();
+    assert_golden(
+        "table-difference.txt",
+        &table(&delta, &RowOptions::default()),
+    );
+}
+
+#[test]
+fn a_table_that_is_not_current_or_not_whole_says_so() {
+    let mut last = snapshot(Ok(Isa::Vmx));
+    last.ended = true;
+    last.totals.uncounted_exits = 1234;
+    let text = table(&last, &RowOptions::default());
+    assert!(text.contains("The VM has ended: these are its last counters.\n"));
+    assert!(
+        text.contains("At least 1,234 more exits were not counted by reason: counting was off.\n")
+    );
+}
+
+#[test]
 fn a_table_of_all_reasons_by_number_has_one_row_a_reason() {
     let options = RowOptions {
         sort: SortBy::Number,
         all: true,
+        ticks: false,
     };
     let text = reason_table(&snapshot(Ok(Isa::Vmx)), &options);
     let numbers: Vec<u32> = text
@@ -112,7 +157,7 @@ fn a_table_of_all_reasons_by_number_has_one_row_a_reason() {
 fn a_table_by_cycles_puts_the_dearest_first() {
     let options = RowOptions {
         sort: SortBy::Cycles,
-        all: false,
+        ..RowOptions::default()
     };
     let snapshot = snapshot(Ok(Isa::Vmx));
     let first = options.rows(snapshot.reasons.as_ref().unwrap())[0];
@@ -261,9 +306,13 @@ fn leaves(leaf: u32, subleaf: u32) -> Registers {
 #[test]
 fn the_guest_reads_a_table_in_the_form_of_the_hosts() {
     let snapshot = GuestSnapshot::read(&leaves, None).unwrap();
-    let by = |sort, all| guest_table(&snapshot, sort, all);
-    assert_golden("guest.txt", &by(SortBy::Exits, false));
-    assert_golden("guest-all.txt", &by(SortBy::Cycles, true));
+    assert_golden("guest.txt", &guest_table(&snapshot, GuestRows::default()));
+    let all = GuestRows {
+        sort: SortBy::Cycles,
+        all: true,
+        ticks: true,
+    };
+    assert_golden("guest-all.txt", &guest_table(&snapshot, all));
 }
 
 #[test]

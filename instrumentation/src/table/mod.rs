@@ -14,11 +14,13 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "std")]
 mod c_header;
+mod find;
 mod svm;
 mod vmx;
 
 #[cfg(feature = "std")]
 pub use c_header::{C_HEADER_PATH, c_header};
+pub use find::FindError;
 pub use svm::SVM;
 pub use vmx::VMX;
 

@@ -21,7 +21,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use core::time::Duration;
 
-use instrumentation::encode::guest_table;
+use instrumentation::encode::{GuestRows, guest_table};
 use instrumentation::guest::{
     GuestError, GuestSnapshot, LEAF_INFO, LEAF_REASON_CYCLES, LEAF_REASON_EXITS, LEAF_TOTAL_CYCLES,
     LEAF_TOTAL_EXITS, Registers, identify,
@@ -32,6 +32,7 @@ use rustix::fd::BorrowedFd;
 use rustix::io::Errno;
 use rustix::termios::isatty;
 use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Manual page and completions are made from this text too.
 const HELP: &str = include_str!("help.txt");
@@ -54,45 +55,113 @@ fn run(arguments: &[&[u8]]) -> u8 {
             return 2;
         }
     };
-    let clear = if options.watch.is_some() && isatty(start::stdout()) {
+    match options.watch {
+        Some(interval) => watch(&options, interval),
+        None => match once(&options) {
+            Ok(text) => show(&text).unwrap_or_else(|status| status),
+            Err(error) => {
+                complain(&error);
+                1
+            }
+        },
+    }
+}
+
+fn once(options: &Options) -> Result<String, String> {
+    let only = wanted_reason(options)?;
+    if options.format == Format::Leaves {
+        return leaves(only).map_err(|error| error.to_string());
+    }
+    let snapshot = GuestSnapshot::read(&cpuid, only).map_err(|error| error.to_string())?;
+    render(snapshot, options, only)
+}
+
+/// Shows what happened in each interval, until the reader has seen enough. While
+/// the host does not count, that is said and waited for its end.
+fn watch(options: &Options, interval: Duration) -> u8 {
+    let only = match wanted_reason(options) {
+        Ok(only) => only,
+        Err(error) => {
+            complain(&error);
+            return 1;
+        }
+    };
+    let clear = if isatty(start::stdout()) {
         "\x1b[H\x1b[2J"
     } else {
         ""
     };
+    let mut last: Option<(GuestSnapshot, u64)> = None;
+    let mut counting = true;
+    let mut begun = false;
     loop {
-        let text = match render(&options) {
-            Ok(text) => text,
-            Err(error) => {
+        let now = microseconds();
+        let text = match (options.format, GuestSnapshot::read(&cpuid, only)) {
+            // Nothing has been seen yet that could come back.
+            (_, Err(error)) if !begun => {
+                complain(&error.to_string());
+                return 1;
+            }
+            (_, Err(error)) => {
+                if counting {
+                    complain(&format!("{error}; waiting"));
+                }
+                counting = false;
+                last = None;
+                None
+            }
+            (Format::Leaves, Ok(_)) => Some(leaves(only).map_err(|error| error.to_string())),
+            (_, Ok(snapshot)) => {
+                counting = true;
+                let delta = last.as_ref().map(|(earlier, then)| {
+                    snapshot.clone().since(earlier, now.saturating_sub(*then))
+                });
+                last = Some((snapshot, now));
+                delta.map(|delta| render(delta, options, only))
+            }
+        };
+        begun = true;
+        match text {
+            Some(Ok(text)) => {
+                if let Err(status) = show(&format!("{clear}{text}")) {
+                    return status;
+                }
+            }
+            Some(Err(error)) => {
                 complain(&error);
                 return 1;
             }
-        };
-        if let Err(status) = show(&format!("{clear}{text}")) {
-            return status;
+            None => {}
         }
-        match options.watch {
-            Some(interval) => sleep(interval),
-            None => return 0,
-        }
+        sleep(interval);
     }
 }
 
-fn render(options: &Options) -> Result<String, String> {
-    let only = match options.reason {
-        None => None,
-        Some(text) => {
-            let (isa, _) = identify(&cpuid).map_err(|error| error.to_string())?;
-            Some(
-                isa.table()
-                    .parse(text)
-                    .ok_or_else(|| format!("{text:?} is neither a number nor an exit reason"))?,
-            )
-        }
+/// Microseconds of the guest's monotonic clock.
+fn microseconds() -> u64 {
+    let time = clock_gettime(ClockId::Monotonic);
+    // The clock begins at zero when the guest boots.
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let rest = u64::try_from(time.tv_nsec).unwrap_or(0) / 1000;
+    seconds.saturating_mul(1_000_000).saturating_add(rest)
+}
+
+fn wanted_reason(options: &Options) -> Result<Option<ExitReason>, String> {
+    let Some(text) = options.reason else {
+        return Ok(None);
     };
-    if options.format == Format::Leaves {
-        return leaves(only).map_err(|error| error.to_string());
-    }
-    let mut snapshot = GuestSnapshot::read(&cpuid, only).map_err(|error| error.to_string())?;
+    let (isa, _) = identify(&cpuid).map_err(|error| error.to_string())?;
+    isa.table()
+        .find(text)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+fn render(
+    mut snapshot: GuestSnapshot,
+    options: &Options,
+    only: Option<ExitReason>,
+) -> Result<String, String> {
     match options.format {
         Format::Json => {
             if !options.all && only.is_none() {
@@ -102,11 +171,14 @@ fn render(options: &Options) -> Result<String, String> {
                 .map(|json| json + "\n")
                 .map_err(|error| error.to_string())
         }
-        _ => Ok(guest_table(
-            &snapshot,
-            options.sort,
-            options.all || only.is_some(),
-        )),
+        _ => {
+            let rows = GuestRows {
+                sort: options.sort,
+                all: options.all || only.is_some(),
+                ticks: options.ticks,
+            };
+            Ok(guest_table(&snapshot, rows))
+        }
     }
 }
 

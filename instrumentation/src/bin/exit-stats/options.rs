@@ -30,6 +30,8 @@ pub struct Options<'a> {
     pub all: bool,
     /// Only this reason.
     pub reason: Option<&'a str>,
+    /// Times in ticks, not in seconds.
+    pub ticks: bool,
     /// How long to wait until the next reading; none means only one.
     pub watch: Option<Duration>,
 }
@@ -52,6 +54,7 @@ pub fn parse<'a>(arguments: &[&'a [u8]]) -> Result<Wish<'a>, String> {
         sort: SortBy::Exits,
         all: false,
         reason: None,
+        ticks: false,
         watch: None,
     };
     let mut rest = arguments.iter().copied().peekable();
@@ -95,7 +98,7 @@ pub fn parse<'a>(arguments: &[&'a [u8]]) -> Result<Wish<'a>, String> {
                     None => Duration::from_secs(1),
                 });
             }
-            b"json" | b"all" => {
+            b"json" | b"all" | b"ticks" => {
                 if let Some(extra) = attached {
                     return Err(format!(
                         "unexpected argument for option '--{option}': {:?}",
@@ -104,6 +107,7 @@ pub fn parse<'a>(arguments: &[&'a [u8]]) -> Result<Wish<'a>, String> {
                 }
                 match name {
                     b"json" => options.format = Format::Json,
+                    b"ticks" => options.ticks = true,
                     _ => options.all = true,
                 }
             }
@@ -125,7 +129,7 @@ fn format_called(name: &str) -> Result<Format, String> {
 fn order_called(name: &str) -> Result<SortBy, String> {
     match name {
         "exits" => Ok(SortBy::Exits),
-        "cycles" => Ok(SortBy::Cycles),
+        "time" | "cycles" => Ok(SortBy::Cycles),
         "number" => Ok(SortBy::Number),
         other => Err(format!("no order is called {other:?}")),
     }
@@ -135,7 +139,14 @@ fn interval(text: &[u8]) -> Result<Duration, String> {
     let seconds: f64 = lossy(text)
         .parse()
         .map_err(|error| format!("cannot parse argument {:?}: {error}", lossy(text)))?;
-    Duration::try_from_secs_f64(seconds).map_err(|_| format!("{seconds} is no number of seconds"))
+    match seconds {
+        // Faster than this it would count little but its own exits.
+        0.01..=86_400.0 => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(format!(
+            "invalid value {:?} for --watch: 0.01 to 86400 seconds are possible",
+            lossy(text)
+        )),
+    }
 }
 
 fn number(text: &[u8]) -> Option<f64> {
@@ -173,7 +184,8 @@ mod tests {
             options("--json --all --sort cycles --").sort,
             SortBy::Cycles
         );
-        assert!(options("--all").all);
+        assert!(options("--all").all && options("--ticks").ticks);
+        assert_eq!(options("--sort time").sort, SortBy::Cycles);
     }
 
     #[test]
@@ -211,7 +223,18 @@ mod tests {
                 "--watch=soon",
                 "cannot parse argument \"soon\": invalid float literal",
             ),
-            ("--watch -1", "-1 is no number of seconds"),
+            (
+                "--watch -1",
+                "invalid value \"-1\" for --watch: 0.01 to 86400 seconds are possible",
+            ),
+            (
+                "--watch 0",
+                "invalid value \"0\" for --watch: 0.01 to 86400 seconds are possible",
+            ),
+            (
+                "--watch=nan",
+                "invalid value \"nan\" for --watch: 0.01 to 86400 seconds are possible",
+            ),
         ] {
             assert_eq!(parsed(line), Err(error.into()), "{line}");
         }
