@@ -50,9 +50,12 @@ pub struct Recording {
 /// Why a file is not a recording, or cannot go on being one.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordingError {
-    /// Reading or writing failed.
-    #[error("Cannot read or write the recording")]
-    Io(#[from] io::Error),
+    /// Reading failed.
+    #[error("Cannot read the recording")]
+    Read(#[source] io::Error),
+    /// Writing failed; what was written before is whole.
+    #[error("Cannot write the recording")]
+    Write(#[source] io::Error),
     /// A line is not what it should be.
     #[error("Line {line} is not part of a recording")]
     Line {
@@ -65,8 +68,8 @@ pub enum RecordingError {
     /// The first line names another format or version.
     #[error("Not a recording of exit statistics in version {VERSION}")]
     Format,
-    /// The VM was rebooted or is another one.
-    #[error("The VM's figures do not go on from the last sample")]
+    /// The VM was rebooted, or counting was switched on or off.
+    #[error(transparent)]
     Delta(#[from] DeltaError),
 }
 
@@ -112,11 +115,13 @@ impl<W: Write> Recorder<W> {
 /// A line is written and flushed whole, so that a killed recorder loses at most
 /// the sample that it was taking.
 fn write_line(out: &mut impl Write, value: &impl Serialize) -> Result<(), RecordingError> {
-    let mut line = serde_json::to_vec(value).map_err(io::Error::from)?;
-    line.push(b'\n');
-    out.write_all(&line)?;
-    out.flush()?;
-    Ok(())
+    let mut write = || {
+        let mut line = serde_json::to_vec(value)?;
+        line.push(b'\n');
+        out.write_all(&line)?;
+        out.flush()
+    };
+    write().map_err(RecordingError::Write)
 }
 
 /// Leaves out what did not move, and the reasons of single vCPUs.
@@ -129,15 +134,28 @@ fn compact(delta: ExitSnapshot) -> ExitSnapshot {
     let mut delta = delta.clone().narrow(&nonzero).unwrap_or(delta);
     for vcpu in &mut delta.vcpus {
         vcpu.reasons = None;
+        vcpu.vmm = None;
     }
     delta
 }
 
 impl Recording {
+    /// Whether a file begins as a recording does.
+    pub fn begins(input: impl BufRead) -> bool {
+        let mut first = String::new();
+        let mut start = input.take(4096);
+        start.read_line(&mut first).is_ok()
+            && serde_json::from_str::<Header>(&first).is_ok_and(|header| header.format == FORMAT)
+    }
+
     /// Reads a recording. A last line that was cut short is left out.
     pub fn read(input: impl BufRead) -> Result<Recording, RecordingError> {
         let mut lines = input.lines();
-        let first = lines.next().transpose()?.ok_or(RecordingError::Format)?;
+        let first = lines
+            .next()
+            .transpose()
+            .map_err(RecordingError::Read)?
+            .ok_or(RecordingError::Format)?;
         let header: Header = serde_json::from_str(&first).map_err(|_| RecordingError::Format)?;
         if header.format != FORMAT || header.version != VERSION {
             return Err(RecordingError::Format);
@@ -145,7 +163,7 @@ impl Recording {
         let mut samples = Vec::new();
         let mut lines = lines.enumerate().peekable();
         while let Some((index, line)) = lines.next() {
-            match serde_json::from_str(&line?) {
+            match serde_json::from_str(&line.map_err(RecordingError::Read)?) {
                 Ok(sample) => samples.push(sample),
                 Err(source) if source.is_eof() && lines.peek().is_none() => {}
                 Err(source) => {
