@@ -53,7 +53,8 @@ pub fn show(site: &Site) -> Result<()> {
     print_part(&serial, "@part cpuid\n", "@part reader", "")?;
     print_part(&serial, "@part reader\n", "@part end", "")?;
     machine.must("PUT", "/api/v1/vm.pause", None)?;
-    section("The same, as the operator reads them: ch-remote exit-stats")?;
+    section("The operator reads them, the VM paused: ch-remote exit-stats")?;
+    println!("(More than above: the guest's reading and printing of that exited too.)\n");
     print!("{}", machine.ch_remote_text(&["exit-stats"])?);
     section("And over REST: GET /exit-stats?nonzero=true, its beginning")?;
     let body = machine.must("GET", "/exit-stats?nonzero=true", None)?.body;

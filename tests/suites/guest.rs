@@ -82,7 +82,8 @@ fn reader_goes_on_and_says_what_is_wrong_in_one_line(site: &Site) -> Result<()> 
          exit-stats --watch 0.1 | head -4; echo '@tables'\n\
          exit-stats --reason NOBODY 2>&1; echo \"@wrong $?\"\n\
          exit-stats --reason 0x1000a 2>&1; echo \"@undefined $?\"\n\
-         exit-stats --everything 2>&1; echo \"@usage $?\"\n"
+         exit-stats --everything 2>&1; echo \"@usage $?\"\n\
+         exit-stats --watch 0 2>&1; echo \"@zero $?\"\n"
     );
     let serial = printed(site, &script, Cpio::new())?;
     let readings: Vec<u64> = between(&serial, guest::UP, "@watched")?
@@ -90,14 +91,21 @@ fn reader_goes_on_and_says_what_is_wrong_in_one_line(site: &Site) -> Result<()> 
         .filter(|line| line.starts_with('{'))
         .map(|line| exits(line, cpuid))
         .collect::<Result<_>>()?;
+    // Each interval has the CPUIDs of one reading: the leaf that says what this is,
+    // two of the reason, two of the totals.
     ensure!(
-        readings.len() == 3 && readings.is_sorted_by(|a, b| a < b),
-        "Every question is an exit, so three readings grow: {readings:?}"
+        readings.len() == 3 && readings.iter().all(|&exits| exits == 5),
+        "Every question is an exit, so each interval has five: {readings:?}"
     );
     let table = between(&serial, "@watched", "@tables")?;
     ensure!(
-        table.contains("Reason") && !table.contains('\x1b'),
-        "Into a pipe a table goes as it is: {table:?}"
+        table.contains("Exits/s") && table.contains(" s (1 vCPU") && !table.contains('\x1b'),
+        "Into a pipe a table of the interval goes as it is: {table:?}"
+    );
+    let refused = between(&serial, "@usage", "@zero")?;
+    ensure!(
+        refused.contains("0.01 to 86400 seconds are possible") && serial.contains("@zero 2"),
+        "An interval of nothing is refused: {refused:?}"
     );
     for (from, to, status) in [
         ("@tables", "@wrong ", 1),

@@ -23,6 +23,8 @@ pub const SUITE: Suite = Suite {
         modules_stay_while_a_vm_lives,
         counts_start_from_zero_when_modules_come_back,
         accounting_that_is_off_at_load_counts_nothing_until_switched_on,
+        every_view_says_that_counting_is_off_while_it_is,
+        a_vm_booted_while_counting_was_off_is_judged_at_each_reading,
         leaves_that_are_off_at_load_are_kvms_own,
         parameter_that_can_only_be_read_is_ignored_at_load,
         modules_of_two_builds_do_not_mix,
@@ -166,6 +168,120 @@ fn accounting_that_is_off_at_load_counts_nothing_until_switched_on(site: &Site) 
     ensure!(
         table.exits == table.own && table.life() > 0,
         "Switched on: {table:?}"
+    );
+    Ok(())
+}
+
+/// Counting, off until this ends.
+struct CountingOff;
+
+impl CountingOff {
+    fn now() -> Result<Self> {
+        switch_counting("0")?;
+        Ok(CountingOff)
+    }
+}
+
+impl Drop for CountingOff {
+    fn drop(&mut self) {
+        if let Err(error) = switch_counting("1") {
+            println!("Counting is not on again: {error:#}");
+        }
+    }
+}
+
+fn switch_counting(value: &str) -> Result<()> {
+    fs::write("/sys/module/kvm/parameters/exit_stats", value).context("Cannot switch counting")
+}
+
+/// Every view while counting is off: none shows counters that stand still.
+fn says_that_counting_is_off(machine: &Machine, earlier: &str) -> Result<()> {
+    let shown = machine.ch_remote_text(&["exit-stats"])?;
+    ensure!(
+        shown.contains("Counting is off") && !shown.contains("CPUID  "),
+        "While it is off:\n{shown}"
+    );
+    let body = machine.must("GET", "/exit-stats", None)?.json()?;
+    let (exits, own) = (&body["totals"]["exits"], &body["totals"]["kvm_exits"]);
+    ensure!(
+        body["reasons"].is_null() && body["source"] == "kvm" && exits == own,
+        "While it is off: {body}"
+    );
+    let metrics = machine.must("GET", "/metrics", None)?.body;
+    ensure!(
+        !metrics.contains("kvm_exits_total{") && metrics.contains("kvm_vcpu_exits_total{"),
+        "While it is off:\n{metrics}"
+    );
+    let difference = machine.ch_remote(&["exit-stats", "--since", earlier])?;
+    let said = String::from_utf8_lossy(&difference.stderr).into_owned();
+    ensure!(
+        !difference.status.success() && said.contains("switched on or off"),
+        "A difference over the switch: {said:?}"
+    );
+    Ok(())
+}
+
+fn every_view_says_that_counting_is_off_while_it_is(site: &Site) -> Result<()> {
+    let machine = site.boot_tiny(&Program::new().ask_for_ever())?;
+    let earlier = site.fresh_dir()?.join("earlier.json");
+    let json = machine.ch_remote_text(&["exit-stats", "--format", "json"])?;
+    fs::write(&earlier, json).context("Cannot write a snapshot")?;
+    let earlier = earlier.to_string_lossy().into_owned();
+    let since = |machine: &Machine| machine.ch_remote(&["exit-stats", "--since", &earlier]);
+    let difference = String::from_utf8_lossy(&since(&machine)?.stdout).into_owned();
+    ensure!(
+        difference.contains("Exits/s") && difference.contains("CPUID"),
+        "A difference:\n{difference}"
+    );
+
+    let off = CountingOff::now()?;
+    std::thread::sleep(Duration::from_millis(300));
+    says_that_counting_is_off(&machine, &earlier)?;
+    drop(off);
+    let body = machine.must("GET", "/exit-stats", None)?.json()?;
+    ensure!(
+        body["totals"]["uncounted_exits"].as_u64() > Some(0) && body["reasons"].is_array(),
+        "After it was off: {}",
+        body["totals"]
+    );
+    let shown = machine.ch_remote_text(&["exit-stats"])?;
+    ensure!(
+        shown.contains("were not counted by reason") && shown.contains("CPUID"),
+        "After it was off:\n{shown}"
+    );
+
+    // Another boot on the same socket: its counters may be above the earlier ones.
+    machine.must("PUT", "/api/v1/vm.reboot", None)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let refused = since(&machine)?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(
+        !refused.status.success() && said.contains("different boots"),
+        "A difference of two boots: {said:?}"
+    );
+    machine.must("PUT", "/api/v1/vm.shutdown", None)?;
+    let shown = machine.ch_remote_text(&["exit-stats"])?;
+    ensure!(
+        shown.contains("The VM has ended"),
+        "After its end:\n{shown}"
+    );
+    Ok(())
+}
+
+fn a_vm_booted_while_counting_was_off_is_judged_at_each_reading(site: &Site) -> Result<()> {
+    let off = CountingOff::now()?;
+    let machine = site.boot_tiny(&Program::new().ask_for_ever())?;
+    let shown = machine.ch_remote_text(&["exit-stats"])?;
+    ensure!(
+        shown.contains("Counting is off"),
+        "Booted while off:\n{shown}"
+    );
+    drop(off);
+    std::thread::sleep(Duration::from_millis(200));
+    let shown = machine.ch_remote_text(&["exit-stats"])?;
+    ensure!(
+        shown.contains("CPUID") && shown.contains("were not counted by reason"),
+        "Booted while off, then on:\n{shown}"
     );
     Ok(())
 }

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use instrumentation::snapshot::{ExitSnapshot, Query};
+use instrumentation::encode::notes;
+use instrumentation::snapshot::{DeltaError, ExitSnapshot, Query};
 
 use super::exit_stats::{Format, ReadError, Render, read};
 use super::output::{Failure, print};
@@ -24,7 +25,8 @@ pub fn on_screen(client: &Client, query: String, interval: Duration) -> Result<(
     .map_err(|error| Failure::Line(format!("Cannot use the terminal: {error}")))
 }
 
-/// Prints what happened in each interval until the VM or the reader is gone.
+/// Prints what happened in each interval until the VMM or the reader is gone. A VM
+/// that does not run, or no longer, is waited for.
 pub fn as_lines(
     client: &Client,
     narrow: &Query,
@@ -32,35 +34,59 @@ pub fn as_lines(
     render: &Render<'_>,
 ) -> Result<(), Failure> {
     let start = Instant::now();
-    let mut last = read(client, "")?.snapshot;
-    let mut last_at = start;
-    let mut next = start + interval;
+    let mut next = start;
     let mut headed = false;
+    let mut said = None;
+    let mut say = |what: Option<&'static str>| {
+        if let (Some(what), true) = (what, said != what) {
+            eprintln!("{what}");
+        }
+        said = what;
+    };
+    let mut last: Option<(ExitSnapshot, Instant)> = None;
     loop {
         // Against a fixed schedule, so that the work between does not add up.
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         next = (next + interval).max(Instant::now());
         let now = Instant::now();
         let current = match read(client, "") {
+            Ok(reading) if reading.snapshot.ended => {
+                say(Some("The VM has ended: waiting for its next boot"));
+                last = None;
+                continue;
+            }
             Ok(reading) => reading.snapshot,
-            // The VM or its VMM ended, which is how a watch ends.
-            Err(ReadError::Client(_) | ReadError::Refused(_)) => {
-                eprintln!("The VM is gone.");
+            Err(error) if error.is_not_booted() => {
+                say(Some("The VM is not running: waiting for its boot"));
+                last = None;
+                continue;
+            }
+            // The VMM ended, which is how a watch ends.
+            Err(ReadError::Client(_)) => {
+                eprintln!("The VMM is gone.");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        let delta = match current.since(&last) {
+        say(None);
+        let Some((before, before_at)) = last.replace((current.clone(), now)) else {
+            continue;
+        };
+        let delta = match current.since(&before) {
             Ok(delta) => delta,
+            Err(DeltaError::Switched) => {
+                eprintln!("Counting was switched on or off: rates begin anew.");
+                continue;
+            }
             Err(_) => {
-                eprintln!("The VM was booted again; counting starts anew.");
-                current.clone()
+                eprintln!("The VM was booted again: counting begins anew.");
+                continue;
             }
         };
         let delta = delta
             .narrow(narrow)
             .map_err(|error| Failure::from_error(&error))?;
-        let seconds = (now - last_at).as_secs_f64();
+        let seconds = (now - before_at).as_secs_f64();
         let text = match render.format() {
             Format::Table => line((now - start).as_secs_f64(), seconds, &delta, render),
             _ => render.snapshot(&delta)?,
@@ -72,8 +98,6 @@ pub fn as_lines(
         };
         print(&text[heading..])?;
         headed = true;
-        last = current;
-        last_at = now;
     }
 }
 
@@ -98,6 +122,9 @@ fn line(at: f64, seconds: f64, delta: &ExitSnapshot, render: &Render<'_>) -> Str
         }
         (None, Some(why)) => text.push_str(&format!("  ({why})")),
         (None, None) => {}
+    }
+    for note in notes(delta) {
+        text.push_str(&format!("  ({note})"));
     }
     text.push('\n');
     text

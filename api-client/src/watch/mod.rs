@@ -16,6 +16,10 @@ use std::time::{Duration, Instant};
 
 use instrumentation::snapshot::ExitSnapshot;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
+use ratatui::crossterm::execute;
+use ratatui::crossterm::terminal::{Clear, ClearType, EnterAlternateScreen};
+use ratatui::layout::Rect;
+use ratatui::{TerminalOptions, Viewport};
 
 /// How long a key may wait for the screen.
 const TICK: Duration = Duration::from_millis(50);
@@ -39,10 +43,32 @@ pub fn run(
                 std::thread::sleep(interval);
             }
         })?;
-    let mut terminal = ratatui::try_init()?;
+    let mut terminal = init()?;
     let outcome = watch(&mut terminal, &mut Model::new(vm), &readings);
     ratatui::try_restore()?;
     outcome
+}
+
+/// A serial line does not say how large the terminal at its other end is.
+const UNKNOWN_SIZE: Rect = Rect::new(0, 0, 80, 24);
+
+fn init() -> io::Result<ratatui::DefaultTerminal> {
+    let (columns, rows) = ratatui::crossterm::terminal::size()?;
+    match viewport(columns, rows) {
+        Viewport::Fullscreen => ratatui::try_init(),
+        viewport => {
+            let terminal = ratatui::try_init_with_options(TerminalOptions { viewport })?;
+            execute!(io::stdout(), EnterAlternateScreen, Clear(ClearType::All))?;
+            Ok(terminal)
+        }
+    }
+}
+
+fn viewport(columns: u16, rows: u16) -> Viewport {
+    match columns == 0 || rows == 0 {
+        true => Viewport::Fixed(UNKNOWN_SIZE),
+        false => Viewport::Fullscreen,
+    }
 }
 
 fn watch(

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use instrumentation::snapshot::{ExitSnapshot, ReasonCounters, Totals};
+use instrumentation::snapshot::{DeltaError, ExitSnapshot, ReasonCounters, Totals};
 
 /// Points of a sparkline.
 pub const HISTORY: usize = 60;
@@ -97,6 +97,8 @@ pub struct Model {
     pub selected: usize,
     /// Why the last reading failed.
     pub error: Option<String>,
+    /// What broke the series of readings last: a reboot or a switch.
+    pub broken: Option<&'static str>,
 }
 
 /// What a key asks the loop to do.
@@ -125,12 +127,23 @@ impl Model {
             opened: false,
             selected: 0,
             error: None,
+            broken: None,
         }
     }
 
     /// The newest figures.
     pub fn latest(&self) -> Option<&ExitSnapshot> {
         self.latest.as_ref()
+    }
+
+    /// Why the counters shown are not those of this moment, if they are not.
+    pub fn not_current(&self) -> Option<&'static str> {
+        match &self.latest {
+            Some(latest) if latest.ended => Some("ENDED: last counters"),
+            Some(_) if self.error.is_some() => Some("NOT CURRENT: no answer"),
+            Some(_) if self.frozen => Some("FROZEN"),
+            _ => None,
+        }
     }
 
     /// What happened in the last interval, and its length in seconds.
@@ -152,22 +165,30 @@ impl Model {
             }
         };
         self.error = None;
-        let delta = self
-            .latest
-            .as_ref()
-            .and_then(|last| snapshot.since(last).ok());
+        let delta = self.latest.as_ref().map(|last| snapshot.since(last));
         let chosen = self.chosen();
         match (delta, self.read_at) {
-            (Some(delta), Some(before)) => {
+            (Some(Ok(delta)), Some(before)) => {
+                self.broken = None;
                 let elapsed = at.saturating_duration_since(before);
                 self.advance(&delta, elapsed.as_secs_f64());
             }
-            // The first reading, or the VM was rebooted: rates begin anew.
-            _ => {
+            // The first reading, another boot, or counting was switched: rates
+            // begin anew.
+            (delta, _) => {
+                self.broken = match delta {
+                    Some(Err(DeltaError::Switched)) => Some("counting was switched"),
+                    Some(Err(_)) => Some("the VM was booted again"),
+                    _ => None,
+                };
                 self.interval = None;
                 self.rates.clear();
                 self.histories.clear();
             }
+        }
+        if snapshot.ended {
+            self.interval = None;
+            self.rates.clear();
         }
         self.latest = Some(snapshot);
         self.read_at = Some(at);

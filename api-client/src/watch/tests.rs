@@ -62,7 +62,11 @@ fn symbols(model: &Model) -> Vec<String> {
 }
 
 fn screen(model: &Model) -> String {
-    let mut terminal = Terminal::new(TestBackend::new(100, 18)).unwrap();
+    screen_of(model, 100, 18)
+}
+
+fn screen_of(model: &Model, columns: u16, rows: u16) -> String {
+    let mut terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
     terminal
         .draw(|frame| draw(frame, model, Palette::monochrome()))
         .unwrap();
@@ -157,6 +161,120 @@ fn an_opened_reason_shows_the_devices_behind_it() {
         "{screen}"
     );
     assert!(screen.contains("by vCPU  0: 90"), "{screen}");
+}
+
+/// Figures with as many digits as a long-lived machine has.
+fn large_model() -> Model {
+    let rows = |factor: u64| -> Vec<(usize, u64)> {
+        [
+            (1, 7),
+            (10, 31),
+            (30, 4),
+            (48, 19),
+            (49, 5),
+            (32, 23),
+            (7, 3),
+        ]
+        .map(|(slot, weight)| (slot, weight * factor + slot as u64))
+        .to_vec()
+    };
+    let mut model = Model::new("/run/vms/a-machine-with-a-long-name.sock");
+    model.update(Ok(snapshot(&rows(123_456_789))), at(0));
+    model.update(Ok(snapshot(&rows(123_987_654))), at(1));
+    model
+}
+
+/// Each number on a narrow screen is one that stands on the widest, whole.
+#[test]
+fn columns_are_left_out_whole_and_digits_never() {
+    let words = |screen: &str| -> Vec<String> {
+        screen
+            .lines()
+            .flat_map(|line| line.trim_matches('"').split_whitespace())
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut model = large_model();
+    for opened in [false, true] {
+        model.opened = opened;
+        let wide = words(&screen_of(&model, 300, 24));
+        for columns in 20..=200 {
+            let narrow = screen_of(&model, columns, 24);
+            for word in words(&narrow) {
+                let is_number = word.starts_with(|c: char| c.is_ascii_digit());
+                assert!(
+                    !is_number || wide.contains(&word),
+                    "{columns}: {word}\n{narrow}"
+                );
+            }
+            if columns >= 40 {
+                for whole in ["EXTERNAL_INTERRUPT", "MSR_WRITE", "Exits/s"] {
+                    assert!(narrow.contains(whole), "{columns}: {whole}\n{narrow}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_long_list_scrolls_to_what_is_selected() {
+    let mut model = large_model();
+    let last = symbols(&model).last().unwrap().clone();
+    assert!(!screen_of(&model, 80, 9).contains(&last));
+    for _ in 0..10 {
+        model.key(Key::Down);
+    }
+    assert!(screen_of(&model, 80, 9).contains(&last));
+}
+
+#[test]
+fn a_terminal_that_does_not_say_its_size_is_taken_as_80_by_24() {
+    assert_eq!(viewport(0, 0), Viewport::Fixed(Rect::new(0, 0, 80, 24)));
+    assert_eq!(viewport(80, 0), Viewport::Fixed(Rect::new(0, 0, 80, 24)));
+    assert_eq!(viewport(132, 50), Viewport::Fullscreen);
+}
+
+/// Everything that makes counters old or incomplete, at every width.
+#[test]
+fn what_is_not_current_says_so_at_any_width() {
+    let counting = |boot_id: &str, rows: &[(usize, u64)]| ExitSnapshot {
+        boot_id: Some(boot_id.into()),
+        ..snapshot(rows)
+    };
+    let off = || {
+        let mut off = counting("a", &[(10, 110)]);
+        off.source = instrumentation::snapshot::Source::Kvm;
+        off.unavailable = Some("Counting is off".into());
+        off.isa = None;
+        off.reasons = None;
+        off
+    };
+    let ended = ExitSnapshot {
+        ended: true,
+        ..counting("a", &[(10, 120)])
+    };
+    let cases = [
+        (Ok(off()), "Counting is off"),
+        (Ok(ended), "ENDED"),
+        (Err("Cannot connect".to_owned()), "NOT CURRENT"),
+        (Ok(counting("b", &[(10, 500)])), "Rates begin anew"),
+    ];
+    for (reading, says) in cases {
+        let mut model = Model::new("vm.sock");
+        model.update(Ok(counting("a", &[(10, 100)])), at(0));
+        model.update(Ok(counting("a", &[(10, 110)])), at(1));
+        model.update(reading, at(2));
+        for columns in 40..=120 {
+            let screen = screen_of(&model, columns, 24);
+            assert!(screen.contains(says), "{columns}: {says}\n{screen}");
+        }
+        model.update(Ok(off()), at(3));
+        model.update(Ok(counting("a", &[(10, 130)])), at(4));
+        assert!(screen(&model).contains("counting was switched"));
+    }
+    let mut frozen = large_model();
+    frozen.key(Key::Char('f'));
+    assert!(screen_of(&frozen, 40, 24).contains("FROZEN"));
 }
 
 #[test]

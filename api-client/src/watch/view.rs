@@ -1,13 +1,14 @@
 //! Draws the live view.
 
-use instrumentation::snapshot::{DeviceExits, ExitSnapshot};
+use instrumentation::encode::{TimeUnit, notes};
+use instrumentation::snapshot::{DeviceExits, ExitSnapshot, Totals};
 use instrumentation::table::{ExitReason, Isa};
 use instrumentation::user_exit::UserExitKind;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
-use ratatui::text::{Line, Span};
-use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table, TableState};
+use ratatui::text::Line;
+use ratatui::widgets::{Cell, Paragraph, Row as TableRow, Table, TableState, Wrap};
 
 use super::model::{Model, Row};
 
@@ -45,59 +46,85 @@ pub fn draw(frame: &mut Frame, model: &Model, palette: Palette) {
     let detail = if model.opened { 10 } else { 0 };
     let [title, split, table, opened, status] = Layout::vertical([
         Constraint::Length(1),
-        Constraint::Length(2),
+        Constraint::Length(3),
         Constraint::Min(3),
         Constraint::Length(detail),
         Constraint::Length(1),
     ])
     .areas(frame.area());
-    frame.render_widget(title_line(model), title);
-    frame.render_widget(split_line(model), split);
+    frame.render_widget(title_line(model, title.width), title);
+    frame.render_widget(split_lines(model, split.width), split);
     let rows = model.rows();
     draw_table(frame, table, model, &rows, palette);
     if let (true, Some(row), Some(latest)) =
         (model.opened, rows.get(model.selected), model.latest())
     {
-        frame.render_widget(detail_lines(row, latest), opened);
+        frame.render_widget(detail_lines(row, latest, opened.width), opened);
     }
-    frame.render_widget(status_line(model, palette), status);
+    frame.render_widget(status_line(model, palette, status.width), status);
 }
 
-fn title_line(model: &Model) -> Paragraph<'_> {
-    let text = match model.latest() {
-        None => format!("{}  waiting for figures", model.vm),
+fn title_line(model: &Model, width: u16) -> Paragraph<'_> {
+    let mut parts = Vec::new();
+    // What is not current says so first, where it is never left out.
+    parts.extend(model.not_current().map(String::from));
+    match model.latest() {
+        None => parts.push("waiting for figures".into()),
         Some(latest) => {
             let isa = latest.isa.map_or("KVM", |isa| match isa {
                 Isa::Vmx => "VMX",
                 Isa::Svm => "SVM",
             });
-            let rate = match model.interval() {
-                Some((totals, seconds)) if seconds > 0.0 => {
-                    format!("  {}/s", figure(totals.exits as f64 / seconds))
-                }
-                _ => String::new(),
-            };
-            format!(
-                "{}  {isa}, vCPUs: {}  exits: {}{rate}",
-                model.vm,
-                latest.vcpus.len(),
-                latest.totals.exits
-            )
+            if let Some((totals, seconds)) = model.interval()
+                && seconds > 0.0
+            {
+                parts.push(format!("{}/s", number(totals.exits as f64 / seconds)));
+            }
+            parts.push(format!("exits: {}", latest.totals.exits));
+            parts.push(format!("{isa}, vCPUs: {}", latest.vcpus.len()));
         }
-    };
-    Paragraph::new(text).style(Style::new().add_modifier(Modifier::BOLD))
+    }
+    parts.push(model.vm.clone());
+    Paragraph::new(joined(&parts, "  ", width)).style(Style::new().add_modifier(Modifier::BOLD))
 }
 
-fn split_line(model: &Model) -> Paragraph<'_> {
-    let unavailable = model
-        .latest()
-        .and_then(|latest| latest.unavailable.as_ref());
-    if let Some(why) = unavailable {
-        return Paragraph::new(format!("No figures by reason: {why}"));
+/// As many whole parts as fit, from the first one on; a mark for the rest.
+fn joined(parts: &[String], between: &str, width: u16) -> String {
+    let width = usize::from(width);
+    let mut text = String::new();
+    for (index, part) in parts.iter().enumerate() {
+        let between = if index == 0 { "" } else { between };
+        let rest = if index + 1 < parts.len() { 2 } else { 0 };
+        let length = text.chars().count() + between.len() + part.chars().count();
+        if length + rest > width {
+            if text.chars().count() + 2 <= width {
+                text.push_str(" …");
+            }
+            break;
+        }
+        text.push_str(between);
+        text.push_str(part);
     }
-    let Some((totals, _)) = model.interval() else {
-        return Paragraph::new("");
-    };
+    text
+}
+
+fn split_lines(model: &Model, width: u16) -> Paragraph<'static> {
+    let mut lines = Vec::new();
+    let latest = model.latest();
+    if let Some(why) = latest.and_then(|latest| latest.unavailable.as_ref()) {
+        lines.push(format!("No exits by reason: {why}"));
+    } else {
+        if let Some((totals, _)) = model.interval() {
+            lines.push(joined(&time_split(&totals), "  ", width));
+        }
+        lines.extend(latest.into_iter().flat_map(notes));
+        lines.extend(model.broken.map(|what| format!("Rates begin anew: {what}")));
+    }
+    let lines: Vec<Line> = lines.into_iter().map(Line::from).collect();
+    Paragraph::new(lines).wrap(Wrap { trim: true })
+}
+
+fn time_split(totals: &Totals) -> Vec<String> {
     let parts = [
         ("guest", totals.guest_cycles),
         ("KVM", totals.cycles),
@@ -106,58 +133,76 @@ fn split_line(model: &Model) -> Paragraph<'_> {
         ("preempted", totals.preempted_cycles),
     ];
     let sum: u64 = parts.iter().filter_map(|(_, ticks)| *ticks).sum();
-    let texts: Vec<String> = parts
-        .iter()
-        .map(|(name, ticks)| {
-            let share = ticks.unwrap_or(0) as f64 * 100.0 / sum.max(1) as f64;
-            format!("{name} {share:.1} %")
-        })
-        .collect();
-    Paragraph::new(format!("Time: {}", texts.join("  ")))
+    let mut texts = vec!["Time:".to_owned()];
+    texts.extend(parts.iter().map(|(name, ticks)| {
+        let share = ticks.unwrap_or(0) as f64 * 100.0 / sum.max(1) as f64;
+        format!("{name} {share:.1} %")
+    }));
+    texts
+}
+
+/// A column of the table; `rank` says which goes first where there is no room: the
+/// highest.
+struct Column {
+    heading: String,
+    cells: Vec<String>,
+    rank: u8,
+    right: bool,
+}
+
+impl Column {
+    fn numbers(heading: impl Into<String>, rank: u8, cells: Vec<String>) -> Column {
+        Column {
+            heading: heading.into(),
+            cells,
+            rank,
+            right: true,
+        }
+    }
+
+    fn words(heading: &str, rank: u8, cells: Vec<String>) -> Column {
+        Column {
+            heading: heading.into(),
+            cells,
+            rank,
+            right: false,
+        }
+    }
+
+    fn width(&self) -> usize {
+        let cells = self.cells.iter().chain([&self.heading]);
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    }
+}
+
+/// Leaves out whole columns until the others fit: a number is never cut.
+fn fitting(mut columns: Vec<Column>, width: u16) -> Vec<Column> {
+    let needed = |columns: &[Column]| {
+        columns.iter().map(Column::width).sum::<usize>() + columns.len().saturating_sub(1)
+    };
+    while columns.len() > 1 && needed(&columns) > usize::from(width) {
+        let last = (0..columns.len()).max_by_key(|&index| columns[index].rank);
+        columns.remove(last.unwrap_or(0));
+    }
+    columns
 }
 
 fn draw_table(frame: &mut Frame, area: Rect, model: &Model, rows: &[Row], palette: Palette) {
-    let latest = model.latest();
-    let exits = latest.map_or(0, |latest| latest.totals.exits).max(1) as f64;
-    let cycles = latest
-        .and_then(|latest| latest.totals.cycles)
-        .unwrap_or(0)
-        .max(1) as f64;
-    let header = TableRow::new([
-        right("#"),
-        Cell::new("Reason"),
-        right("Rate/s"),
-        right("Exits"),
-        right("Exits%"),
-        right("Time%"),
-        right("Avg"),
-        Cell::new("History"),
-    ])
-    .style(palette.foreground(Color::Cyan).add_modifier(Modifier::BOLD));
-    let lines = rows.iter().map(|row| {
-        let counters = &row.reason.counters;
-        let average = counters.cycles.checked_div(counters.exits).unwrap_or(0);
-        TableRow::new([
-            right(&row.reason.label(latest.and_then(|latest| latest.isa))),
-            Cell::new(row.reason.symbol.to_string()),
-            right(&figure(row.rate)),
-            right(&counters.exits.to_string()),
-            right(&format!("{:.1}", counters.exits as f64 * 100.0 / exits)),
-            right(&format!("{:.1}", counters.cycles as f64 * 100.0 / cycles)),
-            right(&average.to_string()),
-            Cell::new(sparkline(&row.history)).style(palette.foreground(Color::Green)),
-        ])
+    let columns = fitting(reason_columns(model, rows), area.width);
+    let header = TableRow::new(columns.iter().map(|column| cell(column, &column.heading)))
+        .style(palette.foreground(Color::Cyan).add_modifier(Modifier::BOLD));
+    let lines = (0..rows.len()).map(|index| {
+        TableRow::new(columns.iter().map(|column| {
+            let cell = cell(column, &column.cells[index]);
+            match column.heading.as_str() {
+                HISTORY => cell.style(palette.foreground(Color::Green)),
+                _ => cell,
+            }
+        }))
     });
-    let widths = [
-        Constraint::Length(5),
-        Constraint::Length(22),
-        Constraint::Length(9),
-        Constraint::Length(11),
-        Constraint::Length(6),
-        Constraint::Length(6),
-        Constraint::Length(9),
-        Constraint::Length(SPARKLINE as u16),
-    ];
+    let widths = columns
+        .iter()
+        .map(|column| Constraint::Length(u16::try_from(column.width()).unwrap_or(u16::MAX)));
     let table = Table::new(lines, widths)
         .header(header)
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED));
@@ -165,8 +210,66 @@ fn draw_table(frame: &mut Frame, area: Rect, model: &Model, rows: &[Row], palett
     frame.render_stateful_widget(table, area, &mut state);
 }
 
+const HISTORY: &str = "History";
+
+fn reason_columns(model: &Model, rows: &[Row]) -> Vec<Column> {
+    let latest = model.latest();
+    let isa = latest.and_then(|latest| latest.isa);
+    let tsc_khz = latest.map_or(0, |latest| latest.tsc_khz);
+    let exits = latest.map_or(0, |latest| latest.totals.exits).max(1) as f64;
+    let cycles = latest
+        .and_then(|latest| latest.totals.cycles)
+        .unwrap_or(0)
+        .max(1) as f64;
+    let average = |row: &Row| {
+        let counters = &row.reason.counters;
+        counters.cycles.checked_div(counters.exits).unwrap_or(0)
+    };
+    let unit = TimeUnit::for_column(rows.iter().map(average).max().unwrap_or(0), tsc_khz, false);
+    let cells = |cell: &dyn Fn(&Row) -> String| rows.iter().map(cell).collect::<Vec<_>>();
+    let percent = |part: u64, whole: f64| format!("{:.1}", part as f64 * 100.0 / whole);
+    vec![
+        Column::numbers("#", 5, cells(&|row| row.reason.label(isa))),
+        Column::words("Reason", 0, cells(&|row| row.reason.symbol.to_string())),
+        Column::numbers("Exits/s", 1, cells(&|row| number(row.rate))),
+        Column::numbers(
+            "Exits",
+            2,
+            cells(&|row| row.reason.counters.exits.to_string()),
+        ),
+        Column::numbers(
+            "Exits%",
+            6,
+            cells(&|row| percent(row.reason.counters.exits, exits)),
+        ),
+        Column::numbers(
+            "Kernel%",
+            3,
+            cells(&|row| percent(row.reason.counters.cycles, cycles)),
+        ),
+        Column::numbers(
+            unit.heading("Avg"),
+            4,
+            cells(&|row| unit.cell(average(row))),
+        ),
+        Column::words(HISTORY, 7, cells(&|row| sparkline(&row.history))),
+    ]
+}
+
+fn cell(column: &Column, text: &str) -> Cell<'static> {
+    let line = Line::from(text.to_string());
+    Cell::new(if column.right {
+        line.right_aligned()
+    } else {
+        line
+    })
+}
+
+/// Devices that an opened reason shows.
+const DEVICES: usize = 6;
+
 /// The devices behind a reason and its share on each vCPU.
-fn detail_lines(row: &Row, latest: &ExitSnapshot) -> Paragraph<'static> {
+fn detail_lines(row: &Row, latest: &ExitSnapshot, width: u16) -> Paragraph<'static> {
     let mut lines = vec![Line::styled(
         format!("{}: devices in user space", row.reason.name),
         Style::new().add_modifier(Modifier::BOLD),
@@ -175,30 +278,67 @@ fn detail_lines(row: &Row, latest: &ExitSnapshot) -> Paragraph<'static> {
     devices.sort_by_key(|(_, device)| std::cmp::Reverse(device.exits));
     if devices.is_empty() {
         lines.push(Line::from("  none: KVM serves this reason itself"));
+    } else {
+        lines.extend(device_lines(&devices, width));
     }
-    for (kind, device) in devices.into_iter().take(6) {
-        let microseconds = device.nanoseconds / 1000;
-        lines.push(Line::from(format!(
-            "  {:<16} {:<12} {:<10} {} B  {:>10} exits  {:>10} us",
-            device.id,
-            device.address.as_deref().unwrap_or(""),
-            kind.as_str(),
-            device.size,
-            device.exits,
-            microseconds
-        )));
-    }
-    let vcpus: Vec<String> = latest
-        .vcpus
-        .iter()
-        .filter_map(|vcpu| {
-            let reasons = vcpu.reasons.as_ref()?;
-            let own = reasons.iter().find(|own| own.number == row.reason.number)?;
-            Some(format!("{}: {}", vcpu.id, own.counters.exits))
+    let mut vcpus = vec!["  by vCPU".to_owned()];
+    vcpus.extend(latest.vcpus.iter().filter_map(|vcpu| {
+        let reasons = vcpu.reasons.as_ref()?;
+        let own = reasons.iter().find(|own| own.number == row.reason.number)?;
+        Some(format!("{}: {}", vcpu.id, own.counters.exits))
+    }));
+    lines.push(Line::from(joined(&vcpus, "  ", width)));
+    Paragraph::new(lines)
+}
+
+fn device_lines(devices: &[(UserExitKind, &DeviceExits)], width: u16) -> Vec<Line<'static>> {
+    let shown = &devices[..devices.len().min(DEVICES)];
+    let most = shown.iter().map(|(_, device)| device.nanoseconds).max();
+    // A clock of a GHz ticks in nanoseconds.
+    let unit = TimeUnit::for_column(most.unwrap_or(0), 1_000_000, false);
+    let cells = |cell: &dyn Fn(UserExitKind, &DeviceExits) -> String| {
+        shown
+            .iter()
+            .map(|(kind, device)| cell(*kind, device))
+            .collect::<Vec<_>>()
+    };
+    let columns = vec![
+        Column::words("", 0, cells(&|_, device| format!("  {}", device.id))),
+        Column::words(
+            "",
+            2,
+            cells(&|_, device| device.address.clone().unwrap_or_default()),
+        ),
+        Column::words("", 3, cells(&|kind, _| kind.as_str().to_owned())),
+        Column::numbers("", 5, cells(&|_, device| format!("{} B", device.size))),
+        Column::numbers("", 1, cells(&|_, device| format!("{} exits", device.exits))),
+        Column::numbers(
+            "",
+            4,
+            cells(&|_, device| unit.with_name(device.nanoseconds)),
+        ),
+    ];
+    let columns = fitting(columns, width);
+    let mut lines: Vec<Line> = (0..shown.len())
+        .map(|index| {
+            let mut text = String::new();
+            for column in &columns {
+                let (cell, width) = (&column.cells[index], column.width());
+                match column.right {
+                    true => text.push_str(&format!("{cell:>width$} ")),
+                    false => text.push_str(&format!("{cell:<width$} ")),
+                }
+            }
+            Line::from(text.trim_end().to_owned())
         })
         .collect();
-    lines.push(Line::from(format!("  by vCPU  {}", vcpus.join("  "))));
-    Paragraph::new(lines)
+    if devices.len() > shown.len() {
+        lines.push(Line::from(format!(
+            "  {} more",
+            devices.len() - shown.len()
+        )));
+    }
+    lines
 }
 
 /// Accesses that reach user space through a reason.
@@ -216,7 +356,7 @@ fn devices_behind(number: Option<u32>, latest: &ExitSnapshot) -> Vec<(UserExitKi
         .collect()
 }
 
-fn status_line(model: &Model, palette: Palette) -> Paragraph<'_> {
+fn status_line(model: &Model, palette: Palette, width: u16) -> Paragraph<'_> {
     if let Some(error) = &model.error {
         return Paragraph::new(error.as_str()).style(palette.foreground(Color::Red));
     }
@@ -225,24 +365,22 @@ fn status_line(model: &Model, palette: Palette) -> Paragraph<'_> {
         (Some(filter), false) => format!("/ filter: {filter}"),
         (None, _) => "/ filter".into(),
     };
-    let freeze = if model.frozen { "f go on" } else { "f freeze" };
-    let open = if model.opened {
-        "enter close"
-    } else {
-        "enter open"
-    };
-    Paragraph::new(Line::from(vec![Span::raw(format!(
-        "q quit  s sort: {}  {filter}  {freeze}  {open}",
-        model.sort.label()
-    ))]))
-    .style(Style::new().add_modifier(Modifier::DIM))
+    let parts = [
+        "q quit".to_owned(),
+        format!("s sort: {}", model.sort.label()),
+        filter,
+        if model.frozen { "f resume" } else { "f freeze" }.into(),
+        if model.opened {
+            "enter close"
+        } else {
+            "enter open"
+        }
+        .into(),
+    ];
+    Paragraph::new(joined(&parts, "  ", width)).style(Style::new().add_modifier(Modifier::DIM))
 }
 
-fn right(text: &str) -> Cell<'static> {
-    Cell::new(Line::from(text.to_string()).right_aligned())
-}
-
-fn figure(value: f64) -> String {
+fn number(value: f64) -> String {
     match value {
         value if value >= 1e7 => format!("{:.1} M", value / 1e6),
         value if value >= 1e5 => format!("{:.1} k", value / 1e3),

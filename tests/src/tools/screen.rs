@@ -111,7 +111,7 @@ pub fn keys_sort_filter_open_freeze_and_quit(tree: &Tree) -> Result<()> {
     terminal.wait_for("all rows again", |screen| rows(screen).len() > 10)?;
 
     terminal.press(&["f"])?;
-    let frozen = terminal.wait_for("that it is frozen", |screen| screen.contains("f go on"))?;
+    let frozen = terminal.wait_for("that it is frozen", |screen| screen.contains("f resume"))?;
     sleep(Duration::from_secs(1));
     let later = terminal.screen()?;
     ensure!(frozen == later, "Frozen:\n{frozen}\nyet later:\n{later}");
