@@ -226,6 +226,7 @@ fn exit_schemas() -> Vec<(&'static str, Value)> {
                     ("unix_us", &count),
                     ("monotonic_us", &count),
                     ("ended", &json!({"type": "boolean"})),
+                    ("latency", &reference("Latency")),
                 ],
             ),
         ),
@@ -273,6 +274,44 @@ fn exit_schemas() -> Vec<(&'static str, Value)> {
                     ("totals", &reference("ExitTotals")),
                     ("reasons", &maybe_reasons),
                     ("vmm", &reference("VmmExits")),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "Latency",
+            object(
+                "How long exits took in the kernel, of VMs that keep histograms",
+                &[
+                    ("on", &json!({"type": "boolean"})),
+                    ("reasons", &list("ReasonLatency")),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "ReasonLatency",
+            object(
+                "min_ns is a lower bound of the shortest exit, max_ns an upper one of the longest, \
+                 null if there is none",
+                &[
+                    ("number", &maybe_count),
+                    ("symbol", &text),
+                    ("min_ns", &count),
+                    ("max_ns", &maybe_count),
+                    ("buckets", &list("LatencyBucket")),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "LatencyBucket",
+            object(
+                "Exits that took less than a bound and at least half of it; null is no bound",
+                &[
+                    ("below_ticks", &maybe_count),
+                    ("below_ns", &maybe_count),
+                    ("exits", &count),
                 ],
                 &[],
             ),

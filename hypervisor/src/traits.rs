@@ -157,6 +157,11 @@ pub trait Vm: Send + Sync {
     fn signal_msi(&self, address: u64, data: u32) -> Result<()>;
     /// What the kernel says of this VM's exit accounting.
     fn exit_stats_support(&self) -> ExitStatsSupport;
+    /// The file in which the kernel shows this VM's latency histograms as text; an
+    /// error where this process may not open it.
+    fn latency_file(&self) -> std::io::Result<std::fs::File> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
     /// Asks for exactly these features of the exit accounting; an error on a
     /// kernel that has none.
     fn set_exit_stats_features(&self, features: ExitStatsFeatures) -> Result<()>;

@@ -123,6 +123,7 @@ fn main() -> Result<()> {
         ranges,
         isa: Some(isa),
         tsc_khz: 2_600_000,
+        latency: None,
         kvm: Box::new(move || kvm),
     });
     let (sender, _queue) = api_channel().context("Cannot make a queue")?;

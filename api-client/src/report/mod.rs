@@ -9,7 +9,7 @@ mod timeline;
 pub use plot::PlotError;
 
 use instrumentation::encode::grouped;
-use instrumentation::snapshot::ExitSnapshot;
+use instrumentation::snapshot::{ExitSnapshot, Latency};
 
 use crate::recording::Recording;
 use page::Page;
@@ -41,6 +41,7 @@ pub fn render(recording: &Recording) -> Result<String, ReportError> {
     bursts(&mut page, &timeline, &phases);
     ranking(&mut page, &timeline)?;
     time_split(&mut page, &timeline)?;
+    latency(&mut page, recording);
     devices(&mut page, recording)?;
     Ok(page.finish())
 }
@@ -250,6 +251,44 @@ fn time_split(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
     page.legend(&series.each_ref().map(|row| row.0));
     page.data("seconds", timeline, &series);
     Ok(())
+}
+
+/// How long single exits took, of VMs that keep histograms.
+fn latency(page: &mut Page, recording: &Recording) {
+    let mut sum = Latency::default();
+    for sample in &recording.samples {
+        if let Some(latency) = &sample.delta.latency {
+            sum.add(latency, sample.delta.tsc_khz);
+        }
+    }
+    if sum.reasons.is_empty() {
+        return;
+    }
+    sum.reasons
+        .sort_by_key(|row| std::cmp::Reverse(row.exits()));
+    page.heading("Time of single exits in the kernel");
+    page.paragraph("Bounds, to a power of two TSC ticks.");
+    let us = |ns: Option<u64>| ns.map_or("-".into(), |ns| format!("{:.3}", ns as f64 / 1000.0));
+    page.table_to_copy(
+        &[
+            "Symbol",
+            "Exits",
+            "Shortest at least (µs)",
+            "Half below (µs)",
+            "99 % below (µs)",
+            "Longest below (µs)",
+        ],
+        sum.reasons.iter().map(|row| {
+            vec![
+                row.symbol.clone(),
+                row.exits().to_string(),
+                us(Some(row.min_ns)),
+                us(row.percentile(50)),
+                us(row.percentile(99)),
+                us(row.max_ns),
+            ]
+        }),
+    );
 }
 
 fn devices(page: &mut Page, recording: &Recording) -> Result<(), ReportError> {

@@ -36,7 +36,9 @@ fn recording(isa: &Result<Isa, String>) -> Recording {
             isa: isa.clone(),
             tsc_khz: 1000,
         };
-        let snapshot = ExitSnapshot::from_samples(&host, &ranges.ranges(), &[input]);
+        let mut snapshot = ExitSnapshot::from_samples(&host, &ranges.ranges(), &[input]);
+        let kernels = format!("latency on\n0xa CPUID <1024:{} <4096:1\n", step + 1);
+        snapshot.latency = instrumentation::snapshot::Latency::parse(&kernels, 1_000_000);
         recorder.add(step * 100, snapshot).unwrap();
     }
     Recording::read(&file[..]).unwrap()
@@ -51,6 +53,7 @@ fn a_page_shows_every_reason_and_loads_nothing() {
         "serial 0x3f8 io_out",
         "one burst",
         "all others",
+        "Time of single exits in the kernel",
     ] {
         assert!(page.contains(text), "{text}");
     }
@@ -58,6 +61,12 @@ fn a_page_shows_every_reason_and_loads_nothing() {
         let without_namespace = page.replace("http://www.w3.org/2000/svg", "");
         assert!(!without_namespace.contains(needle), "{needle}");
     }
+}
+
+#[test]
+fn a_page_has_the_histograms_of_the_whole_recording() {
+    let page = render(&recording(&Ok(Isa::Vmx))).unwrap();
+    assert!(page.contains("CPUID,21,"), "{page}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A virtual machine of KVM.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::{
@@ -206,6 +207,14 @@ impl Vm for KvmVm {
 
     fn exit_stats_support(&self) -> ExitStatsSupport {
         ExitStatsSupport::from_raw(self.fd.check_extension_raw(KVM_CAP_EXIT_STATS.into()))
+    }
+
+    fn latency_file(&self) -> std::io::Result<std::fs::File> {
+        std::fs::File::open(format!(
+            "/sys/kernel/debug/kvm/{}-{}/exit_stats_latency",
+            std::process::id(),
+            self.fd.as_raw_fd()
+        ))
     }
 
     fn set_exit_stats_features(&self, features: ExitStatsFeatures) -> Result<()> {

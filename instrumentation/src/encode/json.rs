@@ -152,7 +152,12 @@ impl Body<'_> {
             self.value(&vcpu.vmm);
             self.text("}");
         }
-        self.text(r#"],"vmm":"#);
+        self.text("]");
+        if let Some(latency) = &snapshot.latency {
+            self.text(r#","latency":"#);
+            self.value(latency);
+        }
+        self.text(r#","vmm":"#);
         self.value(&snapshot.vmm);
         self.text("}");
     }
@@ -289,6 +294,10 @@ mod tests {
             unix_us: Some(2),
             monotonic_us: Some(3),
             ended: true,
+            latency: crate::snapshot::Latency::parse(
+                "latency on\n0xa CPUID <8:3 more:1\n",
+                tsc_khz,
+            ),
             ..ExitSnapshot::from_samples(&Host { isa, tsc_khz }, &[], &inputs)
         }
     }

@@ -28,7 +28,7 @@ pub use openmetrics::{
 #[cfg(feature = "std")]
 pub use rows::RowOptions;
 #[cfg(feature = "std")]
-pub use table::{notes, reason_table, table, user_exit_table};
+pub use table::{latency_table, notes, reason_table, table, user_exit_table};
 pub use time::TimeUnit;
 
 /// The order of rows.

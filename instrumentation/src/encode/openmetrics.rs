@@ -9,7 +9,9 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet}
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::snapshot::{DeviceExits, ExitCounters, ExitSnapshot, ReasonCounters, Source, Totals};
+use crate::snapshot::{
+    DeviceExits, ExitCounters, ExitSnapshot, ReasonCounters, ReasonLatency, Source, Totals,
+};
 use crate::table::Isa;
 
 /// The content type of [`openmetrics`].
@@ -156,7 +158,10 @@ impl Collector for Vms {
         self.descriptions(&mut encoder)?;
         self.totals_family(
             &mut encoder,
-            ("kvm_vm_exits", "VM exits of all vCPUs, as KVM itself counts them"),
+            (
+                "kvm_vm_exits",
+                "VM exits of all vCPUs, as KVM itself counts them",
+            ),
             None,
             Detail::Vm,
             |totals| totals.kvm_exits.or(Some(totals.exits)),
@@ -164,10 +169,7 @@ impl Collector for Vms {
         if self.detail == Detail::Vcpu {
             self.totals_family(
                 &mut encoder,
-                (
-                    "kvm_vcpu_exits",
-                    "VM exits, as KVM itself counts them",
-                ),
+                ("kvm_vcpu_exits", "VM exits, as KVM itself counts them"),
                 None,
                 Detail::Vcpu,
                 |totals| totals.kvm_exits.or(Some(totals.exits)),
@@ -215,6 +217,7 @@ impl Collector for Vms {
             Some(&Unit::Seconds),
             |counters| counters.preempted_cycles,
         )?;
+        self.latency_family(&mut encoder)?;
         self.vmm_families(&mut encoder)
     }
 }
@@ -327,6 +330,37 @@ impl Vms {
         Ok(())
     }
 
+    /// Histograms, of VMs that keep them. The kernel keeps no sum beside them: it is
+    /// not a number.
+    fn latency_family(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
+        if self
+            .vms
+            .iter()
+            .all(|(_, snapshot)| snapshot.latency.is_none())
+        {
+            return Ok(());
+        }
+        let mut family = encoder.encode_descriptor(
+            "kvm_exit_latency",
+            "How long exits took in the kernel, of VMs that keep histograms",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+        )?;
+        for (vm, snapshot) in &self.vms {
+            for row in snapshot.latency.iter().flat_map(|latency| &latency.reasons) {
+                let labels: Labels = vec![
+                    ("vm", vm.as_str().into()),
+                    ("reason", row.symbol.as_str().into()),
+                ];
+                let buckets = classic_buckets(row, snapshot.tsc_khz);
+                family
+                    .encode_family(&labels)?
+                    .encode_histogram::<NoLabelSet>(f64::NAN, row.exits(), &buckets, None)?;
+            }
+        }
+        Ok(())
+    }
+
     fn vmm_families(&self, encoder: &mut DescriptorEncoder) -> fmt::Result {
         for unit in [None, Some(&Unit::Seconds)] {
             let (name, help) = match unit {
@@ -355,6 +389,30 @@ impl Vms {
         }
         Ok(())
     }
+}
+
+/// Every other power of two from 64 ticks on, always the same ones, so that
+/// buckets of several VMs can be added; the last has no bound.
+fn classic_buckets(row: &ReasonLatency, tsc_khz: u32) -> Vec<(f64, u64)> {
+    let hertz = f64::from(tsc_khz.max(1)) * 1000.0;
+    let mut below = 0;
+    let mut buckets: Vec<(f64, u64)> = (6..=38)
+        .step_by(2)
+        .map(|power| {
+            let bound = 1u64 << power;
+            let inside = row.buckets.iter().filter(|bucket| {
+                bucket
+                    .below_ticks
+                    .is_some_and(|ticks| ticks > below && ticks <= bound)
+            });
+            let exits = inside.map(|bucket| bucket.exits).sum();
+            below = bound;
+            (bound as f64 / hertz, exits)
+        })
+        .collect();
+    let inside: u64 = buckets.iter().map(|(_, exits)| exits).sum();
+    buckets.push((f64::INFINITY, row.exits() - inside));
+    buckets
 }
 
 /// Registers would be too many series, and a guest decides how many there are:

@@ -3,7 +3,7 @@
 use super::RowOptions;
 use super::columns::{Columns, grouped, numbers, percent, rate, words};
 use super::time::TimeUnit;
-use crate::snapshot::{ExitSnapshot, ReasonCounters, VmmSide};
+use crate::snapshot::{ExitSnapshot, Latency, ReasonCounters, ReasonLatency, VmmSide};
 
 /// The whole report: a heading, the reasons, and what reached user space.
 pub fn table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
@@ -32,6 +32,14 @@ pub fn table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
     if snapshot.unavailable.is_none() {
         text.push('\n');
         text.push_str(&reason_table(snapshot, options));
+    }
+    if let Some(latency) = &snapshot.latency {
+        text.push_str("\nTime of single exits in the kernel, to a power of two ticks\n");
+        if !latency.on {
+            text.push_str("Recording is off: these are of the time when it was on\n");
+        }
+        text.push('\n');
+        text.push_str(&latency_table(latency));
     }
     if !snapshot.vmm.exits.is_empty() {
         text.push_str("\nExits that reached user space\n\n");
@@ -83,12 +91,48 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         numbers(&in_kernel.heading("Kernel")),
         numbers("Kernel%"),
         numbers(&on_average.heading("Avg")),
+    ]);
+    // Bounds, where there are histograms.
+    let latency = snapshot.latency.iter().flat_map(|latency| &latency.reasons);
+    let shortest = unit(
+        latency
+            .clone()
+            .map(ReasonLatency::min_ticks)
+            .max()
+            .unwrap_or(0),
+    );
+    let longest = unit(
+        latency
+            .filter_map(ReasonLatency::max_ticks)
+            .max()
+            .unwrap_or(0),
+    );
+    if snapshot.latency.is_some() {
+        columns.push(numbers(&shortest.heading("Min")));
+        columns.push(numbers(&longest.heading("Max")));
+    }
+    columns.extend([
         numbers(&asleep.heading("Asleep")),
         numbers(&in_user_space.heading("User space")),
         numbers(&while_preempted.heading("Preempted")),
     ]);
     let mut table = Columns::new(columns);
-    let mut line = |label: String, name: &str, exits, [kernel, blocked, userspace, preempted]: [u64; 4]| {
+    let bounds = |number: Option<u32>| {
+        let latency = snapshot.latency.as_ref()?;
+        let row = latency.reasons.iter().find(|row| row.number == number);
+        let longest = row
+            .and_then(ReasonLatency::max_ticks)
+            .map(|max| longest.cell(max));
+        Some([
+            row.map_or("-".into(), |row| shortest.cell(row.min_ticks())),
+            longest.unwrap_or("-".into()),
+        ])
+    };
+    let mut line = |label: String,
+                    name: &str,
+                    exits,
+                    [kernel, blocked, userspace, preempted]: [u64; 4],
+                    bounds: Option<[String; 2]>| {
         let mut cells = vec![label, name.into(), grouped(exits)];
         cells.extend(snapshot.duration_us.map(|us| rate(exits, us)));
         cells.extend([
@@ -96,6 +140,9 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
             in_kernel.cell(kernel),
             percent(kernel, cycles),
             on_average.average(kernel, exits),
+        ]);
+        cells.extend(bounds.into_iter().flatten());
+        cells.extend([
             asleep.cell(blocked),
             in_user_space.cell(userspace),
             while_preempted.cell(preempted),
@@ -114,6 +161,7 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
                 counters.userspace_cycles,
                 counters.preempted_cycles,
             ],
+            bounds(row.number),
         );
     }
     line(
@@ -121,7 +169,52 @@ pub fn reason_table(snapshot: &ExitSnapshot, options: &RowOptions) -> String {
         "total",
         totals.exits,
         [cycles, blocked, userspace, preempted],
+        snapshot.latency.as_ref().map(|_| Default::default()),
     );
+    table.text()
+}
+
+/// Histograms of how long exits took, one a row: percentiles, and the exits below
+/// each bound.
+pub fn latency_table(latency: &Latency) -> String {
+    let unit = |most: Option<u64>| TimeUnit::for_column(most.unwrap_or(0), 1_000_000, false);
+    let rows = &latency.reasons;
+    let longest = unit(rows.iter().filter_map(|row| row.max_ns).max());
+    let mut bounds: Vec<_> = rows
+        .iter()
+        .flat_map(|row| &row.buckets)
+        .map(|bucket| (bucket.below_ticks.unwrap_or(u64::MAX), bucket.below_ns))
+        .collect();
+    bounds.sort_unstable();
+    bounds.dedup();
+    let mut columns = vec![
+        words("Reason"),
+        numbers("Exits"),
+        numbers(&longest.heading("50% below")),
+        numbers(&longest.heading("99% below")),
+    ];
+    columns.extend(bounds.iter().map(|(_, below)| match below {
+        Some(ns) => numbers(&format!(
+            "<{}",
+            unit(Some(*ns)).with_name(*ns).replace(' ', "")
+        )),
+        None => numbers("more"),
+    }));
+    let mut table = Columns::new(columns);
+    for row in rows {
+        let bound = |ns: Option<u64>| ns.map_or("-".into(), |ns| longest.cell(ns));
+        let mut cells = vec![
+            row.symbol.clone(),
+            grouped(row.exits()),
+            bound(row.percentile(50)),
+            bound(row.percentile(99)),
+        ];
+        cells.extend(bounds.iter().map(|(_, below)| {
+            let bucket = row.buckets.iter().find(|bucket| bucket.below_ns == *below);
+            bucket.map_or(String::new(), |bucket| grouped(bucket.exits))
+        }));
+        table.add_row(cells);
+    }
     table.text()
 }
 

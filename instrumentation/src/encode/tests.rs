@@ -98,6 +98,30 @@ fn a_table_in_ticks_says_so() {
 }
 
 #[test]
+fn histograms_are_shown_in_the_table_and_as_metrics() {
+    let mut snapshot = snapshot(Ok(Isa::Vmx));
+    let kernels = "latency on\n0xa CPUID <1024:4 <2048:1\n0x1e IO_INSTRUCTION <524288:3 more:1\n";
+    snapshot.latency = crate::snapshot::Latency::parse(kernels, snapshot.tsc_khz);
+    assert_golden(
+        "table-latency.txt",
+        &table(&snapshot, &RowOptions::default()),
+    );
+    let metrics = openmetrics(&[("one", &snapshot)]);
+    let series = |name: &str, le: &str| {
+        let start = format!("kvm_exit_latency_seconds_{name}{{");
+        let line = metrics.lines().find(|line| {
+            line.starts_with(&start) && line.contains("\"IO_INSTRUCTION\"") && line.contains(le)
+        });
+        line.and_then(|line| line.rsplit(' ').next())
+            .map(str::to_owned)
+    };
+    assert_eq!(series("count", "").as_deref(), Some("4"));
+    assert_eq!(series("bucket", "le=\"+Inf\"").as_deref(), Some("4"));
+    assert_eq!(series("bucket", "le=\"0.000524288\"").as_deref(), Some("3"));
+    assert_eq!(series("bucket", "le=\"0.000032768\"").as_deref(), Some("0"));
+}
+
+#[test]
 fn a_difference_has_a_duration_and_rates() {
     let at = |monotonic_us| ExitSnapshot {
         boot_id: Some("a".into()),

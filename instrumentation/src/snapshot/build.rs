@@ -64,6 +64,7 @@ impl ExitSnapshot {
             totals: sum_totals(&vcpus),
             reasons: table.map(|table| sum_reasons(table, &vcpus)),
             vcpus,
+            latency: None,
             vmm: vmm_side(host.tsc_khz, ranges, inputs),
         }
     }

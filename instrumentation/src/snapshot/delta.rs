@@ -65,6 +65,10 @@ impl ExitSnapshot {
             .map(|(later, earlier)| later.saturating_sub(earlier));
         delta.totals = minus.totals(&self.totals, &earlier.totals)?;
         minus.reasons(&mut delta.reasons, &earlier.reasons)?;
+        delta.latency = match (&self.latency, &earlier.latency) {
+            (Some(later), Some(earlier)) => Some(later.since(earlier, self.tsc_khz)?),
+            _ => None,
+        };
         minus.vmm(&mut delta.vmm, &earlier.vmm)?;
         for (vcpu, old) in delta.vcpus.iter_mut().zip(&earlier.vcpus) {
             if vcpu.id != old.id {

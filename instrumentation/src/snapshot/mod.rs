@@ -6,10 +6,12 @@
 
 mod build;
 mod delta;
+mod latency;
 mod query;
 
 pub use build::{Host, VcpuInput};
 pub use delta::DeltaError;
+pub use latency::{Latency, LatencyBucket, ReasonLatency};
 pub use query::{Query, QueryError};
 
 use std::borrow::Cow;
@@ -116,6 +118,9 @@ pub struct ExitSnapshot {
     pub reasons: Option<Vec<ReasonCounters>>,
     /// The same for each vCPU.
     pub vcpus: Vec<VcpuSnapshot>,
+    /// How long exits took, if the VM has histograms on and the VMM may read them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Latency>,
     /// What the VMM saw of the exits that came to it.
     pub vmm: VmmSide,
 }

@@ -69,9 +69,14 @@ impl ExitSnapshot {
             };
             self.totals = vcpu.totals;
             self.reasons = vcpu.reasons.clone();
+            // It is of all vCPUs together.
+            self.latency = None;
             if let Some(own) = &vcpu.vmm {
                 self.vmm = own.clone();
             }
+        }
+        if let (Some(reason), Some(latency)) = (query.reason, &mut self.latency) {
+            latency.narrow(reason.0);
         }
         let lists = self
             .vcpus

@@ -6,10 +6,15 @@
 //! takes no lock that a vCPU takes, and reading causes no exit.
 
 use std::error::Error;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use hypervisor::{ExitStatsSupport, StatsFd};
-use instrumentation::snapshot::{ExitSnapshot, Host, Query, QueryError, VcpuInput, VcpuSample};
+use instrumentation::snapshot::{
+    ExitSnapshot, Host, Latency, Query, QueryError, VcpuInput, VcpuSample,
+};
 use instrumentation::table::{Isa, ReasonStatus};
 use instrumentation::user_exit::{RangeMap, UserExitRecorder};
 use jiff::Timestamp;
@@ -40,6 +45,8 @@ pub struct VmStats<S = StatsFd> {
     pub isa: Option<Isa>,
     /// TSC ticks per millisecond.
     pub tsc_khz: u32,
+    /// The kernel's table of latency histograms, if the VM keeps some.
+    pub latency: Option<File>,
     /// Asks KVM about its accounting, which can be switched at any time.
     pub kvm: Box<dyn Fn() -> ExitStatsSupport + Send + Sync>,
 }
@@ -99,6 +106,15 @@ impl<S: Sampler> Live<S> {
         }
     }
 
+    /// The histograms; none if they cannot be read.
+    fn latency(&self) -> Option<Latency> {
+        let file = self.stats.latency.as_ref()?;
+        let text = read_whole(file)
+            .inspect_err(|error| log::debug!("cannot read the latency histograms: {error}"))
+            .ok()?;
+        Latency::parse(&text, self.stats.tsc_khz)
+    }
+
     /// A vCPU's counters, read again if one of them is below what it was before:
     /// either this reading or that one saw it half written.
     fn sample(&self, vcpu: usize, last: &mut Option<VcpuSample>) -> Result<VcpuSample, StatsError> {
@@ -152,10 +168,27 @@ impl<S: Sampler> Reader for Live<S> {
             boot_id: Some(self.boot_id.clone()),
             unix_us,
             monotonic_us,
+            latency: self.latency(),
             ..ExitSnapshot::from_samples(&host, &ranges, &inputs)
         })
     }
 }
+
+/// A file of the kernel's from its beginning, made anew by each reading.
+fn read_whole(file: &File) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    let mut part = [0; 16 << 10];
+    while bytes.len() < LARGEST_TABLE {
+        match file.read_at(&mut part, bytes.len() as u64)? {
+            0 => break,
+            length => bytes.extend_from_slice(&part[..length]),
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// Far above 172 lines of 40 buckets.
+const LARGEST_TABLE: usize = 1 << 20;
 
 /// Microseconds since 1970 and of the monotonic clock.
 fn clocks() -> (Option<u64>, Option<u64>) {

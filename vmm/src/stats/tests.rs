@@ -58,6 +58,7 @@ pub fn machine(vcpus: usize, raw: i32) -> VmStats<Ticking> {
         ranges: Arc::new(RangeMap::new()),
         isa: Some(Isa::Vmx),
         tsc_khz: 1_000_000,
+        latency: None,
         kvm: Box::new(move || ExitStatsSupport::from_raw(raw)),
     }
 }
@@ -148,6 +149,7 @@ fn a_vcpu_that_cannot_be_read_is_named() {
         ranges: Arc::new(RangeMap::new()),
         isa: None,
         tsc_khz: 1,
+        latency: None,
         kvm: Box::new(|| ExitStatsSupport::from_raw(PATCHED)),
     });
     let error = hub.snapshot(&Query::default()).unwrap_err();
@@ -233,8 +235,34 @@ fn a_counter_that_was_read_half_written_is_read_again() {
         ranges: Arc::new(RangeMap::new()),
         isa: Some(Isa::Vmx),
         tsc_khz: 1,
+        latency: None,
         kvm: Box::new(|| ExitStatsSupport::from_raw(PATCHED)),
     });
     let read = || hub.snapshot(&Query::default()).unwrap().totals.exits;
     assert_eq!([read(), read(), read()], [0x1ff, 0x200, 0x201]);
+}
+
+#[test]
+fn histograms_are_read_anew_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("exit_stats_latency");
+    std::fs::write(&path, "latency on\n0xc HLT <1024:4\n").unwrap();
+    let hub = StatsHub::new();
+    hub.publish(VmStats {
+        latency: Some(File::open(&path).unwrap()),
+        ..machine(1, PATCHED)
+    });
+    let read = |vcpu| {
+        let query = Query {
+            vcpu,
+            ..Query::default()
+        };
+        hub.snapshot(&query).unwrap().latency
+    };
+    assert_eq!(read(None).unwrap().reasons[0].exits(), 4);
+    std::fs::write(&path, "latency on\n0xc HLT <1024:5\n").unwrap();
+    assert_eq!(read(None).unwrap().reasons[0].exits(), 5);
+    assert_eq!(read(Some(0)), None);
+    std::fs::write(&path, "something else").unwrap();
+    assert_eq!(read(None), None);
 }

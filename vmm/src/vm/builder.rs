@@ -181,6 +181,15 @@ pub fn build(
         ranges,
         isa: hypervisor.isa(),
         tsc_khz: stats.tsc_khz,
+        latency: match params.exit_stats {
+            Some(wanted) if wanted.latency => vm
+                .latency_file()
+                .inspect_err(|error| {
+                    log::warn!("the latency histograms are shown in debugfs only: {error}");
+                })
+                .ok(),
+            _ => None,
+        },
         kvm: {
             // Not the VM: its end must not wait for the readers of its statistics.
             let hypervisor = Arc::clone(hypervisor);
