@@ -242,11 +242,12 @@ fn time_split(page: &mut Page, timeline: &Timeline) -> Result<(), ReportError> {
         ("KVM", share(&split.kernel)),
         ("user space", share(&split.userspace)),
         ("asleep", share(&split.asleep)),
+        ("preempted", share(&split.preempted)),
     ];
     page.heading("Where the vCPUs' time went");
     page.svg(
         &plot::stacked(timeline, &series, "vCPUs", &[])?,
-        "vCPU time over time: guest, KVM, user space, asleep",
+        "vCPU time over time: guest, KVM, user space, asleep, preempted",
     );
     page.legend(&series.each_ref().map(|row| row.0));
     page.data("seconds", timeline, &series);

@@ -48,6 +48,8 @@ pub struct TimeSplit {
     pub asleep: Vec<f64>,
     /// Out in user space.
     pub userspace: Vec<f64>,
+    /// Without a CPU, because another task had it.
+    pub preempted: Vec<f64>,
 }
 
 impl TimeSplit {
@@ -62,7 +64,12 @@ impl TimeSplit {
                 earlier -= 1;
                 let mut room = (capacity - self.sum(earlier)).max(0.0).min(excess);
                 excess -= room;
-                for series in [&mut self.asleep, &mut self.userspace, &mut self.kernel] {
+                for series in [
+                    &mut self.asleep,
+                    &mut self.preempted,
+                    &mut self.userspace,
+                    &mut self.kernel,
+                ] {
                     let moved = room.min(series[bucket]);
                     series[bucket] -= moved;
                     series[earlier] += moved;
@@ -74,10 +81,16 @@ impl TimeSplit {
     }
 
     fn sum(&self, bucket: usize) -> f64 {
-        [&self.guest, &self.kernel, &self.asleep, &self.userspace]
-            .iter()
-            .map(|series| series[bucket])
-            .sum()
+        [
+            &self.guest,
+            &self.kernel,
+            &self.asleep,
+            &self.userspace,
+            &self.preempted,
+        ]
+        .iter()
+        .map(|series| series[bucket])
+        .sum()
     }
 }
 
@@ -99,6 +112,7 @@ impl Timeline {
                 kernel: vec![0.0; buckets],
                 asleep: vec![0.0; buckets],
                 userspace: vec![0.0; buckets],
+                preempted: vec![0.0; buckets],
             },
         };
         for sample in &recording.samples {
@@ -131,6 +145,7 @@ impl Timeline {
             (&mut split.kernel, totals.cycles),
             (&mut split.asleep, totals.blocked_cycles),
             (&mut split.userspace, totals.userspace_cycles),
+            (&mut split.preempted, totals.preempted_cycles),
         ] {
             series[bucket] += seconds(ticks.unwrap_or(0));
         }
@@ -192,6 +207,7 @@ mod tests {
             kernel: vec![0.1, 0.0, 0.0, 0.25, 0.0],
             asleep: vec![0.0, 0.0, 0.0, 2.25, 0.0],
             userspace: vec![0.0; 5],
+            preempted: vec![0.0; 5],
         };
         split.put_back(1.0);
         assert_eq!(split.asleep, [0.0, 1.0, 1.0, 0.25, 0.0]);
@@ -206,6 +222,7 @@ mod tests {
             kernel: vec![0.0, 1.0],
             asleep: vec![0.0; 2],
             userspace: vec![0.0; 2],
+            preempted: vec![0.0; 2],
         };
         split.put_back(1.0);
         assert_eq!(split.guest, [1.0, 3.0]);

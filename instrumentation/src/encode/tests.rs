@@ -132,6 +132,7 @@ fn a_difference_has_a_duration_and_rates() {
     earlier.totals.exits -= 4;
     earlier.totals.cycles = Some(1_240_262 - 1_234_567);
     earlier.totals.userspace_cycles = Some(0);
+    earlier.totals.preempted_cycles = Some(0);
     earlier
         .reasons
         .as_mut()

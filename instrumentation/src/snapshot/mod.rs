@@ -47,6 +47,7 @@ impl VcpuSample {
                     || below(&later.cycles, &earlier.cycles)
                     || below(&later.blocked_cycles, &earlier.blocked_cycles)
                     || below(&later.userspace_cycles, &earlier.userspace_cycles)
+                    || below(&later.preempted_cycles, &earlier.preempted_cycles)
             }
             _ => false,
         };

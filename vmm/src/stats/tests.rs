@@ -28,7 +28,7 @@ impl Sampler for Ticking {
                 cycles: exits.iter().map(|exits| exits * 100).collect(),
                 blocked_cycles: vec![0; STATS_SLOTS],
                 userspace_cycles: vec![0; STATS_SLOTS],
-                    preempted_cycles: vec![0; STATS_SLOTS],
+                preempted_cycles: vec![0; STATS_SLOTS],
                 exits,
             }),
         })
@@ -218,7 +218,7 @@ impl Sampler for Script {
                 cycles: vec![0; STATS_SLOTS],
                 blocked_cycles: vec![0; STATS_SLOTS],
                 userspace_cycles: vec![0; STATS_SLOTS],
-                    preempted_cycles: vec![0; STATS_SLOTS],
+                preempted_cycles: vec![0; STATS_SLOTS],
                 exits,
             }),
         })
