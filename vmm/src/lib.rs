@@ -29,6 +29,7 @@ pub mod pci;
     reason = "filters, signals and scheduling are raw system calls"
 )]
 pub mod sandbox;
+mod sources;
 pub mod stats;
 pub mod vcpu;
 pub mod virtio;

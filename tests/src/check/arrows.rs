@@ -62,6 +62,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "acceptor",
             "log_limit",
             "sandbox",
+            "sources",
             "event",
             "host_file",
         ],
@@ -74,6 +75,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "memory",
             "console_end",
             "sandbox",
+            "sources",
             "event",
         ],
     ),
@@ -86,6 +88,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("acceptor", &["log_limit"]),
     ("log_limit", &[]),
     ("sandbox", &["event"]),
+    ("sources", &[]),
     ("event", &[]),
     ("host_file", &[]),
 ];

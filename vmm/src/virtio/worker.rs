@@ -1,26 +1,34 @@
 //! The thread of a device. It exists as long as the device does, and serves
 //! queues between activation and reset.
+//!
+//! The thread runs an [`EventManager`]. Between activation and reset the
+//! service is its one subscriber, which [`Worker`] adds and removes from other
+//! threads; otherwise the service waits in a [`Slot`]. It never leaves the
+//! thread: what it owns is closed and removed there, under the thread's filter
+//! of system calls.
 
 use std::error::Error;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
-use std::sync::mpsc::{
-    Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel,
-};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use event_manager::{
+    EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
+};
 
-use super::{ActivateError, Activation, GuestFaults, QueueError, StopFlag};
+use super::{ActivateError, Activation, GuestFaults, QueueError, StopFlag, VirtioInterrupt};
 use crate::event::EventSink;
 use crate::sandbox::{ThreadKind, spawn};
+use crate::sources::io_error;
 
 /// A thread that has not stopped after this time is named in the log. It is
 /// waited for all the same: it may still write to guest memory.
 const STOP_WARNING: Duration = Duration::from_secs(2);
+/// Sources that are served before requests to stop are looked at.
+const BATCH: usize = 16;
 
 /// The device's part of the work. Lives on the thread; what it keeps between
 /// activations, such as an open file, it owns.
@@ -29,96 +37,60 @@ const STOP_WARNING: Duration = Duration::from_secs(2);
 /// of bounded size and time, and looks at the [`StopFlag`] of its queues
 /// between them.
 pub trait Service: Send + 'static {
-    /// Takes over queues, and adds to `poll` what it waits for: usually the
+    /// Takes over queues, and adds to `ops` what it waits for: usually the
     /// kick of each queue, under a token of its own choice.
-    fn start(&mut self, activation: Activation, poll: &Poll) -> io::Result<()>;
+    ///
+    /// # Errors
+    /// The host does not give what it needs: the driver is asked for a reset.
+    fn start(&mut self, activation: Activation, ops: &mut EventOps) -> io::Result<()>;
 
-    /// Something it waits for is ready. An error means that the device cannot
-    /// go on: the driver is asked for a reset.
-    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError>;
+    /// Something it waits for is ready.
+    ///
+    /// # Errors
+    /// The device cannot go on: the driver is asked for a reset.
+    fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError>;
 
-    /// Lets go of the queues; nothing may touch guest memory afterwards.
+    /// Lets go of the queues; nothing may touch guest memory afterwards. What
+    /// it waits for has been taken out already.
     fn stop(&mut self);
 }
 
 /// Why a service cannot go on.
 pub type ServiceError = Box<dyn Error + Send + Sync>;
 
-/// What a thread waits for. Everything in it is gone after a reset.
-pub struct Poll(Epoll);
-
-/// The thread's own token.
-const COMMAND: u64 = u64::MAX;
-
-impl Poll {
-    fn new(wake: &EventFd) -> io::Result<Self> {
-        let poll = Self(Epoll::new()?);
-        poll.add(wake, COMMAND)?;
-        Ok(poll)
-    }
-
-    /// Waits for `source` to become readable, too.
-    pub fn add(&self, source: &impl AsRawFd, token: u64) -> io::Result<()> {
-        self.change(
-            ControlOperation::Add,
-            source.as_raw_fd(),
-            EventSet::IN,
-            token,
-        )
-    }
-
-    /// Changes what is waited for: reading, writing, or nothing for a while.
-    pub fn modify(&self, source: &impl AsRawFd, events: EventSet, token: u64) -> io::Result<()> {
-        self.change(ControlOperation::Modify, source.as_raw_fd(), events, token)
-    }
-
-    /// Waits for `source` no more.
-    pub fn remove(&self, source: &impl AsRawFd) -> io::Result<()> {
-        self.change(
-            ControlOperation::Delete,
-            source.as_raw_fd(),
-            EventSet::empty(),
-            0,
-        )
-    }
-
-    fn change(
-        &self,
-        operation: ControlOperation,
-        fd: RawFd,
-        events: EventSet,
-        token: u64,
-    ) -> io::Result<()> {
-        self.0.ctl(operation, fd, EpollEvent::new(events, token))
-    }
-
-    fn wait(&self, ready: &mut [EpollEvent]) -> io::Result<usize> {
-        loop {
-            match self.0.wait(-1, ready) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
-    }
+/// Where the service is. Only the thread looks into it.
+enum Slot {
+    /// Here: the device is not active.
+    Idle(Box<dyn Service>),
+    /// With the event manager.
+    Active(SubscriberId),
+    /// Gone: the thread ends.
+    Empty,
 }
 
-enum Command {
-    Start(Box<Activation>),
-    Stop(SyncSender<()>),
+fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The owner's handle of the thread. Dropping it ends the thread.
 pub struct Worker {
     name: String,
+    faults: Arc<GuestFaults>,
     stop: StopFlag,
-    commands: Option<Sender<Command>>,
-    wake: Arc<EventFd>,
+    slot: Arc<Mutex<Slot>>,
+    endpoint: RemoteEndpoint<ActiveService>,
+    ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
+
+type Ops<'a> = dyn SubscriberOps<Subscriber = ActiveService> + 'a;
 
 impl Worker {
     /// Starts a thread called `name` that waits for an activation. What goes
     /// wrong is reported to `faults`, those of the whole device.
+    ///
+    /// # Errors
+    /// The host gives no thread or descriptor.
     pub fn spawn(
         name: &str,
         kind: ThreadKind,
@@ -126,30 +98,62 @@ impl Worker {
         events: EventSink,
         service: impl Service,
     ) -> io::Result<Self> {
-        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let (commands, receiver) = channel();
-        let stop = StopFlag::default();
-        let runner = Runner {
-            faults,
-            stop: stop.clone(),
-            commands: receiver,
-            wake: Arc::clone(&wake),
-            service,
-        };
-        let thread = spawn(name, kind, events, move || runner.run())?;
+        let mut manager = EventManager::new_with_capacity(BATCH).map_err(io_error)?;
+        let endpoint = manager.remote_endpoint();
+        let slot = Arc::new(Mutex::new(Slot::Idle(Box::new(service))));
+        let ended = Arc::new(AtomicBool::new(false));
+        let (held, end, log) = (Arc::clone(&slot), Arc::clone(&ended), Arc::clone(&faults));
+        let thread = spawn(name, kind, events, move || {
+            while !end.load(Ordering::Relaxed) {
+                if let Err(error) = manager.run() {
+                    log.report_host(&format_args!("cannot wait: {error}"));
+                    break;
+                }
+            }
+            stop_service(&mut manager, &held);
+            // Dropped here and not with the owner.
+            drop(std::mem::replace(&mut *lock(&held), Slot::Empty));
+        })?;
         Ok(Self {
             name: name.to_owned(),
-            stop,
-            commands: Some(commands),
-            wake,
+            faults,
+            stop: StopFlag::default(),
+            slot,
+            endpoint,
+            ended,
             thread: Some(thread),
         })
     }
 
     /// Has the thread serve queues.
-    pub fn start(&self, activation: Activation) -> Result<(), ActivateError> {
-        self.send(Command::Start(Box::new(activation)))
-            .ok_or(ActivateError::ThreadEnded)
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn start(&self, mut activation: Activation) -> Result<(), ActivateError> {
+        for queue in &mut activation.queues {
+            queue.set_stop_flag(&self.stop);
+        }
+        let slot = Arc::clone(&self.slot);
+        let (faults, stop) = (Arc::clone(&self.faults), self.stop.clone());
+        self.endpoint
+            .fire(move |ops: &mut Ops| {
+                let mut slot = lock(&slot);
+                let service = match std::mem::replace(&mut *slot, Slot::Empty) {
+                    Slot::Idle(service) => service,
+                    // An active device is not activated again.
+                    other => return *slot = other,
+                };
+                let interrupt = Arc::clone(&activation.interrupt);
+                *slot = Slot::Active(ops.add_subscriber(ActiveService {
+                    service,
+                    activation: Some(activation),
+                    interrupt,
+                    faults,
+                    stop,
+                    failed: false,
+                }));
+            })
+            .map_err(|_| ActivateError::ThreadEnded)
     }
 
     /// Has the thread let go of its queues, and waits until it has.
@@ -171,9 +175,16 @@ impl Worker {
     }
 
     fn request_stop(&self) -> Option<Receiver<()>> {
-        let (reply, stopped) = sync_channel(1);
+        let (reply, stopped): (SyncSender<()>, _) = sync_channel(1);
         self.stop.set();
-        self.send(Command::Stop(reply)).map(|()| stopped)
+        let (slot, stop) = (Arc::clone(&self.slot), self.stop.clone());
+        let fired = self.endpoint.fire(move |ops: &mut Ops| {
+            stop_service(ops, &slot);
+            stop.clear();
+            // The owner may have gone already.
+            let _ = reply.send(());
+        });
+        fired.ok().map(|()| stopped)
     }
 
     /// Waits without a limit: nobody may use the queues before the thread has
@@ -186,20 +197,28 @@ impl Worker {
             let _ = stopped.recv();
         }
     }
+}
 
-    fn send(&self, command: Command) -> Option<()> {
-        self.commands.as_ref()?.send(command).ok()?;
-        // A full counter wakes as well.
-        let _ = self.wake.write(1);
-        Some(())
+/// Takes the service back from the event manager, without its queues.
+fn stop_service(ops: &mut Ops, slot: &Mutex<Slot>) {
+    let mut slot = lock(slot);
+    if let Slot::Active(id) = *slot
+        && let Ok(mut active) = ops.remove_subscriber(id)
+    {
+        // One that failed has let go of its queues already.
+        if !active.failed {
+            active.service.stop();
+        }
+        *slot = Slot::Idle(active.service);
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
         self.stop.set();
-        self.commands = None;
-        let _ = self.wake.write(1);
+        self.ended.store(true, Ordering::Relaxed);
+        // Fails if the thread is gone.
+        let _ = self.endpoint.kick();
         if let Some(thread) = self.thread.take() {
             // A panic in it was reported where it happened.
             let _ = thread.join();
@@ -207,108 +226,56 @@ impl Drop for Worker {
     }
 }
 
-struct Runner<S> {
+/// A service with queues, as the event manager's subscriber.
+struct ActiveService {
+    service: Box<dyn Service>,
+    /// Until it has started.
+    activation: Option<Activation>,
+    interrupt: Arc<dyn VirtioInterrupt>,
     faults: Arc<GuestFaults>,
     stop: StopFlag,
-    commands: Receiver<Command>,
-    wake: Arc<EventFd>,
-    service: S,
+    /// It has let go of its queues and waits for a reset.
+    failed: bool,
 }
 
-/// What the thread does after an activation has ended.
-enum After {
-    Idle,
-    End,
-}
-
-impl<S: Service> Runner<S> {
-    fn run(mut self) {
-        while let Ok(command) = self.commands.recv() {
-            match command {
-                Command::Stop(reply) => self.stopped(&reply),
-                Command::Start(activation) => {
-                    let after = self.serve(*activation);
-                    self.service.stop();
-                    match after {
-                        Ok(reply) => self.stopped(&reply),
-                        Err(After::Idle) => {}
-                        Err(After::End) => return,
-                    }
-                }
-            }
-        }
-    }
-
-    /// Answers the owner, who starts the thread again only after that.
-    fn stopped(&self, reply: &SyncSender<()>) {
-        self.stop.clear();
-        // The owner may have gone already.
-        let _ = reply.send(());
-    }
-
-    /// Serves until it is told to stop; gives back whom to tell of that.
-    fn serve(&mut self, mut activation: Activation) -> Result<SyncSender<()>, After> {
-        let interrupt = Arc::clone(&activation.interrupt);
-        for queue in &mut activation.queues {
-            queue.set_stop_flag(&self.stop);
-        }
-        let started = Poll::new(&self.wake)
-            .and_then(|poll| self.service.start(activation, &poll).map(|()| poll));
-        let poll = match started {
-            Ok(poll) => poll,
-            Err(error) => {
-                self.faults
-                    .report_host(&format_args!("cannot start: {error}"));
-                interrupt.needs_reset();
-                return Err(After::Idle);
-            }
-        };
-        let mut ready = [EpollEvent::default(); 16];
-        loop {
-            let count = match poll.wait(&mut ready) {
-                Ok(count) => count,
-                Err(error) => {
-                    self.faults
-                        .report_host(&format_args!("cannot wait: {error}"));
-                    interrupt.needs_reset();
-                    return Err(After::Idle);
-                }
-            };
-            // Before any work: what comes with a request to stop is not wanted
-            // any more.
-            if ready[..count].iter().any(|event| event.data() == COMMAND) {
-                let _ = self.wake.read();
-                match self.commands.try_recv() {
-                    Ok(Command::Stop(reply)) => return Ok(reply),
-                    // An active device is not activated again.
-                    Ok(Command::Start(_)) | Err(TryRecvError::Empty) => {}
-                    Err(TryRecvError::Disconnected) => return Err(After::End),
-                }
-            }
-            for event in &ready[..count] {
-                if event.data() == COMMAND {
-                    continue;
-                }
-                if let Err(error) = self.service.ready(event.data(), &poll) {
-                    self.report(error.as_ref());
-                    interrupt.needs_reset();
-                    return Err(After::Idle);
-                }
-            }
-        }
-    }
-}
-
-impl<S> Runner<S> {
+impl ActiveService {
     /// A broken queue is the driver's work. Anything else is the host's.
-    fn report(&self, error: &(dyn Error + Send + Sync + 'static)) {
+    fn fail(&mut self, error: &(dyn Error + 'static)) {
         let cause = error.source().map(|cause| format!(": {cause}"));
-        let text = format_args!("{error}{}", cause.unwrap_or_default()).to_string();
+        let text = format!("{error}{}", cause.unwrap_or_default());
         if error.is::<QueueError>() {
             self.faults.report(&text);
         } else {
             self.faults
                 .report_host(&format_args!("cannot go on: {text}"));
+        }
+        self.service.stop();
+        self.failed = true;
+        self.interrupt.needs_reset();
+    }
+}
+
+impl MutEventSubscriber for ActiveService {
+    fn init(&mut self, ops: &mut EventOps) {
+        if let Some(activation) = self.activation.take()
+            && let Err(error) = self.service.start(activation, ops)
+        {
+            self.fail(&error);
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if self.failed {
+            // Or it would be ready again at once.
+            let _ = ops.remove(events);
+            return;
+        }
+        // What comes with a request to stop is not wanted any more.
+        if self.stop.is_set() {
+            return;
+        }
+        if let Err(error) = self.service.ready(events.data(), ops) {
+            self.fail(error.as_ref());
         }
     }
 }
@@ -319,6 +286,7 @@ mod tests {
 
     use super::*;
     use crate::event::MachineEvent;
+    use crate::sources::Sources;
     use crate::virtio::VirtQueue;
     use crate::virtio::testing::{Buffer, Driver};
 
@@ -330,14 +298,14 @@ mod tests {
     }
 
     impl Service for Echo {
-        fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+        fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
             let queue = activation.queues.remove(0);
-            poll.add(queue.kick(), 5)?;
+            ops.add_source(queue.kick(), 5)?;
             self.queue = Some(queue);
             self.said.send("start").map_err(io::Error::other)
         }
 
-        fn ready(&mut self, token: u64, _: &Poll) -> Result<(), ServiceError> {
+        fn ready(&mut self, token: u32, _: &mut EventOps) -> Result<(), ServiceError> {
             assert_eq!(token, 5);
             if self.fail {
                 return Err("as wanted".into());
@@ -431,5 +399,64 @@ mod tests {
         assert!(matches!(events.recv(), Ok(MachineEvent::Failed(_))));
         worker.stop();
         drop(worker);
+    }
+
+    /// Waits for a descriptor that it closes in between.
+    struct Reopening {
+        queue: Option<VirtQueue>,
+        other: Option<std::os::unix::net::UnixStream>,
+        said: Sender<u32>,
+    }
+
+    impl Service for Reopening {
+        fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
+            let queue = activation.queues.remove(0);
+            ops.add_source(queue.kick(), 1)?;
+            self.queue = Some(queue);
+            Ok(())
+        }
+
+        fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError> {
+            let _ = self.queue.as_ref().unwrap().kick().read();
+            if let Some(old) = self.other.take() {
+                ops.remove_source(&old)?;
+            }
+            let (stream, _) = std::os::unix::net::UnixStream::pair()?;
+            // Its other end is closed: it is ready at once.
+            if token == 1 {
+                ops.add_source(&stream, 2)?;
+                self.other = Some(stream);
+            }
+            Ok(self.said.send(token)?)
+        }
+
+        fn stop(&mut self) {
+            // Not taken out by itself: that was done before.
+            self.other = None;
+            self.queue = None;
+        }
+    }
+
+    #[test]
+    fn a_descriptor_number_that_comes_again_is_waited_for_again() {
+        let (said, heard) = channel();
+        let service = Reopening {
+            queue: None,
+            other: None,
+            said,
+        };
+        let faults = Arc::new(GuestFaults::new("a"));
+        let sink = EventSink::new(|_| {});
+        let worker = Worker::spawn("a", ThreadKind::VirtioRng, faults, sink, service).unwrap();
+        for _ in 0..5 {
+            let driver = Driver::new(4);
+            worker.start(driver.activation()).unwrap();
+            for _ in 0..5 {
+                driver.kick();
+                assert_eq!((heard.recv(), heard.recv()), (Ok(1), Ok(2)));
+            }
+            worker.stop();
+            assert!(!driver.needs_reset());
+        }
     }
 }

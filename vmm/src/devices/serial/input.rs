@@ -3,17 +3,20 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use event_manager::{
+    EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberOps,
+};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::Serial;
 use crate::console_end::{ConsoleEnd, RawTerminal};
 use crate::event::EventSink;
 use crate::sandbox::{ThreadKind, spawn};
+use crate::sources::{Sources, io_error};
 
 /// Why the input thread cannot be started.
 #[derive(Debug, thiserror::Error)]
@@ -26,51 +29,62 @@ pub enum InputError {
     Spawn(#[source] io::Error),
 }
 
-const INPUT: u64 = 0;
-const DRAINED: u64 = 1;
-const STOP: u64 = 2;
-const LISTENER: u64 = 3;
+const INPUT: u32 = 0;
+const DRAINED: u32 = 1;
+const LISTENER: u32 = 2;
+/// Sources that are served at a time.
+const BATCH: usize = 4;
 
 /// The console's input in the guest's hands. Dropping it ends the thread and
 /// puts the terminal back.
 pub struct SerialInput {
-    stop: EventFd,
+    ended: Arc<AtomicBool>,
+    endpoint: RemoteEndpoint<Input>,
     thread: Option<JoinHandle<()>>,
     _terminal: Option<RawTerminal>,
 }
 
 impl SerialInput {
     /// Starts the thread. `drained` is the event that `serial` signals.
+    ///
+    /// # Errors
+    /// The host gives no thread or descriptor.
     pub fn start(
         serial: Arc<Serial>,
         end: ConsoleEnd,
         drained: EventFd,
         events: EventSink,
     ) -> Result<Self, InputError> {
-        let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(InputError::Prepare)?;
-        let stop_reader = stop.try_clone().map_err(InputError::Prepare)?;
+        let prepare = |error| InputError::Prepare(io_error(error));
+        let mut manager = EventManager::new_with_capacity(BATCH).map_err(prepare)?;
+        let endpoint = manager.remote_endpoint();
         // Who waits already is to have the guest's first byte.
         end.accept();
         let terminal = match end.is_terminal() {
             true => RawTerminal::enter().map_err(InputError::Prepare)?,
             false => None,
         };
-        let worker = Worker {
-            epoll: Epoll::new().map_err(InputError::Prepare)?,
+        manager.add_subscriber(Input {
             end,
             listening: None,
             drained,
-            stop: stop_reader,
             serial,
             pending: Vec::new(),
-        };
-        worker.watch_fixed().map_err(InputError::Prepare)?;
+        });
+        let ended = Arc::new(AtomicBool::new(false));
+        let end = Arc::clone(&ended);
         let thread = spawn("serial-input", ThreadKind::SerialInput, events, move || {
-            worker.run()
+            while !end.load(Ordering::Relaxed) {
+                if let Err(error) = manager.run() {
+                    log::error!("the serial port's input ends: {error}");
+                    return;
+                }
+            }
         })
         .map_err(InputError::Spawn)?;
         Ok(Self {
-            stop,
+            ended,
+            endpoint,
             thread: Some(thread),
             _terminal: terminal,
         })
@@ -79,7 +93,8 @@ impl SerialInput {
 
 impl Drop for SerialInput {
     fn drop(&mut self) {
-        if let Err(error) = self.stop.write(1) {
+        self.ended.store(true, Ordering::Relaxed);
+        if let Err(error) = self.endpoint.kick() {
             log::error!("cannot stop the serial port's input thread: {error}");
             return;
         }
@@ -90,106 +105,78 @@ impl Drop for SerialInput {
     }
 }
 
-struct Worker {
-    epoll: Epoll,
+struct Input {
     end: ConsoleEnd,
     /// The input that is waited for.
     listening: Option<Arc<File>>,
     drained: EventFd,
-    stop: EventFd,
     serial: Arc<Serial>,
     /// Typed, but the port's buffer was full.
     pending: Vec<u8>,
 }
 
-impl Worker {
-    fn watch_fixed(&self) -> io::Result<()> {
-        self.watch(&self.drained, DRAINED)?;
-        self.watch(&self.stop, STOP)?;
-        match self.end.listener() {
-            Some(listener) => self.watch(listener, LISTENER),
-            None => Ok(()),
+impl MutEventSubscriber for Input {
+    fn init(&mut self, ops: &mut EventOps) {
+        let drained = ops.add_source(&self.drained, DRAINED);
+        let listener = self
+            .end
+            .listener()
+            .map_or(Ok(()), |listener| ops.add_source(listener, LISTENER));
+        if let Err(error) = drained.and(listener) {
+            log::error!("the serial port's input is not heard: {error}");
         }
+        self.listen(ops);
     }
 
-    fn watch(&self, source: &impl AsRawFd, token: u64) -> io::Result<()> {
-        let event = EpollEvent::new(EventSet::IN, token);
-        self.epoll
-            .ctl(ControlOperation::Add, source.as_raw_fd(), event)
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            DRAINED => drop(self.drained.read()),
+            LISTENER => self.accept(ops),
+            _ => self.read(ops),
+        }
+        let taken = self.serial.receive(&self.pending);
+        self.pending.drain(..taken);
+        self.listen(ops);
     }
+}
 
-    fn unwatch(&self, source: &impl AsRawFd) -> io::Result<()> {
-        let operation = ControlOperation::Delete;
-        self.epoll
-            .ctl(operation, source.as_raw_fd(), EpollEvent::default())
-    }
-
+impl Input {
     /// Waits for input if there is any and the guest has taken what there was;
-    /// while it is behind, the rest stays where it is typed.
-    fn listen(&mut self) -> io::Result<()> {
+    /// while it is behind, the rest stays where it is typed. Where the host
+    /// refuses to wait, the next event tries again.
+    fn listen(&mut self, ops: &mut EventOps) {
         match (self.pending.is_empty(), self.listening.take()) {
             (true, None) => {
                 let Some(input) = self.end.input() else {
-                    return Ok(());
+                    return;
                 };
-                match self.watch(&*input, INPUT) {
+                match ops.add_source(&*input, INPUT) {
                     Ok(()) => self.listening = Some(input),
                     // A plain file or /dev/null cannot be waited for and has
                     // nothing to say to a console.
                     Err(error) if error.raw_os_error() == Some(libc::EPERM) => self.end.end_input(),
-                    Err(error) => return Err(error),
+                    Err(error) => log::debug!("the input cannot be waited for: {error}"),
                 }
             }
-            (false, Some(input)) => self.unwatch(&*input)?,
+            // It was waited for, as below.
+            (false, Some(input)) => drop(ops.remove_source(&*input)),
             (_, same) => self.listening = same,
-        }
-        Ok(())
-    }
-
-    fn run(mut self) {
-        if let Err(error) = self.serve() {
-            log::error!("the serial port's input ends: {error}");
-        }
-    }
-
-    fn serve(&mut self) -> io::Result<()> {
-        loop {
-            self.listen()?;
-            let mut ready = [EpollEvent::default(); 4];
-            let count = match self.epoll.wait(-1, &mut ready) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
-            };
-            for event in &ready[..count] {
-                match event.data() {
-                    STOP => return Ok(()),
-                    DRAINED => {
-                        let _ = self.drained.read();
-                    }
-                    LISTENER => self.accept()?,
-                    _ => self.read()?,
-                }
-            }
-            let taken = self.serial.receive(&self.pending);
-            self.pending.drain(..taken);
         }
     }
 
     /// Whoever was connected before is not heard any more.
-    fn accept(&mut self) -> io::Result<()> {
+    fn accept(&mut self, ops: &mut EventOps) {
         if self.end.accept()
             && let Some(old) = self.listening.take()
         {
-            self.unwatch(&*old)?;
+            let _ = ops.remove_source(&*old);
         }
-        Ok(())
     }
 
-    fn read(&mut self) -> io::Result<()> {
+    fn read(&mut self, ops: &mut EventOps) {
         // Gone, if somebody else has connected in the meantime.
         let Some(input) = &self.listening else {
-            return Ok(());
+            return;
         };
         let mut buffer = [0; 64];
         let ended = match (&**input).read(&mut buffer) {
@@ -204,9 +191,8 @@ impl Worker {
             ),
         };
         if ended && let Some(input) = self.listening.take() {
-            self.unwatch(&*input)?;
+            let _ = ops.remove_source(&*input);
             self.end.end_input();
         }
-        Ok(())
     }
 }

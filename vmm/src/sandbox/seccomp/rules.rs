@@ -117,7 +117,6 @@ const EVERYONE: &[Entry] = &[
 
 /// What a device's thread takes to wait for its queues.
 const WORKER: &[Entry] = &[
-    any(libc::SYS_epoll_create1),
     any(libc::SYS_epoll_ctl),
     any(libc::SYS_epoll_pwait),
     any(libc::SYS_epoll_wait),
@@ -311,6 +310,8 @@ const CONTROL: &[Entry] = &[
     with(libc::SYS_clone, THREADS_ONLY),
     any(libc::SYS_clone3),
     any(libc::SYS_dup),
+    // Waiting of the threads that it starts.
+    any(libc::SYS_epoll_create1),
     any(libc::SYS_faccessat),
     any(libc::SYS_faccessat2),
     with(libc::SYS_fcntl, &[equal(1, F_OFD_SETLK)]),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use super::request::{Run, listed_pages, reported_pages};
 use crate::memory::{self, GuestRam};
-use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::sources::Sources;
+use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, GuestFaults, QueueError, VirtQueue};
+use event_manager::EventOps;
 
 /// What a queue carries; its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,21 +35,21 @@ impl BalloonService {
 }
 
 impl Service for BalloonService {
-    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
         for (index, role) in (0..).zip(ROLES) {
             if let Some(queue) = activation.take_queue(index) {
-                poll.add(queue.kick(), u64::from(index))?;
+                ops.add_source(queue.kick(), u32::from(index))?;
                 self.queues.push((role, queue));
             }
         }
         Ok(())
     }
 
-    fn ready(&mut self, token: u64, _poll: &Poll) -> Result<(), ServiceError> {
+    fn ready(&mut self, token: u32, _ops: &mut EventOps) -> Result<(), ServiceError> {
         let queue = self
             .queues
             .iter_mut()
-            .find(|(_, queue)| u64::from(queue.index()) == token);
+            .find(|(_, queue)| u32::from(queue.index()) == token);
         if let Some((role, queue)) = queue {
             process_queue(*role, queue, &self.faults)?;
         }

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use event_manager::EventOps;
 use vm_memory::GuestAddress;
 
 use super::execute::{Disk, Plan, Transfer, write_status};
@@ -14,13 +15,14 @@ use super::request::{Kind, Request, Status, parse};
 use super::wakeups::Wakeups;
 use crate::memory::{IoRing, RingCompletion, RingOperation};
 use crate::sandbox::bind_to_cpus;
+use crate::sources::Sources;
 use crate::virtio::rate_limit::{RateLimit, RateLimiter};
-use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, QueueError, VirtQueue};
 
-const REQUESTS: u64 = 0;
-const COMPLETIONS: u64 = 1;
-const LIMIT: u64 = 2;
+const REQUESTS: u32 = 0;
+const COMPLETIONS: u32 = 1;
+const LIMIT: u32 = 2;
 
 /// Bytes that the requests of one queue that are under way move together,
 /// unless a single one moves more: a reset waits for them.
@@ -103,7 +105,7 @@ impl BlockService {
 }
 
 impl Service for BlockService {
-    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
         // A queue that the driver left out has nothing to serve.
         let Some(queue) = activation.queues.pop() else {
             return Ok(());
@@ -115,18 +117,18 @@ impl Service for BlockService {
             ));
         }
         self.wakeups.get_or_insert_with(Wakeups::new);
-        poll.add(queue.kick(), REQUESTS)?;
+        ops.add_source(queue.kick(), REQUESTS)?;
         let ring = if self.use_ring && self.disk.image.sync_file().is_some() {
             open_ring(queue.size(), &self.disk)
         } else {
             None
         };
         if let Some(ring) = &ring {
-            poll.add(ring.event(), COMPLETIONS)?;
+            ops.add_source(ring.event(), COMPLETIONS)?;
         }
         let limiter = self.limit.clone().map(RateLimiter::new).transpose()?;
         if let Some(limiter) = &limiter {
-            poll.add(limiter, LIMIT)?;
+            ops.add_source(limiter, LIMIT)?;
         }
         self.active = Some(Active {
             queue,
@@ -140,7 +142,7 @@ impl Service for BlockService {
         Ok(())
     }
 
-    fn ready(&mut self, token: u64, _poll: &Poll) -> Result<(), ServiceError> {
+    fn ready(&mut self, token: u32, _ops: &mut EventOps) -> Result<(), ServiceError> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };

@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use crate::console_end::ConsoleEnd;
 use crate::memory::{ScatterError, ScatterList};
-use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::sources::Sources;
+use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, Chain, GuestFaults, QueueError, VirtQueue};
+use event_manager::EventOps;
 
-const RECEIVE: u64 = 0;
-const TRANSMIT: u64 = 1;
-const INPUT: u64 = 2;
-const LISTENER: u64 = 3;
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const INPUT: u32 = 2;
+const LISTENER: u32 = 3;
 
 /// Bytes of one chain that are written; the rest is dropped. Linux sends 32 KiB
 /// at the most.
@@ -68,7 +70,7 @@ impl ConsoleService {
 
     /// Waits for the input, or not. Where the host refuses to wait, the next
     /// event tries again.
-    fn listen(&mut self, wanted: bool, poll: &Poll) {
+    fn listen(&mut self, wanted: bool, ops: &mut EventOps) {
         let Some(active) = &mut self.active else {
             return;
         };
@@ -78,10 +80,10 @@ impl ConsoleService {
         if !wanted {
             active.listening = false;
             // It was there.
-            let _ = poll.remove(&*input);
+            let _ = ops.remove_source(&*input);
             return;
         }
-        match poll.add(&*input, INPUT) {
+        match ops.add_source(&*input, INPUT) {
             Ok(()) => active.listening = true,
             // A plain file or /dev/null cannot be waited for and has nothing
             // to say to a console.
@@ -92,7 +94,7 @@ impl ConsoleService {
         }
     }
 
-    fn read(&mut self, poll: &Poll) -> Result<(), ServiceError> {
+    fn read(&mut self, ops: &mut EventOps) -> Result<(), ServiceError> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
@@ -100,10 +102,10 @@ impl ConsoleService {
             return Ok(());
         };
         match receive(queue, &mut active.buffers, input.as_fd(), &self.faults)? {
-            Input::Idle => self.listen(true, poll),
-            Input::NoBuffers => self.listen(false, poll),
+            Input::Idle => self.listen(true, ops),
+            Input::NoBuffers => self.listen(false, ops),
             Input::End => {
-                self.listen(false, poll);
+                self.listen(false, ops);
                 self.end.end_input();
             }
         }
@@ -112,16 +114,16 @@ impl ConsoleService {
 }
 
 impl Service for ConsoleService {
-    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
         let (receive, transmit) = (activation.take_queue(0), activation.take_queue(1));
         if let Some(queue) = &receive {
-            poll.add(queue.kick(), RECEIVE)?;
+            ops.add_source(queue.kick(), RECEIVE)?;
         }
         if let Some(queue) = &transmit {
-            poll.add(queue.kick(), TRANSMIT)?;
+            ops.add_source(queue.kick(), TRANSMIT)?;
         }
         if let Some(listener) = self.end.listener() {
-            poll.add(listener, LISTENER)?;
+            ops.add_source(listener, LISTENER)?;
         }
         self.active = Some(Active {
             receive,
@@ -129,11 +131,11 @@ impl Service for ConsoleService {
             buffers: ScatterList::new(activation.memory),
             listening: false,
         });
-        self.listen(true, poll);
+        self.listen(true, ops);
         Ok(())
     }
 
-    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+    fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
@@ -143,7 +145,7 @@ impl Service for ConsoleService {
                     // Nothing to read: somebody else has looked already.
                     let _ = queue.kick().read();
                 }
-                self.listen(true, poll);
+                self.listen(true, ops);
             }
             TRANSMIT => {
                 if let Some(queue) = &mut active.transmit {
@@ -151,13 +153,13 @@ impl Service for ConsoleService {
                 }
             }
             LISTENER => {
-                self.listen(false, poll);
+                self.listen(false, ops);
                 if !self.end.accept() {
                     log::debug!("nobody has connected to the console after all");
                 }
-                self.listen(true, poll);
+                self.listen(true, ops);
             }
-            _ => self.read(poll)?,
+            _ => self.read(ops)?,
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use event_manager::EventOps;
 use vmm_sys_util::epoll::EventSet;
 
 use super::control;
@@ -13,17 +14,18 @@ use super::header::MRG_RXBUF;
 use super::receive::{Received, Receiver};
 use super::steering::{Lane, Steering};
 use super::transmit::{Transmitted, Transmitter};
+use crate::sources::Sources;
 use crate::virtio::rate_limit::RateLimiter;
-use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, GuestFaults, VirtQueue};
 
-const RECEIVE: u64 = 0;
-const TRANSMIT: u64 = 1;
-const CONTROL: u64 = 2;
-const TAP: u64 = 3;
-const STEERING: u64 = 4;
-const RECEIVE_LIMIT: u64 = 5;
-const TRANSMIT_LIMIT: u64 = 6;
+const RECEIVE: u32 = 0;
+const TRANSMIT: u32 = 1;
+const CONTROL: u32 = 2;
+const TAP: u32 = 3;
+const STEERING: u32 = 4;
+const RECEIVE_LIMIT: u32 = 5;
+const TRANSMIT_LIMIT: u32 = 6;
 
 /// One pair of queues and its end of the cable.
 pub(super) struct PairService {
@@ -110,7 +112,7 @@ impl PairService {
     /// Waits for the tap if there is something to wait for. A tap that is not
     /// attached is always ready, with an error, so it must not be waited for.
     /// Where the host refuses to wait, the next event tries again.
-    fn update_interest(&mut self, poll: &Poll) {
+    fn update_interest(&mut self, ops: &mut EventOps) {
         let Some(active) = &mut self.active else {
             return;
         };
@@ -129,12 +131,12 @@ impl PairService {
             return;
         };
         let updated = match (before.is_empty(), wanted.is_empty()) {
-            (true, false) => poll.add(lane.tap(), TAP).and_then(|()| match wanted {
+            (true, false) => ops.add_source(lane.tap(), TAP).and_then(|()| match wanted {
                 EventSet::IN => Ok(()),
-                _ => poll.modify(lane.tap(), wanted, TAP),
+                _ => ops.modify_source(lane.tap(), wanted, TAP),
             }),
-            (false, true) => poll.remove(lane.tap()),
-            (false, false) if before != wanted => poll.modify(lane.tap(), wanted, TAP),
+            (false, true) => ops.remove_source(lane.tap()),
+            (false, false) if before != wanted => ops.modify_source(lane.tap(), wanted, TAP),
             _ => Ok(()),
         };
         match updated {
@@ -149,26 +151,26 @@ impl PairService {
 impl Service for PairService {
     /// The activation has this pair's queues only: receive, transmit, and in
     /// the first pair possibly control.
-    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
         let mut queues = activation.queues.drain(..);
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Ok(());
         };
         let control = queues.next();
         drop(queues);
-        poll.add(receive.kick(), RECEIVE)?;
-        poll.add(transmit.kick(), TRANSMIT)?;
+        ops.add_source(receive.kick(), RECEIVE)?;
+        ops.add_source(transmit.kick(), TRANSMIT)?;
         if let Some(control) = &control {
-            poll.add(control.kick(), CONTROL)?;
+            ops.add_source(control.kick(), CONTROL)?;
         }
         if let Some(lane) = self.lane() {
-            poll.add(lane.changed(), STEERING)?;
+            ops.add_source(lane.changed(), STEERING)?;
         }
         if let Some(limiter) = &self.receive_limiter {
-            poll.add(limiter, RECEIVE_LIMIT)?;
+            ops.add_source(limiter, RECEIVE_LIMIT)?;
         }
         if let Some(limiter) = &self.transmit_limiter {
-            poll.add(limiter, TRANSMIT_LIMIT)?;
+            ops.add_source(limiter, TRANSMIT_LIMIT)?;
         }
         let mergeable = activation.features & MRG_RXBUF != 0;
         let (faults, counters) = (&self.faults, &self.counters);
@@ -182,11 +184,11 @@ impl Service for PairService {
             interest: EventSet::empty(),
         });
         self.steered();
-        self.update_interest(poll);
+        self.update_interest(ops);
         Ok(())
     }
 
-    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+    fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError> {
         let Some(active) = &self.active else {
             return Ok(());
         };
@@ -229,7 +231,7 @@ impl Service for PairService {
             }
             _ => {}
         }
-        self.update_interest(poll);
+        self.update_interest(ops);
         Ok(())
     }
 

@@ -6,11 +6,13 @@ use std::io::{self, Read};
 use std::sync::Arc;
 
 use super::request::{RequestError, fill};
-use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::sources::Sources;
+use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, GuestFaults, QueueError, VirtQueue};
+use event_manager::EventOps;
 
-const REQUESTS: u64 = 0;
-const SOURCE: u64 = 1;
+const REQUESTS: u32 = 0;
+const SOURCE: u32 = 1;
 
 pub(super) struct RngService {
     source: File,
@@ -32,28 +34,28 @@ impl RngService {
 }
 
 impl Service for RngService {
-    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
         // Without its only queue the device has nothing to do.
         if let Some(queue) = activation.take_queue(0) {
-            poll.add(queue.kick(), REQUESTS)?;
+            ops.add_source(queue.kick(), REQUESTS)?;
             self.queue = Some(queue);
         }
         Ok(())
     }
 
-    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+    fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError> {
         let Some(queue) = &mut self.queue else {
             return Ok(());
         };
         if token == SOURCE {
             self.waiting = false;
-            poll.remove(&self.source)?;
+            ops.remove_source(&self.source)?;
         }
         if self.waiting {
             // The kick is heard again with the source.
             let _ = queue.kick().read();
         } else if !process_queue(queue, &mut self.source, &self.faults)? {
-            poll.add(&self.source, SOURCE)?;
+            ops.add_source(&self.source, SOURCE)?;
             self.waiting = true;
         }
         Ok(())

@@ -48,7 +48,7 @@ pub(super) enum FromHost {
 /// A connection. The stream never blocks.
 pub(super) struct Connection {
     stream: UnixStream,
-    pub(super) token: u64,
+    pub(super) token: u32,
     pub(super) phase: Phase,
     /// What the stream is waited for.
     pub(super) interest: EventSet,
@@ -78,7 +78,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, token: u64, phase: Phase) -> Self {
+    pub(super) fn new(stream: UnixStream, token: u32, phase: Phase) -> Self {
         Self {
             stream,
             token,

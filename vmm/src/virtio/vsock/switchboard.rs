@@ -6,6 +6,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use event_manager::EventOps;
+
 use super::connection::{BUFFER, Connection, FromHost, Phase, Ports};
 use super::host::{Listener, Visitor, Wish};
 use super::packet::{
@@ -14,8 +16,8 @@ use super::packet::{
 };
 use crate::memory::ScatterList;
 use crate::sandbox::descriptor_share;
+use crate::sources::Sources;
 use crate::virtio::GuestFaults;
-use crate::virtio::worker::Poll;
 
 /// Connections and visitors at a time, where there are descriptors for them.
 const MAX_CONNECTIONS: usize = 1023;
@@ -60,10 +62,10 @@ pub(super) struct Switchboard {
     faults: Arc<GuestFaults>,
     connections: HashMap<Ports, Connection>,
     /// Who waits for which token.
-    tokens: HashMap<u64, Ports>,
-    visitors: HashMap<u64, Visitor>,
-    next_token: u64,
-    first_token: u64,
+    tokens: HashMap<u32, Ports>,
+    visitors: HashMap<u32, Visitor>,
+    next_token: u32,
+    first_token: u32,
     next_port: u32,
     /// Headers to be sent, oldest first.
     headers: VecDeque<Header>,
@@ -77,7 +79,7 @@ impl Switchboard {
         guest_cid: u64,
         listener: Listener,
         faults: Arc<GuestFaults>,
-        first_token: u64,
+        first_token: u32,
     ) -> Self {
         Self {
             guest_cid,
@@ -132,21 +134,27 @@ impl Switchboard {
         self.connections.len() + self.visitors.len() >= self.max_connections
     }
 
-    fn take_token(&mut self) -> u64 {
-        let token = self.next_token;
-        self.next_token += 1;
-        token
+    /// A token that nobody has. There are fewer connections than tokens, so the
+    /// search ends.
+    fn take_token(&mut self) -> u32 {
+        loop {
+            let token = self.next_token;
+            self.next_token = token.checked_add(1).unwrap_or(self.first_token);
+            if !self.tokens.contains_key(&token) && !self.visitors.contains_key(&token) {
+                return token;
+            }
+        }
     }
 
     /// Host programs knock.
-    pub(super) fn accept(&mut self, poll: &Poll) {
+    pub(super) fn accept(&mut self, ops: &mut EventOps) {
         while let Some(stream) = self.listener.accept() {
             if self.is_full() {
                 self.refuse_another(&"connected from the host");
                 continue;
             }
             let token = self.take_token();
-            if let Err(error) = poll.add(&stream, token) {
+            if let Err(error) = ops.add_source(&stream, token) {
                 self.faults
                     .report_host(&format_args!("a connection cannot be waited for: {error}"));
                 continue;
@@ -167,16 +175,15 @@ impl Switchboard {
     }
 
     /// A visitor has said something, or a connection can be read or written.
-    pub(super) fn ready(&mut self, token: u64, poll: &Poll) {
+    pub(super) fn ready(&mut self, token: u32, ops: &mut EventOps) {
         if let Some(mut visitor) = self.visitors.remove(&token) {
             match visitor.listen() {
                 Wish::Unfinished => {
                     self.visitors.insert(token, visitor);
                 }
-                // Closing the stream would take it out as well.
-                Wish::None => drop(poll.remove(&visitor.stream)),
+                Wish::None => drop(ops.remove_source(&visitor.stream)),
                 Wish::Port(port) => {
-                    let _ = poll.remove(&visitor.stream);
+                    let _ = ops.remove_source(&visitor.stream);
                     self.request(visitor, port);
                 }
             }
@@ -189,14 +196,14 @@ impl Switchboard {
             return;
         };
         if connection.flush().is_err() {
-            self.abort(ports, poll);
+            self.abort(ports, ops);
             return;
         }
         if connection.reads_host() && !connection.readable {
             connection.readable = true;
             self.readable.push_back(ports);
         }
-        self.after(ports, poll);
+        self.after(ports, ops);
     }
 
     /// Asks the guest to take a connection.
@@ -219,7 +226,7 @@ impl Switchboard {
     }
 
     /// A packet from the guest, header and data, lies in `packet`.
-    pub(super) fn incoming(&mut self, packet: &mut ScatterList, poll: &Poll) {
+    pub(super) fn incoming(&mut self, packet: &mut ScatterList, ops: &mut EventOps) {
         let mut bytes = [0; HEADER_LENGTH];
         if !packet.read_at(0, &mut bytes) {
             self.faults.report(&PacketError::Short(packet.length()));
@@ -246,12 +253,12 @@ impl Switchboard {
         };
         let operation = Operation::from_number(header.operation);
         let (operation, None) = (operation, &fault) else {
-            self.refuse(ports, operation, fault, poll);
+            self.refuse(ports, operation, fault, ops);
             return;
         };
         let Some(operation) = operation else {
             let fault = PacketError::Operation(header.operation);
-            self.refuse(ports, None, Some(fault), poll);
+            self.refuse(ports, None, Some(fault), ops);
             return;
         };
         match (operation, self.connections.get_mut(&ports)) {
@@ -261,16 +268,16 @@ impl Switchboard {
                 connection.guest_shutdown(true, true);
             }
             (Operation::Reset, _) => {
-                self.remove(ports, poll);
+                self.remove(ports, ops);
                 return;
             }
             (_, None) | (Operation::Request, Some(_)) => {
-                self.refuse(ports, Some(operation), None, poll);
+                self.refuse(ports, Some(operation), None, ops);
             }
             (operation, Some(connection)) => {
                 connection.update_credit(header.buffer, header.forwarded);
                 if !Self::serve(connection, operation, &header, packet, &self.faults) {
-                    self.abort(ports, poll);
+                    self.abort(ports, ops);
                     return;
                 }
                 if operation == Operation::CreditRequest {
@@ -278,7 +285,7 @@ impl Switchboard {
                 }
             }
         }
-        self.after(ports, poll);
+        self.after(ports, ops);
     }
 
     /// Serves a packet of a connection that exists; false if it cannot go on.
@@ -347,12 +354,12 @@ impl Switchboard {
         ports: Ports,
         operation: Option<Operation>,
         fault: Option<PacketError>,
-        poll: &Poll,
+        ops: &mut EventOps,
     ) {
         if let Some(fault) = fault {
             self.faults.report(&fault);
         }
-        self.remove(ports, poll);
+        self.remove(ports, ops);
         // A reset is never answered, or two sides could go on for ever.
         if operation != Some(Operation::Reset) {
             self.send(ports, Operation::Reset, 0);
@@ -360,12 +367,12 @@ impl Switchboard {
     }
 
     /// What follows from a change of a connection.
-    fn after(&mut self, ports: Ports, poll: &Poll) {
+    fn after(&mut self, ports: Ports, ops: &mut EventOps) {
         let Some(connection) = self.connections.get_mut(&ports) else {
             return;
         };
         if connection.is_over() {
-            self.abort(ports, poll);
+            self.abort(ports, ops);
             return;
         }
         // Waiting for credit that has come.
@@ -375,12 +382,12 @@ impl Switchboard {
         if connection.owes_credit_update() {
             self.send(ports, Operation::CreditUpdate, 0);
         }
-        self.update_interest(ports, poll);
+        self.update_interest(ports, ops);
     }
 
     /// Waits for what the connection wants. One that cannot be waited for is
     /// ended: the others are not to suffer for it.
-    fn update_interest(&mut self, ports: Ports, poll: &Poll) {
+    fn update_interest(&mut self, ports: Ports, ops: &mut EventOps) {
         let Some(connection) = self.connections.get_mut(&ports) else {
             return;
         };
@@ -389,34 +396,35 @@ impl Switchboard {
         // A stream whose other end is gone is always ready, so it must not be
         // waited for without a wish.
         let updated = match (before.is_empty(), wanted.is_empty()) {
-            (true, false) => poll
-                .add(connection, connection.token)
-                .and_then(|()| poll.modify(connection, wanted, connection.token)),
-            (false, true) => poll.remove(connection),
-            (false, false) if before != wanted => poll.modify(connection, wanted, connection.token),
+            (true, false) => ops
+                .add_source(connection, connection.token)
+                .and_then(|()| ops.modify_source(connection, wanted, connection.token)),
+            (false, true) => ops.remove_source(connection),
+            (false, false) if before != wanted => {
+                ops.modify_source(connection, wanted, connection.token)
+            }
             _ => Ok(()),
         };
         if let Err(error) = updated {
             self.faults
                 .report_host(&format_args!("a connection cannot be waited for: {error}"));
-            self.abort(ports, poll);
+            self.abort(ports, ops);
         }
     }
 
     /// Ends a connection and tells the guest.
-    fn abort(&mut self, ports: Ports, poll: &Poll) {
-        self.remove(ports, poll);
+    fn abort(&mut self, ports: Ports, ops: &mut EventOps) {
+        self.remove(ports, ops);
         self.send(ports, Operation::Reset, 0);
     }
 
-    fn remove(&mut self, ports: Ports, poll: &Poll) {
+    fn remove(&mut self, ports: Ports, ops: &mut EventOps) {
         let Some(connection) = self.connections.remove(&ports) else {
             return;
         };
         self.tokens.remove(&connection.token);
         if !connection.interest.is_empty() {
-            // Closing the stream would take it out as well.
-            let _ = poll.remove(&connection);
+            let _ = ops.remove_source(&connection);
         }
         self.readable.retain(|other| *other != ports);
         // Nothing that was to be said about it is of interest any more.
@@ -445,7 +453,11 @@ impl Switchboard {
 
     /// Fills `packet`, empty buffers of the guest's, with the next packet. None
     /// if there is nothing to send.
-    pub(super) fn outgoing(&mut self, packet: &mut ScatterList, poll: &Poll) -> Option<Outgoing> {
+    pub(super) fn outgoing(
+        &mut self,
+        packet: &mut ScatterList,
+        ops: &mut EventOps,
+    ) -> Option<Outgoing> {
         loop {
             if let Some(header) = self.headers.pop_front() {
                 self.write_header(header, packet);
@@ -462,7 +474,7 @@ impl Switchboard {
                 self.readable.push_back(ports);
                 return Some(Outgoing::Data(length));
             }
-            self.update_interest(ports, poll);
+            self.update_interest(ports, ops);
         }
     }
 
@@ -508,9 +520,9 @@ impl Switchboard {
 
     /// Connections that could not be served to the end wait no more for the
     /// host, until the guest has given buffers.
-    pub(super) fn hold_readable(&mut self, poll: &Poll) {
+    pub(super) fn hold_readable(&mut self, ops: &mut EventOps) {
         for ports in self.readable.clone() {
-            self.update_interest(ports, poll);
+            self.update_interest(ports, ops);
         }
     }
 
@@ -528,8 +540,15 @@ impl Switchboard {
     }
 
     /// Gives up whoever has had time enough.
-    pub(super) fn expire(&mut self, now: Instant, poll: &Poll) {
-        self.visitors.retain(|_, visitor| visitor.deadline > now);
+    pub(super) fn expire(&mut self, now: Instant, ops: &mut EventOps) {
+        self.visitors.retain(|_, visitor| {
+            let stays = visitor.deadline > now;
+            if !stays {
+                // It was waited for.
+                let _ = ops.remove_source(&visitor.stream);
+            }
+            stays
+        });
         let late: Vec<Ports> = self
             .connections
             .iter()
@@ -537,7 +556,7 @@ impl Switchboard {
             .map(|(&ports, _)| ports)
             .collect();
         for ports in late {
-            self.abort(ports, poll);
+            self.abort(ports, ops);
         }
     }
 }

@@ -4,20 +4,22 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use event_manager::EventOps;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::packet::HEADER_LENGTH;
 use super::switchboard::{Outgoing, Switchboard};
 use crate::memory::{ScatterError, ScatterList};
-use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::sources::Sources;
+use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, Chain, GuestFaults, VirtQueue};
 
-const TO_GUEST: u64 = 0;
-const FROM_GUEST: u64 = 1;
-const LISTENER: u64 = 2;
-const TIMER: u64 = 3;
+const TO_GUEST: u32 = 0;
+const FROM_GUEST: u32 = 1;
+const LISTENER: u32 = 2;
+const TIMER: u32 = 3;
 /// Connections and visitors.
-pub(super) const FIRST_STREAM: u64 = 16;
+pub(super) const FIRST_STREAM: u32 = 16;
 
 /// The guest's packets wait while so many of ours do: each may cause one.
 const MAX_BACKLOG: usize = 256;
@@ -73,11 +75,11 @@ fn gather(chain: &Chain, packet: &mut ScatterList, writable: bool) -> Result<(),
 
 impl VsockService {
     /// Serves both queues until something is missing.
-    fn run(&mut self, poll: &Poll) -> Result<(), ServiceError> {
+    fn run(&mut self, ops: &mut EventOps) -> Result<(), ServiceError> {
         let mut turns = 0;
         loop {
-            self.send(poll)?;
-            if !self.receive(poll)? {
+            self.send(ops)?;
+            if !self.receive(ops)? {
                 break;
             }
             turns += 1;
@@ -89,14 +91,14 @@ impl VsockService {
                 break;
             }
         }
-        self.switchboard.hold_readable(poll);
+        self.switchboard.hold_readable(ops);
         self.set_ticking(self.switchboard.has_deadlines())?;
         Ok(())
     }
 
     /// Takes packets from the guest; true if there may be something to send
     /// now.
-    fn receive(&mut self, poll: &Poll) -> Result<bool, ServiceError> {
+    fn receive(&mut self, ops: &mut EventOps) -> Result<bool, ServiceError> {
         let Some(active) = &mut self.active else {
             return Ok(false);
         };
@@ -111,7 +113,7 @@ impl VsockService {
                 && let Some(chain) = queue.pop()?
             {
                 match gather(&chain, &mut active.packet, false) {
-                    Ok(()) => self.switchboard.incoming(&mut active.packet, poll),
+                    Ok(()) => self.switchboard.incoming(&mut active.packet, ops),
                     Err(error) => self.faults.report(&error),
                 }
                 queue.complete(chain.head_index(), 0)?;
@@ -138,7 +140,7 @@ impl VsockService {
     }
 
     /// Sends packets to the guest as long as it takes them.
-    fn send(&mut self, poll: &Poll) -> Result<(), ServiceError> {
+    fn send(&mut self, ops: &mut EventOps) -> Result<(), ServiceError> {
         let Some(active) = &mut self.active else {
             return Ok(());
         };
@@ -162,7 +164,7 @@ impl VsockService {
                 queue.complete(chain.head_index(), 0)?;
                 continue;
             }
-            match self.switchboard.outgoing(&mut active.packet, poll) {
+            match self.switchboard.outgoing(&mut active.packet, ops) {
                 Some(Outgoing::Header) => {
                     queue.complete(chain.head_index(), HEADER_LENGTH as u32)?;
                 }
@@ -190,16 +192,16 @@ impl VsockService {
 }
 
 impl Service for VsockService {
-    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
         let (Some(to_guest), Some(from_guest)) =
             (activation.take_queue(0), activation.take_queue(1))
         else {
             return Ok(());
         };
-        poll.add(to_guest.kick(), TO_GUEST)?;
-        poll.add(from_guest.kick(), FROM_GUEST)?;
-        poll.add(self.switchboard.listener(), LISTENER)?;
-        poll.add(&self.timer, TIMER)?;
+        ops.add_source(to_guest.kick(), TO_GUEST)?;
+        ops.add_source(from_guest.kick(), FROM_GUEST)?;
+        ops.add_source(self.switchboard.listener(), LISTENER)?;
+        ops.add_source(&self.timer, TIMER)?;
         self.active = Some(Active {
             to_guest,
             from_guest,
@@ -209,21 +211,21 @@ impl Service for VsockService {
         Ok(())
     }
 
-    fn ready(&mut self, token: u64, poll: &Poll) -> Result<(), ServiceError> {
+    fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError> {
         if let Some(active) = &self.active {
             match token {
                 // Nothing to read: somebody else has looked already.
                 TO_GUEST => drop(active.to_guest.kick().read()),
                 FROM_GUEST => drop(active.from_guest.kick().read()),
-                LISTENER => self.switchboard.accept(poll),
+                LISTENER => self.switchboard.accept(ops),
                 TIMER => {
                     let _ = self.timer.wait();
-                    self.switchboard.expire(Instant::now(), poll);
+                    self.switchboard.expire(Instant::now(), ops);
                 }
-                _ => self.switchboard.ready(token, poll),
+                _ => self.switchboard.ready(token, ops),
             }
         }
-        self.run(poll)
+        self.run(ops)
     }
 
     fn stop(&mut self) {

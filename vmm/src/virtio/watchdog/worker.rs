@@ -5,15 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use event_manager::EventOps;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::event::{EventSink, MachineEvent};
-use crate::virtio::worker::{Poll, Service, ServiceError};
+use crate::sources::Sources;
+use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, Chain, GuestFaults, QueueError, VirtQueue};
 
-const PINGS: u64 = 0;
-const TIMER: u64 = 1;
+const PINGS: u32 = 0;
+const TIMER: u32 = 1;
 
 /// Lets the control thread hold the watchdog while the guest stands still,
 /// since it cannot ping then.
@@ -72,16 +74,16 @@ impl WatchdogService {
 }
 
 impl Service for WatchdogService {
-    fn start(&mut self, mut activation: Activation, poll: &Poll) -> io::Result<()> {
+    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
         if let Some(queue) = activation.take_queue(0) {
-            poll.add(queue.kick(), PINGS)?;
-            poll.add(&self.timer, TIMER)?;
+            ops.add_source(queue.kick(), PINGS)?;
+            ops.add_source(&self.timer, TIMER)?;
             self.queue = Some(queue);
         }
         Ok(())
     }
 
-    fn ready(&mut self, token: u64, _poll: &Poll) -> Result<(), ServiceError> {
+    fn ready(&mut self, token: u32, _ops: &mut EventOps) -> Result<(), ServiceError> {
         if token == TIMER {
             let _ = self.timer.wait();
             let count = self.hold.count();
