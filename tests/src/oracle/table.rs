@@ -165,10 +165,10 @@ mod tests {
     fn table_is_read_by_its_names() {
         let text = "isa SVM\nvcpus 1\ntsc_khz 1000\naccounting on\nexits 8\nguest_cycles 90\ntsc_backward 0\n\n\
             reason name  handler exits cycles blocked_cycles userspace_cycles preempted_cycles\n\
-            \x20 0x72 CPUID yes 7 1 2 3\n\
-            \x20    - OTHER no 1 0 0 0\n       total                       8   1   2   3\n";
+            \x20 0x72 CPUID yes 7 1 2 3 4\n\
+            \x20    - OTHER no 1 0 0 0 0\n       total                       8   1   2   3   4\n";
         let table = parse(text).unwrap();
-        assert_eq!((table.own, table.exits, table.life()), (8, 8, 96));
+        assert_eq!((table.own, table.exits, table.life()), (8, 8, 100));
         assert_eq!((table.exits_of(0x72), table.exits_of(0x78)), (7, 0));
         assert_eq!(table.rows[1].number, None);
         assert!(table.rows[0].handled && !table.rows[1].handled);
