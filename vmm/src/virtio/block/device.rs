@@ -1,7 +1,6 @@
 //! The device: identity, features, configuration, and the hold of a thread per
 //! queue.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -59,12 +58,6 @@ impl DiskImage {
     }
 }
 
-impl DeviceCounters for Disk {
-    fn read(&self) -> BTreeMap<String, u64> {
-        self.counters.read()
-    }
-}
-
 /// A disk.
 pub struct Block {
     disk: Arc<Disk>,
@@ -87,7 +80,7 @@ impl Block {
             image,
             config,
             faults: Arc::new(GuestFaults::new(id)),
-            counters: BlockCounters::new(),
+            counters: Arc::new(BlockCounters::new()),
         });
         let workers = (0..options.queues)
             .map(|queue| {
@@ -178,6 +171,8 @@ impl VirtioDevice for Block {
     }
 
     fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
-        Some(Arc::clone(&self.disk) as Arc<dyn DeviceCounters>)
+        // Without the image: who holds the counters may outlive the device, and
+        // the image is locked for as long as it is open.
+        Some(Arc::clone(&self.disk.counters) as Arc<dyn DeviceCounters>)
     }
 }

@@ -25,7 +25,7 @@ pub(super) struct Disk {
     pub(super) config: DiskConfig,
     pub(super) serial: String,
     pub(super) faults: Arc<GuestFaults>,
-    pub(super) counters: BlockCounters,
+    pub(super) counters: Arc<BlockCounters>,
 }
 
 /// Something that needs the image's file, with its memory checked.

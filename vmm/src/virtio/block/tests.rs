@@ -634,3 +634,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn who_reads_the_counters_of_a_disk_that_is_gone_does_not_hold_its_image() {
+    let host = Host::new();
+    let guest = Guest::new(&host);
+    let counters = guest.block.counters().unwrap();
+    drop(guest);
+    // The next boot of the VM opens it, while the last counters are still shown.
+    Image::open(&host.options).unwrap();
+    assert_eq!(counters.read()["read_ops"], 0);
+}

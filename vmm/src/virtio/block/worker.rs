@@ -472,7 +472,7 @@ mod tests {
             config,
             serial: String::new(),
             faults: Arc::new(GuestFaults::new("disk")),
-            counters: BlockCounters::new(),
+            counters: Arc::new(BlockCounters::new()),
         };
         (file, disk)
     }
