@@ -344,8 +344,7 @@ fn create_vcpus(
             cpuid: cpuid::for_vcpu(supported, profile, id),
             msrs: msr::boot_msrs(),
             registers: (id == 0).then(|| entry.registers()),
-            // As a processor starts; Linux would switch over at some cost.
-            x2apic: !profile.is_pc,
+            x2apic: true,
             extended_state: true,
         })?;
         if id == 0 {
