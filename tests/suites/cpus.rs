@@ -100,10 +100,14 @@ fn count_that_kvm_does_not_allow_is_refused(site: &Site) -> Result<()> {
         "serial": {"mode": "Null"},
         "console": {"mode": "Off"},
     });
-    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
-    let refused = machine.api("PUT", "/api/v1/vm.boot", None)?;
+    // Where KVM allows as many as there can ever be, the configuration is refused.
+    let created = machine.api("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    let refused = match created.status {
+        204 => machine.api("PUT", "/api/v1/vm.boot", None)?,
+        _ => created,
+    };
     ensure!(
-        refused.status == 400 && refused.body.contains(&format!("KVM allows {limit}")),
+        refused.status == 400 && refused.body.contains(&limit.to_string()),
         "{refused:?}"
     );
     Ok(())

@@ -130,7 +130,7 @@ fn landlock_opens_what_is_configured_and_nothing_else(site: &Site) -> Result<()>
     ensure!(added.status == 200, "{}: {}", added.status, added.body);
     let refused = add(&other)?;
     ensure!(
-        refused.status == 500 && refused.body.contains("Permission denied"),
+        refused.status == 400 && refused.body.contains("Permission denied"),
         "{}: {}",
         refused.status,
         refused.body
