@@ -51,6 +51,10 @@ static noinline u64 exits_before_start(struct kvm_vcpu *vcpu)
 	u64 sum = 0;
 	int slot;
 
+	/* It never ran, as most vCPUs that a guest does not bring up. */
+	if (!READ_ONCE(vcpu->stat.exits))
+		return 0;
+
 	for (slot = 0; slot < KVM_EXIT_STATS_SLOTS; slot++)
 		sum += READ_ONCE(vcpu->stat.exits_by_reason[slot]);
 	return sum;
