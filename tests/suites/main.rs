@@ -115,6 +115,7 @@ const SUITES: &[Suite] = &[
     emulation::SUITE,
     leaks::SUITE,
     debian::SUITE,
+    debian::FIRMWARE,
     debian::MANY_VCPUS,
     // Last: it looks back on what all the others did to the host.
     host::SUITE,

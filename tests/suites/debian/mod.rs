@@ -43,7 +43,6 @@ pub const SUITE: Suite = Suite {
         debian_on_a_raw_disk_comes_to_its_login_prompt,
         debian_on_a_qcow2_disk_comes_to_its_login_prompt,
         debian_on_a_read_only_disk_comes_to_its_login_prompt,
-        firmware_boots_debian_from_its_disk,
         fio_verifies_what_it_wrote_through_io_uring,
         fio_verifies_what_it_wrote_without_io_uring,
         what_was_flushed_survives_a_kill,
@@ -56,6 +55,14 @@ pub const SUITE: Suite = Suite {
         disks_and_nets_that_come_and_go_leave_nothing_behind,
         exits_are_counted_with_all_devices_at_work,
     ],
+};
+
+/// In a long run only: the emulator of SVM hosts, QEMU 7.2, ends in an assertion
+/// of its own (tcg_handle_interrupt) while this guest boots.
+pub const FIRMWARE: Suite = Suite {
+    name: "debian",
+    applies: |site| site.has_debian() && host_cpus() == 1 && site.is_long(),
+    trials: trials![firmware_boots_debian_from_its_disk],
 };
 
 /// Fewer CPUs than vCPUs, and more than one: vCPUs run at the same time, are
