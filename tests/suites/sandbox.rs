@@ -6,7 +6,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use lab::guest::{Instruction, Program};
+use lab::oracle::try_open;
 use lab::vmm::Machine;
+use nix::errno::Errno;
 use serde_json::json;
 
 use crate::site::Site;
@@ -19,6 +21,7 @@ pub const SUITE: Suite = Suite {
         every_thread_has_a_filter_of_system_calls,
         violation_ends_the_vmm_with_a_message,
         landlock_opens_what_is_configured_and_nothing_else,
+        landlock_holds_for_every_thread,
         confined_vm_reboots_with_any_console,
     ],
 };
@@ -27,10 +30,15 @@ pub const SUITE: Suite = Suite {
 /// configuration.
 fn running(site: &Site, more: &serde_json::Value) -> Result<Machine> {
     let dir = site.fresh_dir()?;
+    start(site, &dir, &[], more)
+}
+
+/// The same with arguments for the VMM.
+fn start(site: &Site, dir: &Path, args: &[String], more: &serde_json::Value) -> Result<Machine> {
     let kernel = dir.join("guest.elf");
     let image = Program::new().repeat(Instruction::Out(0x3f8), 2).halt();
     fs::write(&kernel, image)?;
-    let mut machine = Machine::idle(&site.bin(), &dir)?;
+    let mut machine = Machine::idle_with(&site.bin(), dir, args)?;
     let mut config = json!({
         "memory": {"size": 64 << 20},
         "payload": {"kernel": kernel},
@@ -64,11 +72,13 @@ fn every_thread_has_a_filter_of_system_calls(site: &Site) -> Result<()> {
         let task = task?.path();
         let name = fs::read_to_string(task.join("comm"))?.trim().to_owned();
         let status = fs::read_to_string(task.join("status"))?;
-        let mode = status.lines().find(|line| line.starts_with("Seccomp:"));
-        ensure!(
-            mode.is_some_and(|mode| mode.ends_with('2')),
-            "Thread {name}: {mode:?}"
-        );
+        for (field, value) in [("Seccomp:", '2'), ("NoNewPrivs:", '1')] {
+            let line = status.lines().find(|line| line.starts_with(field));
+            ensure!(
+                line.is_some_and(|line| line.ends_with(value)),
+                "Thread {name}: {line:?}"
+            );
+        }
         names.push(name);
     }
     for kind in ["api", "vcpu0", "__rng", "__watchdog", "__balloon"] {
@@ -138,6 +148,45 @@ fn landlock_opens_what_is_configured_and_nothing_else(site: &Site) -> Result<()>
     machine.must("PUT", "/api/v1/vm.reboot", None)?;
     let finished = machine.shut_down()?;
     ensure!(finished.status.success(), "{}", finished.stderr);
+    Ok(())
+}
+
+fn landlock_holds_for_every_thread(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    image(&dir.join("disk"))?;
+    // Without the filters, which would end the process at the first attempt.
+    let args = ["--seccomp", "false", "--event-monitor"].map(String::from);
+    let events = format!("path={}", dir.join("events").display());
+    let config = json!({"disks": [{"path": dir.join("disk")}], "landlock_enable": true});
+    let machine = start(site, &dir, &[&args[..], &[events]].concat(), &config)?;
+    let attempts = try_open(
+        machine.pid(),
+        Path::new("/proc/version"),
+        site.tiny_deadline(),
+    )?;
+    for thread in [
+        "cloud-hyperviso",
+        "api",
+        "event-monitor",
+        "shutdown-watch",
+        "vcpu0",
+    ] {
+        ensure!(
+            attempts.iter().any(|attempt| attempt.thread == thread),
+            "There is no thread {thread}: {attempts:?}"
+        );
+    }
+    for attempt in &attempts {
+        ensure!(attempt.outcome == Err(Errno::EACCES), "{attempt:?}");
+    }
+    // They go on as if nothing had happened, and the sockets go at the end.
+    machine.must("PUT", "/api/v1/vm.reboot", None)?;
+    let socket = machine.socket();
+    let finished = machine.shut_down()?;
+    ensure!(finished.status.success(), "{}", finished.stderr);
+    for name in [socket, dir.join("vsock")] {
+        ensure!(!name.exists(), "{} is still there", name.display());
+    }
     Ok(())
 }
 

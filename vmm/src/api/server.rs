@@ -25,7 +25,7 @@ use super::router::{Call, route, route_statistics};
 use super::socket::{ApiSocket, SocketError};
 use super::{answer, exit_stats};
 use crate::log_limit::LogLimit;
-use crate::sandbox::{Filter, ThreadKind, watch_panics};
+use crate::sandbox::{Filter, ThreadKind, confine_early, watch_panics};
 use crate::stats::StatsHub;
 
 /// Clients of the API that may be connected at a time.
@@ -185,6 +185,11 @@ pub fn serve_on(
         .name("api".into())
         .spawn(move || {
             let outcome = watch_panics(|| {
+                let sockets = event_loop.listeners.iter();
+                let paths: Vec<_> = sockets
+                    .filter_map(|(_, socket)| socket.reachable())
+                    .collect();
+                confine_early(&paths).map_err(io::Error::other)?;
                 filter.apply()?;
                 event_loop.run()
             });

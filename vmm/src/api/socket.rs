@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::acceptor::Acceptor;
 use crate::host_file::{Purpose, is_served, open_with};
-use crate::sandbox::keep_files_private;
+use crate::sandbox::{Reachable, keep_files_private};
 
 /// Why there is no socket to listen on.
 #[derive(Debug, Error)]
@@ -143,6 +143,12 @@ impl ApiSocket {
     /// The listening socket; it does not block.
     pub(super) fn listener(&self) -> &Acceptor {
         &self.listener
+    }
+
+    /// What its end needs of the file system.
+    pub(super) fn reachable(&self) -> Option<Reachable> {
+        let place = self.place.as_ref()?;
+        Some(Reachable::for_socket(&place.path))
     }
 
     /// A name for the machine behind it: the path; empty if it is not known.

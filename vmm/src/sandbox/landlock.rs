@@ -1,7 +1,7 @@
 //! Which files the calling thread, and every thread it starts from then on,
 //! can reach. What is open already stays open.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, PathFdError,
@@ -35,6 +35,21 @@ pub struct Reachable {
     pub path: PathBuf,
     /// What may be done.
     pub reach: Reach,
+}
+
+impl Reachable {
+    /// What making and removing a socket takes: rights on its folder.
+    #[must_use]
+    pub fn for_socket(socket: &Path) -> Self {
+        let folder = match socket.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        Self {
+            path: folder.to_owned(),
+            reach: Reach::Sockets,
+        }
+    }
 }
 
 /// Why the thread is not confined.
@@ -91,6 +106,16 @@ pub fn confine(paths: &[Reachable]) -> Result<(), LandlockError> {
         return Err(LandlockError::Unavailable);
     }
     Ok(())
+}
+
+/// Takes everything away but these paths, for good, from a thread that exists
+/// before a configuration says whether the VM is confined: what the thread
+/// does needs no more, confined or not. Without Landlock nothing changes.
+pub fn confine_early(paths: &[Reachable]) -> Result<(), LandlockError> {
+    match confine(paths) {
+        Err(LandlockError::Unavailable) => Ok(()),
+        other => other,
+    }
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub use preemption::{is_scheduled_normally, preempt_when_woken};
 
 use crate::event::{EventSink, MachineEvent};
 
-pub use landlock::{LandlockError, Reach, Reachable, confine};
+pub use landlock::{LandlockError, Reach, Reachable, confine, confine_early};
 pub use seccomp::{Filter, OnViolation, SeccompError, enforce};
 pub use signal::explain_faults;
 
@@ -79,6 +79,11 @@ impl ThreadKind {
         ThreadKind::VirtioBalloon,
         ThreadKind::VirtioWatchdog,
     ];
+
+    /// Whether it starts before a VM is configured and uses no path at all.
+    fn is_early(self) -> bool {
+        matches!(self, ThreadKind::EventMonitor | ThreadKind::ShutdownWatch)
+    }
 }
 
 /// Enough for what the threads do. The default of 2 MiB is what the host makes
@@ -117,6 +122,12 @@ where
     let builder = Builder::new().name(thread_name(name)).stack_size(STACK);
     builder.spawn(move || {
         log::debug!("thread {label} ({kind:?}) starts");
+        if kind.is_early()
+            && let Err(error) = confine_early(&[])
+        {
+            events.send(MachineEvent::Failed(format!("Thread {label}: {error}")));
+            return;
+        }
         if let Err(error) = filter.apply() {
             events.send(MachineEvent::Failed(format!("Thread {label}: {error}")));
             return;
@@ -223,6 +234,27 @@ mod tests {
                 "Thread doomed panicked: no luck".into()
             ))
         );
+    }
+
+    #[test]
+    fn threads_that_are_there_before_the_vm_reach_no_file() {
+        for kind in [ThreadKind::EventMonitor, ThreadKind::ShutdownWatch] {
+            let (sender, opened) = channel();
+            let quiet = EventSink::new(|_| {});
+            spawn("early", kind, quiet, move || {
+                sender.send(std::fs::File::open("/proc/version")).unwrap();
+            })
+            .unwrap()
+            .join()
+            .unwrap();
+            match opened.recv().unwrap() {
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+                Ok(_) => assert!(
+                    std::thread::spawn(|| confine(&[])).join().unwrap().is_err(),
+                    "the kernel has Landlock, and a thread of kind {kind:?} opens files"
+                ),
+            }
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) fn reachable(config: &VmConfig) -> Result<Vec<Reachable>, ConfigError
         paths.add_some(zone.file.as_ref(), Reach::ReadWrite);
     }
     if let Some(vsock) = &config.vsock {
-        paths.add_socket(&vsock.socket);
+        paths.0.push(Reachable::for_socket(&vsock.socket));
     }
     let serial = &config.serial;
     let console = &config.console;
@@ -47,7 +47,7 @@ pub(super) fn reachable(config: &VmConfig) -> Result<Vec<Reachable>, ConfigError
             ConsoleOutputMode::File => paths.add_some(file.as_ref(), Reach::ReadWrite),
             ConsoleOutputMode::Socket => {
                 if let Some(socket) = socket {
-                    paths.add_socket(socket);
+                    paths.0.push(Reachable::for_socket(socket));
                 }
             }
             ConsoleOutputMode::Pty => {
@@ -94,15 +94,6 @@ impl Paths {
         if interfaces.exists() {
             self.add(interfaces, Reach::Read);
         }
-    }
-
-    /// Sockets are made and removed, which are rights on the folder.
-    fn add_socket(&mut self, socket: &Path) {
-        let folder = match socket.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        self.add(folder, Reach::Sockets);
     }
 }
 

@@ -182,11 +182,6 @@ const VCPU: &[Entry] = &[
 /// The second argument of an advisory lock that belongs to the open file.
 const F_OFD_SETLK: u32 = 37;
 
-// From linux/io_uring.h.
-const IORING_REGISTER_EVENTFD: u32 = 4;
-const IORING_REGISTER_RESTRICTIONS: u32 = 11;
-const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
-
 /// Reading and writing images, by the ring or without.
 const BLOCK: &[Entry] = &[
     any(libc::SYS_fallocate),
@@ -196,16 +191,6 @@ const BLOCK: &[Entry] = &[
     any(libc::SYS_fsync),
     any(libc::SYS_ftruncate),
     any(libc::SYS_io_uring_enter),
-    // What a new ring takes; it then takes no more.
-    with(
-        libc::SYS_io_uring_register,
-        &[
-            equal(1, IORING_REGISTER_EVENTFD),
-            equal(1, IORING_REGISTER_RESTRICTIONS),
-            equal(1, IORING_REGISTER_ENABLE_RINGS),
-        ],
-    ),
-    any(libc::SYS_io_uring_setup),
     any(libc::SYS_lseek),
     any(libc::SYS_newfstatat),
     any(libc::SYS_pread64),
@@ -295,6 +280,11 @@ const KVM: Only = Only {
     value: 0xae00,
 };
 
+// From linux/io_uring.h.
+const IORING_REGISTER_EVENTFD: u32 = 4;
+const IORING_REGISTER_RESTRICTIONS: u32 = 11;
+const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
+
 const THREADS_ONLY: &[Only] = &[Only {
     argument: 0,
     mask: libc::CLONE_THREAD as u32,
@@ -352,6 +342,16 @@ const CONTROL: &[Entry] = &[
             request(BLKPBSZGET),
         ],
     ),
+    // What a disk's new ring takes; it then takes no more.
+    with(
+        libc::SYS_io_uring_register,
+        &[
+            equal(1, IORING_REGISTER_EVENTFD),
+            equal(1, IORING_REGISTER_RESTRICTIONS),
+            equal(1, IORING_REGISTER_ENABLE_RINGS),
+        ],
+    ),
+    any(libc::SYS_io_uring_setup),
     any(libc::SYS_landlock_add_rule),
     any(libc::SYS_landlock_create_ruleset),
     any(libc::SYS_landlock_restrict_self),

@@ -24,6 +24,10 @@ fn calls(name: &str) -> i32 {
         "execve" => Command::new("/bin/true").status().map_or(-1, |_| 0),
         "open" => std::fs::File::open("/proc/version").map_or(-1, |_| 0),
         "socket" => std::os::unix::net::UnixStream::connect("/").map_or(-1, |_| 0),
+        // SAFETY: a ring of no entries is an error.
+        "ring" => unsafe {
+            libc::syscall(libc::SYS_io_uring_setup, 0, std::ptr::null::<u8>()) as i32
+        },
         "unlink" => std::fs::remove_file("/").map_or(-1, |()| 0),
         "executable" => {
             // SAFETY: a new mapping disturbs nobody.
@@ -161,6 +165,17 @@ fn only_who_owns_a_socket_removes_files() {
             must_end(kind, "unlink", "unlink");
         }
     }
+}
+
+#[test]
+fn only_the_control_thread_makes_rings() {
+    for &kind in ThreadKind::ALL {
+        if kind != ThreadKind::Control {
+            must_end(kind, "ring", "io_uring_setup");
+        }
+    }
+    let (_, said) = run(ThreadKind::Control, "ring", "true");
+    assert!(said.contains("the call gave an error"), "{said}");
 }
 
 #[test]

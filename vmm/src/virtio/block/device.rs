@@ -10,7 +10,7 @@ use super::config::{DiskConfig, LENGTH};
 use super::counters::BlockCounters;
 use super::execute::Disk;
 use super::image::{FileId, Image, ImageFormat, ResizeError};
-use super::worker::BlockService;
+use super::worker::{BlockService, open_ring};
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
 use crate::virtio::rate_limit::RateLimit;
@@ -92,7 +92,10 @@ impl Block {
                         .get(usize::from(queue))
                         .cloned()
                         .unwrap_or_default(),
-                    options.ring,
+                    options
+                        .ring
+                        .then(|| open_ring(options.queue_size, &disk))
+                        .flatten(),
                 );
                 let name = format!("{id}_q{queue}");
                 let faults = Arc::clone(&disk.faults);

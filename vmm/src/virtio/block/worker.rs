@@ -67,7 +67,9 @@ pub(super) struct BlockService {
     disk: Arc<Disk>,
     limit: Option<RateLimit>,
     affinity: Vec<usize>,
-    use_ring: bool,
+    /// While the device is not active. Made before the thread starts, whose
+    /// filter lets it make none.
+    ring: Option<IoRing>,
     /// From the first activation on: it is the thread's, not the queue's.
     wakeups: Option<Wakeups>,
     active: Option<Active>,
@@ -91,13 +93,13 @@ impl BlockService {
         disk: Arc<Disk>,
         limit: Option<RateLimit>,
         affinity: Vec<usize>,
-        use_ring: bool,
+        ring: Option<IoRing>,
     ) -> Self {
         Self {
             disk,
             limit,
             affinity,
-            use_ring,
+            ring,
             wakeups: None,
             active: None,
         }
@@ -118,12 +120,7 @@ impl Service for BlockService {
         }
         self.wakeups.get_or_insert_with(Wakeups::new);
         ops.add_source(queue.kick(), REQUESTS)?;
-        let ring = if self.use_ring && self.disk.image.sync_file().is_some() {
-            open_ring(queue.size(), &self.disk)
-        } else {
-            None
-        };
-        if let Some(ring) = &ring {
+        if let Some(ring) = &self.ring {
             ops.add_source(ring.event(), COMPLETIONS)?;
         }
         let limiter = self.limit.clone().map(RateLimiter::new).transpose()?;
@@ -132,7 +129,7 @@ impl Service for BlockService {
         }
         self.active = Some(Active {
             queue,
-            ring,
+            ring: self.ring.take(),
             limiter,
             pending: BTreeMap::new(),
             bytes: 0,
@@ -170,17 +167,21 @@ impl Service for BlockService {
     }
 
     fn stop(&mut self) {
-        if let Some(mut active) = self.active.take()
-            && let Some(ring) = &mut active.ring
-            && let Err(error) = ring.drain()
-        {
-            log::error!("a disk's requests cannot be waited for: {error}");
+        let Some(mut ring) = self.active.take().and_then(|active| active.ring) else {
+            return;
+        };
+        match ring.drain() {
+            Ok(_) => self.ring = Some(ring),
+            // The next driver has its requests done without a ring.
+            Err(error) => log::error!("a disk's requests cannot be waited for: {error}"),
         }
     }
 }
 
-/// A ring, or none where the host forbids it.
-fn open_ring(depth: u16, disk: &Disk) -> Option<IoRing> {
+/// A ring for a queue of `depth` entries; none where the image or the host does
+/// without.
+pub(super) fn open_ring(depth: u16, disk: &Disk) -> Option<IoRing> {
+    disk.image.sync_file()?;
     match IoRing::new(depth) {
         Ok(ring) => Some(ring),
         Err(error) => {
