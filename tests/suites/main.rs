@@ -43,6 +43,7 @@ mod memory;
 mod modules;
 mod nested;
 mod nets;
+mod pause;
 mod resets;
 mod rest;
 mod sandbox;
@@ -104,6 +105,7 @@ const SUITES: &[Suite] = &[
     cpus::LINUX,
     memory::SUITE,
     nets::SUITE,
+    pause::SUITE,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,

@@ -185,7 +185,15 @@ fn apply(sources: &Sources, work: &Path) -> Result<()> {
 
 fn compile(sources: &Sources, kernel: &Kernel, work: &Path, out: &Path) -> Result<()> {
     apply(sources, work)?;
-    output(make(kernel, work).args([&format!("M={KVM_FOLDER}"), "modules"]))?;
+    // A build that was killed leaves half a file, which make takes for a whole one.
+    let unfinished = work.join(".unfinished");
+    let modules = format!("M={KVM_FOLDER}");
+    if unfinished.exists() {
+        output(make(kernel, work).args([&modules, "clean"]))?;
+    }
+    fs::write(&unfinished, "")?;
+    output(make(kernel, work).args([&modules, "modules"]))?;
+    fs::remove_file(&unfinished)?;
     fs::create_dir_all(out)?;
     for module in KVM_MODULES {
         let built = work.join(KVM_FOLDER).join(format!("{module}.ko"));

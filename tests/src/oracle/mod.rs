@@ -4,6 +4,7 @@
 
 mod dispatch;
 mod exits;
+mod guest_memory;
 mod histogram;
 mod life;
 mod log;
@@ -16,6 +17,7 @@ mod threads;
 
 pub use dispatch::{handled_reasons, serves_encrypted_guests};
 pub use exits::{debugfs_exits, debugfs_vms, wait_until_silent};
+pub use guest_memory::checksum as guest_memory_checksum;
 pub use histogram::{ExitHistogram, Histogram, same_exits};
 pub use life::{Lives, thread_named};
 pub use log::warnings;

@@ -42,6 +42,7 @@ pub use status::{DeviceStatus, Transition};
 pub use stop::StopFlag;
 
 use crate::memory::GuestRam;
+use worker::Worker;
 
 /// Features that the transport and the queues bring, for every device.
 pub const COMMON_FEATURES: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1
@@ -87,6 +88,9 @@ pub trait VirtioDevice: Send {
     /// nothing of the device touches guest memory any more. Also called when
     /// the device is not active.
     fn reset(&mut self);
+
+    /// The threads that serve its queues.
+    fn workers(&self) -> &[Worker];
 
     /// Counts and logs what goes wrong with the device, for its whole life: a
     /// driver that starts it again and again gets no more lines for that.

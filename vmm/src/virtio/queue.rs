@@ -1,9 +1,11 @@
 //! A queue as a device sees it: chains in, used buffers out. Wraps the queue
 //! of `virtio-queue` so that an empty ring and a broken one look different.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
+use event_manager::EventOps;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -11,6 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{StopFlag, VirtioInterrupt};
 use crate::memory::GuestRam;
+use crate::sources::Sources;
 
 // Parts of the rings (virtio 1.3, 2.7.6 and 2.7.8).
 const AVAILABLE_HEADER: u64 = 4;
@@ -93,6 +96,23 @@ impl VirtQueue {
     #[must_use]
     pub fn kick(&self) -> &EventFd {
         &self.kick
+    }
+
+    /// Has the queue looked at as if the driver had kicked. A counter that is
+    /// full kicks as well.
+    pub fn kick_again(&self) {
+        let _ = self.kick.write(1);
+    }
+
+    /// Waits for kicks under `token`. The first comes at once: there may be
+    /// buffers already.
+    ///
+    /// # Errors
+    /// The host does not let the event be waited for.
+    pub fn listen(&self, ops: &mut EventOps, token: u32) -> io::Result<()> {
+        ops.add_source(&*self.kick, token)?;
+        self.kick_again();
+        Ok(())
     }
 
     /// Guest memory.
@@ -236,8 +256,7 @@ impl VirtQueue {
                 return Ok(true);
             }
             if left == 0 {
-                // A full counter kicks as well.
-                let _ = self.kick.write(1);
+                self.kick_again();
                 return Ok(true);
             }
         }
@@ -318,7 +337,7 @@ mod tests {
         queue
             .drain(|_| {
                 served += 1;
-                stop.set();
+                stop.request_end();
                 0
             })
             .unwrap();

@@ -246,6 +246,12 @@ impl Driver {
         self.kick.write(1).unwrap();
     }
 
+    /// How many chains the device has given back, as a ring counts.
+    pub(crate) fn used_index(&self) -> u16 {
+        let at = GuestAddress(self.part(USED) + 2);
+        self.memory.read_obj(at).unwrap()
+    }
+
     /// Heads and lengths that the device has given back.
     pub(crate) fn used(&self) -> Vec<(u16, u32)> {
         let count: u16 = self

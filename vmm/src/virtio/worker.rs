@@ -1,11 +1,11 @@
 //! The thread of a device. It exists as long as the device does, and serves
-//! queues between activation and reset.
+//! queues between activation and reset, unless it is paused.
 //!
-//! The thread runs an [`EventManager`]. Between activation and reset the
-//! service is its one subscriber, which [`Worker`] adds and removes from other
-//! threads; otherwise the service waits in a [`Slot`]. It never leaves the
-//! thread: what it owns is closed and removed there, under the thread's filter
-//! of system calls.
+//! The thread runs an [`EventManager`]. While the device is active the service
+//! is its one subscriber, which [`Worker`] adds and removes from other threads;
+//! otherwise the service waits in a [`Slot`], with its queues if it is paused.
+//! It never leaves the thread: what it owns is closed and removed there, under
+//! the thread's filter of system calls.
 
 use std::error::Error;
 use std::io;
@@ -33,22 +33,44 @@ const BATCH: usize = 16;
 /// The device's part of the work. Lives on the thread; what it keeps between
 /// activations, such as an open file, it owns.
 ///
+/// ```text
+///            activate         attach
+///   idle ──────────► paused ─────────► active ──► ready, ready, ...
+///     ▲                │ ▲    pause      │
+///     │      stop      │ └───────────────┤
+///     └────────────────┴─────────────────┘
+/// ```
+///
 /// A guest decides how much one request asks for. So a service works in pieces
 /// of bounded size and time, and looks at the [`StopFlag`] of its queues
 /// between them.
 pub trait Service: Send + 'static {
-    /// Takes over queues, and adds to `ops` what it waits for: usually the
-    /// kick of each queue, under a token of its own choice.
+    /// Takes over queues, and does not touch them yet.
     ///
     /// # Errors
     /// The host does not give what it needs: the driver is asked for a reset.
-    fn start(&mut self, activation: Activation, ops: &mut EventOps) -> io::Result<()>;
+    fn activate(&mut self, activation: Activation) -> io::Result<()>;
+
+    /// Begins to serve the queues, or goes on: adds to `ops` what it waits for,
+    /// under tokens of its own choice, and looks for what has come meanwhile.
+    ///
+    /// # Errors
+    /// The host does not give what it needs: the driver is asked for a reset.
+    fn attach(&mut self, ops: &mut EventOps) -> io::Result<()>;
 
     /// Something it waits for is ready.
     ///
     /// # Errors
     /// The device cannot go on: the driver is asked for a reset.
     fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError>;
+
+    /// Finishes the requests that are under way or puts them back into their
+    /// queues, and keeps the queues; nothing may touch guest memory until
+    /// [`attach`](Self::attach). What it waits for has been taken out already.
+    ///
+    /// # Errors
+    /// The device cannot go on: the driver is asked for a reset.
+    fn pause(&mut self) -> Result<(), ServiceError>;
 
     /// Lets go of the queues; nothing may touch guest memory afterwards. What
     /// it waits for has been taken out already.
@@ -62,14 +84,23 @@ pub type ServiceError = Box<dyn Error + Send + Sync>;
 enum Slot {
     /// Here: the device is not active.
     Idle(Box<dyn Service>),
+    /// Here, with its queues.
+    Paused(ActiveService),
     /// With the event manager.
     Active(SubscriberId),
     /// Gone: the thread ends.
     Empty,
 }
 
-fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
+/// What the thread and its owner's requests share.
+struct Shared {
+    slot: Slot,
+    /// A device that becomes active waits for [`Worker::resume`].
+    paused: bool,
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The owner's handle of the thread. Dropping it ends the thread.
@@ -77,7 +108,7 @@ pub struct Worker {
     name: String,
     faults: Arc<GuestFaults>,
     stop: StopFlag,
-    slot: Arc<Mutex<Slot>>,
+    shared: Arc<Mutex<Shared>>,
     endpoint: RemoteEndpoint<ActiveService>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -100,9 +131,12 @@ impl Worker {
     ) -> io::Result<Self> {
         let mut manager = EventManager::new_with_capacity(BATCH).map_err(io_error)?;
         let endpoint = manager.remote_endpoint();
-        let slot = Arc::new(Mutex::new(Slot::Idle(Box::new(service))));
+        let shared = Arc::new(Mutex::new(Shared {
+            slot: Slot::Idle(Box::new(service)),
+            paused: false,
+        }));
         let ended = Arc::new(AtomicBool::new(false));
-        let (held, end, log) = (Arc::clone(&slot), Arc::clone(&ended), Arc::clone(&faults));
+        let (held, end, log) = (Arc::clone(&shared), Arc::clone(&ended), Arc::clone(&faults));
         let thread = spawn(name, kind, events, move || {
             while !end.load(Ordering::Relaxed) {
                 if let Err(error) = manager.run() {
@@ -110,22 +144,23 @@ impl Worker {
                     break;
                 }
             }
-            stop_service(&mut manager, &held);
+            let mut shared = lock(&held);
+            stop_service(&mut manager, &mut shared);
             // Dropped here and not with the owner.
-            drop(std::mem::replace(&mut *lock(&held), Slot::Empty));
+            shared.slot = Slot::Empty;
         })?;
         Ok(Self {
             name: name.to_owned(),
             faults,
             stop: StopFlag::default(),
-            slot,
+            shared,
             endpoint,
             ended,
             thread: Some(thread),
         })
     }
 
-    /// Has the thread serve queues.
+    /// Has the thread serve queues, once it is not paused.
     ///
     /// # Errors
     /// The thread has ended.
@@ -133,40 +168,75 @@ impl Worker {
         for queue in &mut activation.queues {
             queue.set_stop_flag(&self.stop);
         }
-        let slot = Arc::clone(&self.slot);
+        let shared = Arc::clone(&self.shared);
         let (faults, stop) = (Arc::clone(&self.faults), self.stop.clone());
         self.endpoint
             .fire(move |ops: &mut Ops| {
-                let mut slot = lock(&slot);
-                let service = match std::mem::replace(&mut *slot, Slot::Empty) {
+                let mut shared = lock(&shared);
+                let service = match std::mem::replace(&mut shared.slot, Slot::Empty) {
                     Slot::Idle(service) => service,
                     // An active device is not activated again.
-                    other => return *slot = other,
+                    other => return shared.slot = other,
                 };
-                let interrupt = Arc::clone(&activation.interrupt);
-                *slot = Slot::Active(ops.add_subscriber(ActiveService {
+                let mut active = ActiveService {
                     service,
-                    activation: Some(activation),
-                    interrupt,
+                    interrupt: Arc::clone(&activation.interrupt),
                     faults,
                     stop,
                     failed: false,
-                }));
+                };
+                if let Err(error) = active.service.activate(activation) {
+                    active.fail(&error);
+                }
+                shared.slot = match shared.paused {
+                    true => Slot::Paused(active),
+                    false => Slot::Active(ops.add_subscriber(active)),
+                };
             })
             .map_err(|_| ActivateError::ThreadEnded)
     }
 
+    /// Has several threads of one device leave guest memory alone, all at the
+    /// same time, and waits until they do. They keep their queues.
+    pub fn pause_all(workers: &[Worker]) {
+        Self::stop_together(workers, |worker| {
+            worker.stop.request_pause();
+            worker.request_stop(|ops, shared| {
+                shared.paused = true;
+                pause_service(ops, shared);
+            })
+        });
+    }
+
+    /// Undoes [`pause_all`](Self::pause_all). A thread that has ended stays so.
+    pub fn resume(&self) {
+        let shared = Arc::clone(&self.shared);
+        let _ = self.endpoint.fire(move |ops: &mut Ops| {
+            let mut shared = lock(&shared);
+            shared.paused = false;
+            shared.slot = match std::mem::replace(&mut shared.slot, Slot::Empty) {
+                Slot::Paused(active) => Slot::Active(ops.add_subscriber(active)),
+                other => other,
+            };
+        });
+    }
+
     /// Has the thread let go of its queues, and waits until it has.
     pub fn stop(&self) {
-        if let Some(stopped) = self.request_stop() {
-            self.wait_stopped(&stopped);
-        }
+        Self::stop_all(std::slice::from_ref(self));
     }
 
     /// Has several threads of one device let go of their queues, all at the
     /// same time, and waits until they have.
     pub fn stop_all(workers: &[Worker]) {
-        let requested: Vec<_> = workers.iter().map(Worker::request_stop).collect();
+        Self::stop_together(workers, |worker| {
+            worker.stop.request_end();
+            worker.request_stop(stop_service)
+        });
+    }
+
+    fn stop_together(workers: &[Worker], request: impl Fn(&Worker) -> Option<Receiver<()>>) {
+        let requested: Vec<_> = workers.iter().map(request).collect();
         for (worker, stopped) in workers.iter().zip(requested) {
             if let Some(stopped) = stopped {
                 worker.wait_stopped(&stopped);
@@ -174,12 +244,11 @@ impl Worker {
         }
     }
 
-    fn request_stop(&self) -> Option<Receiver<()>> {
+    fn request_stop(&self, how: fn(&mut Ops, &mut Shared)) -> Option<Receiver<()>> {
         let (reply, stopped): (SyncSender<()>, _) = sync_channel(1);
-        self.stop.set();
-        let (slot, stop) = (Arc::clone(&self.slot), self.stop.clone());
+        let (shared, stop) = (Arc::clone(&self.shared), self.stop.clone());
         let fired = self.endpoint.fire(move |ops: &mut Ops| {
-            stop_service(ops, &slot);
+            how(ops, &mut lock(&shared));
             stop.clear();
             // The owner may have gone already.
             let _ = reply.send(());
@@ -199,23 +268,41 @@ impl Worker {
     }
 }
 
-/// Takes the service back from the event manager, without its queues.
-fn stop_service(ops: &mut Ops, slot: &Mutex<Slot>) {
-    let mut slot = lock(slot);
-    if let Slot::Active(id) = *slot
+/// Takes the service back from the event manager, with its queues.
+fn pause_service(ops: &mut Ops, shared: &mut Shared) {
+    if let Slot::Active(id) = shared.slot
         && let Ok(mut active) = ops.remove_subscriber(id)
     {
-        // One that failed has let go of its queues already.
-        if !active.failed {
-            active.service.stop();
+        if !active.failed
+            && let Err(error) = active.service.pause()
+        {
+            active.fail(error.as_ref());
         }
-        *slot = Slot::Idle(active.service);
+        shared.slot = Slot::Paused(active);
     }
+}
+
+/// Takes the service back from the event manager, without its queues.
+fn stop_service(ops: &mut Ops, shared: &mut Shared) {
+    let mut active = match std::mem::replace(&mut shared.slot, Slot::Empty) {
+        Slot::Active(id) => match ops.remove_subscriber(id) {
+            Ok(active) => active,
+            // It is known for as long as the slot names it.
+            Err(_) => return,
+        },
+        Slot::Paused(active) => active,
+        other => return shared.slot = other,
+    };
+    // One that failed has let go of its queues already.
+    if !active.failed {
+        active.service.stop();
+    }
+    shared.slot = Slot::Idle(active.service);
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stop.set();
+        self.stop.request_end();
         self.ended.store(true, Ordering::Relaxed);
         // Fails if the thread is gone.
         let _ = self.endpoint.kick();
@@ -229,8 +316,6 @@ impl Drop for Worker {
 /// A service with queues, as the event manager's subscriber.
 struct ActiveService {
     service: Box<dyn Service>,
-    /// Until it has started.
-    activation: Option<Activation>,
     interrupt: Arc<dyn VirtioInterrupt>,
     faults: Arc<GuestFaults>,
     stop: StopFlag,
@@ -257,8 +342,8 @@ impl ActiveService {
 
 impl MutEventSubscriber for ActiveService {
     fn init(&mut self, ops: &mut EventOps) {
-        if let Some(activation) = self.activation.take()
-            && let Err(error) = self.service.start(activation, ops)
+        if !self.failed
+            && let Err(error) = self.service.attach(ops)
         {
             self.fail(&error);
         }
@@ -298,10 +383,13 @@ mod tests {
     }
 
     impl Service for Echo {
-        fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
-            let queue = activation.queues.remove(0);
-            ops.add_source(queue.kick(), 5)?;
-            self.queue = Some(queue);
+        fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+            self.queue = Some(activation.queues.remove(0));
+            Ok(())
+        }
+
+        fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+            ops.add_source(self.queue.as_ref().unwrap().kick(), 5)?;
             self.said.send("start").map_err(io::Error::other)
         }
 
@@ -312,6 +400,10 @@ mod tests {
             }
             self.queue.as_mut().unwrap().drain(|_| 0)?;
             Ok(self.said.send("ready")?)
+        }
+
+        fn pause(&mut self) -> Result<(), ServiceError> {
+            Ok(self.said.send("pause")?)
         }
 
         fn stop(&mut self) {
@@ -391,6 +483,35 @@ mod tests {
     }
 
     #[test]
+    fn a_paused_device_keeps_its_queues_and_serves_them_when_it_goes_on() {
+        let (worker, heard, _) = worker(false);
+        let workers = std::slice::from_ref(&worker);
+        let mut driver = Driver::new(4);
+        // Before there is anything to pause: what comes then waits.
+        Worker::pause_all(workers);
+        worker.start(driver.activation()).unwrap();
+        Worker::pause_all(workers);
+        assert!(heard.try_recv().is_err());
+        worker.resume();
+        assert_eq!(heard.recv(), Ok("start"));
+        for _ in 0..3 {
+            Worker::pause_all(workers);
+            assert_eq!(heard.try_recv(), Ok("pause"));
+            let before = driver.used().len();
+            driver.offer(&[Buffer::writable(0, 16)]);
+            driver.kick();
+            assert!(heard.recv_timeout(Duration::from_millis(20)).is_err());
+            assert_eq!(driver.used().len(), before);
+            worker.resume();
+            assert_eq!((heard.recv(), heard.recv()), (Ok("start"), Ok("ready")));
+            assert_eq!(driver.used().len(), before + 1);
+        }
+        Worker::pause_all(workers);
+        worker.stop();
+        assert_eq!((heard.recv(), heard.recv()), (Ok("pause"), Ok("stop")));
+    }
+
+    #[test]
     fn a_thread_that_panics_ends_the_machine_and_nobody_waits_for_it() {
         let (worker, heard, events) = worker(false);
         drop(heard);
@@ -409,10 +530,16 @@ mod tests {
     }
 
     impl Service for Reopening {
-        fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
-            let queue = activation.queues.remove(0);
-            ops.add_source(queue.kick(), 1)?;
-            self.queue = Some(queue);
+        fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+            self.queue = Some(activation.queues.remove(0));
+            Ok(())
+        }
+
+        fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+            ops.add_source(self.queue.as_ref().unwrap().kick(), 1)
+        }
+
+        fn pause(&mut self) -> Result<(), ServiceError> {
             Ok(())
         }
 

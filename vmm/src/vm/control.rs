@@ -298,7 +298,7 @@ impl Vmm {
         let consoles = consoles.clone();
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
-        let (machine, stats) = build(&self.hypervisor, &params, &consoles, &sink)?;
+        let (mut machine, stats) = build(&self.hypervisor, &params, &consoles, &sink)?;
         self.stats.publish(stats);
         self.state.change(VmState::Running)?;
         machine.resume();
@@ -307,12 +307,14 @@ impl Vmm {
         Ok(())
     }
 
-    /// Stops all vCPUs.
+    /// Stops vCPUs and devices.
     pub fn pause(&mut self) -> Result<(), ControlError> {
-        let machine = self.booted()?;
+        self.booted()?;
         self.emit(Source::Vm, "pausing");
         self.require(VmState::Paused)?;
-        machine.pause();
+        if let Some(machine) = &mut self.machine {
+            machine.pause();
+        }
         self.state.change(VmState::Paused)?;
         self.emit(Source::Vm, "paused");
         Ok(())
@@ -320,10 +322,12 @@ impl Vmm {
 
     /// Lets them go on.
     pub fn resume(&mut self) -> Result<(), ControlError> {
-        let machine = self.booted()?;
+        self.booted()?;
         self.emit(Source::Vm, "resuming");
         self.require(VmState::Running)?;
-        machine.resume();
+        if let Some(machine) = &mut self.machine {
+            machine.resume();
+        }
         self.state.change(VmState::Running)?;
         self.emit(Source::Vm, "resumed");
         if let Some(event) = self.deferred.take() {

@@ -39,7 +39,6 @@ use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
 use crate::virtio::transport::pci::{PciPlatform, TransportError, VirtioPci};
-use crate::virtio::watchdog::WatchdogHold;
 use crate::virtio::{DeviceCounters, VirtioDevice};
 
 /// Why a device cannot be added or removed.
@@ -134,8 +133,6 @@ pub struct DeviceTree {
     disk_images: BTreeMap<String, DiskImage>,
     /// Name and size of the memory balloon.
     balloon: Option<(String, Arc<BalloonSize>)>,
-    /// The hold of the watchdog.
-    watchdog: Option<Arc<WatchdogHold>>,
     /// Name and size of the console, and what it leads to.
     console: Option<(String, Arc<ConsoleSize>, ConsoleEnd)>,
     /// The terminal, while the console has it.
@@ -169,7 +166,6 @@ impl DeviceTree {
             limit_groups: BTreeMap::new(),
             disk_images: BTreeMap::new(),
             balloon: None,
-            watchdog: None,
             console: None,
             terminal: None,
         })
@@ -371,6 +367,21 @@ impl DeviceTree {
     /// Tells the guest that somebody wants it to shut down.
     pub fn press_power_button(&self) {
         self.hotplug.press_power_button();
+    }
+
+    /// Has every device leave guest memory and interrupts alone, and waits until
+    /// they do.
+    pub fn pause(&self) {
+        for node in self.nodes.values() {
+            node.function.pause();
+        }
+    }
+
+    /// Has the devices go on.
+    pub fn resume(&self) {
+        for node in self.nodes.values() {
+            node.function.resume();
+        }
     }
 
     /// The devices for `vm.info`: each twice, as what the guest's driver sees

@@ -58,23 +58,30 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets all vCPUs run.
-    pub fn resume(&self) {
-        self.devices.hold_watchdog(false);
+    /// Lets everything go on: devices before the vCPUs that wait for them.
+    pub fn resume(&mut self) {
+        self.devices.resume();
+        if let Some(input) = &mut self.input {
+            input.resume();
+        }
         for vcpu in &self.vcpus {
             vcpu.resume();
         }
     }
 
-    /// Stops all vCPUs and returns when they stand still.
-    pub fn pause(&self) {
+    /// Stops everything, and returns when nothing in this process changes the
+    /// guest's memory, its vCPUs or its devices any more.
+    pub fn pause(&mut self) {
         for vcpu in &self.vcpus {
             vcpu.request_pause();
         }
         for vcpu in &self.vcpus {
             vcpu.wait_parked();
         }
-        self.devices.hold_watchdog(true);
+        if let Some(input) = &mut self.input {
+            input.pause();
+        }
+        self.devices.pause();
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use event_manager::{
-    EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberOps,
+    Error, EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId,
+    SubscriberOps,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -35,11 +36,22 @@ const LISTENER: u32 = 2;
 /// Sources that are served at a time.
 const BATCH: usize = 4;
 
+/// Who has the input.
+enum Place {
+    /// The thread.
+    Thread(SubscriberId),
+    /// Nobody reads it.
+    Paused(Input),
+    /// It is lost with its thread.
+    Lost,
+}
+
 /// The console's input in the guest's hands. Dropping it ends the thread and
 /// puts the terminal back.
 pub struct SerialInput {
     ended: Arc<AtomicBool>,
     endpoint: RemoteEndpoint<Input>,
+    place: Place,
     thread: Option<JoinHandle<()>>,
     _terminal: Option<RawTerminal>,
 }
@@ -64,7 +76,7 @@ impl SerialInput {
             true => RawTerminal::enter().map_err(InputError::Prepare)?,
             false => None,
         };
-        manager.add_subscriber(Input {
+        let id = manager.add_subscriber(Input {
             end,
             listening: None,
             drained,
@@ -85,9 +97,51 @@ impl SerialInput {
         Ok(Self {
             ended,
             endpoint,
+            place: Place::Thread(id),
             thread: Some(thread),
             _terminal: terminal,
         })
+    }
+
+    /// Leaves what is typed where it is typed, and returns when the port gets no
+    /// more of it.
+    pub fn pause(&mut self) {
+        let Place::Thread(id) = self.place else {
+            return;
+        };
+        self.place = match self
+            .endpoint
+            .call_blocking(move |ops| ops.remove_subscriber(id))
+        {
+            Ok(mut input) => {
+                // It was taken out of what is waited for.
+                input.listening = None;
+                Place::Paused(input)
+            }
+            Err(error) => {
+                log::error!("the serial port's input is lost: {error}");
+                Place::Lost
+            }
+        };
+    }
+
+    /// Carries what is typed to the port again.
+    pub fn resume(&mut self) {
+        self.place = match std::mem::replace(&mut self.place, Place::Lost) {
+            Place::Paused(input) => {
+                let added = self
+                    .endpoint
+                    .call_blocking(move |ops| Ok::<_, Error>(ops.add_subscriber(input)));
+                added.map_or_else(
+                    |error| {
+                        log::error!("the serial port's input is lost: {error}");
+                        Place::Lost
+                    },
+                    Place::Thread,
+                )
+            }
+            other => other,
+        };
     }
 }
 

@@ -143,6 +143,10 @@ impl VirtioDevice for Balloon {
         &self.faults
     }
 
+    fn workers(&self) -> &[Worker] {
+        std::slice::from_ref(&self.worker)
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.worker.start(activation)
     }

@@ -70,7 +70,7 @@ impl Runs {
     }
 }
 
-/// Calls `visit` with the pages that a list names, until `stop` is set.
+/// Calls `visit` with the pages that a list names, until the queue is to be let go of.
 pub(super) fn listed_pages(
     chain: &Chain,
     stop: &StopFlag,
@@ -95,7 +95,7 @@ pub(super) fn listed_pages(
             .read_exact(&mut bytes[..step])
             .map_err(|_| RequestError::Unreadable)?;
         for number in bytes[..step].as_chunks().0 {
-            if stop.is_set() {
+            if stop.is_ending() {
                 return Ok(());
             }
             let page = u64::from(u32::from_le_bytes(*number)) * PAGE;
@@ -112,7 +112,7 @@ pub(super) fn listed_pages(
 }
 
 /// Calls `visit` with the pages that are the buffers of a chain, in pieces,
-/// until `stop` is set.
+/// until the queue is to be let go of.
 pub(super) fn reported_pages(chain: &Chain, stop: &StopFlag, mut visit: impl FnMut(Run)) {
     for descriptor in chain.clone().writable() {
         // The driver reports whole pages; of anything else the inner ones.
@@ -122,7 +122,7 @@ pub(super) fn reported_pages(chain: &Chain, stop: &StopFlag, mut visit: impl FnM
         else {
             continue;
         };
-        while start < end && !stop.is_set() {
+        while start < end && !stop.is_ending() {
             let length = PIECE.min(end - start);
             visit(Run {
                 start: GuestAddress(start),

@@ -128,7 +128,7 @@ fn a_request_that_is_stopped_gives_nothing_more_back() {
     let mut seen = Vec::new();
     listed_pages(&chain, &stop, |run| seen.push(run)).unwrap();
     assert_eq!(seen.len(), 1);
-    stop.set();
+    stop.request_end();
     listed_pages(&chain, &stop, |_| panic!("it was stopped")).unwrap();
     reported_pages(&chain, &stop, |_| panic!("it was stopped"));
 }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use super::request::{Run, listed_pages, reported_pages};
 use crate::memory::{self, GuestRam};
-use crate::sources::Sources;
 use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, GuestFaults, QueueError, VirtQueue};
 use event_manager::EventOps;
@@ -35,14 +34,18 @@ impl BalloonService {
 }
 
 impl Service for BalloonService {
-    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
-        for (index, role) in (0..).zip(ROLES) {
-            if let Some(queue) = activation.take_queue(index) {
-                ops.add_source(queue.kick(), u32::from(index))?;
-                self.queues.push((role, queue));
-            }
-        }
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+        self.queues = (0..)
+            .zip(ROLES)
+            .filter_map(|(index, role)| Some((role, activation.take_queue(index)?)))
+            .collect();
         Ok(())
+    }
+
+    fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        self.queues
+            .iter()
+            .try_for_each(|(_, queue)| queue.listen(ops, u32::from(queue.index())))
     }
 
     fn ready(&mut self, token: u32, _ops: &mut EventOps) -> Result<(), ServiceError> {
@@ -53,6 +56,10 @@ impl Service for BalloonService {
         if let Some((role, queue)) = queue {
             process_queue(*role, queue, &self.faults)?;
         }
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), ServiceError> {
         Ok(())
     }
 

@@ -152,6 +152,10 @@ impl VirtioDevice for Block {
         &self.disk.faults
     }
 
+    fn workers(&self) -> &[Worker] {
+        &self.workers
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         self.disk.config.negotiate(activation.features);
         for (index, worker) in (0u16..).zip(&self.workers) {

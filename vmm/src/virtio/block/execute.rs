@@ -43,6 +43,8 @@ pub(super) enum Plan {
     Transfer(Transfer),
     /// Done, with so many bytes written to the driver's buffers.
     Done(Status, u32),
+    /// Begun, and to be done again from the beginning: the thread is to stop.
+    Unfinished,
 }
 
 impl Disk {
@@ -177,8 +179,7 @@ impl Disk {
         }
         for piece in extents.iter().flat_map(pieces) {
             if stop.is_set() {
-                // Nobody waits for the outcome any more.
-                return Plan::Done(Status::Failed, 0);
+                return Plan::Unfinished;
             }
             if let Err(error) = work(&piece) {
                 return self.fail(&error);

@@ -97,6 +97,10 @@ impl VirtioDevice for Console {
         &self.faults
     }
 
+    fn workers(&self) -> &[Worker] {
+        std::slice::from_ref(&self.worker)
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let sized = activation.features & SIZE != 0;
         let interrupt = Arc::clone(&activation.interrupt);

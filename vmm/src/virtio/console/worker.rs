@@ -114,23 +114,29 @@ impl ConsoleService {
 }
 
 impl Service for ConsoleService {
-    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
-        let (receive, transmit) = (activation.take_queue(0), activation.take_queue(1));
-        if let Some(queue) = &receive {
-            ops.add_source(queue.kick(), RECEIVE)?;
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+        self.active = Some(Active {
+            receive: activation.take_queue(0),
+            transmit: activation.take_queue(1),
+            buffers: ScatterList::new(activation.memory),
+            listening: false,
+        });
+        Ok(())
+    }
+
+    fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
+        if let Some(queue) = &active.receive {
+            queue.listen(ops, RECEIVE)?;
         }
-        if let Some(queue) = &transmit {
-            ops.add_source(queue.kick(), TRANSMIT)?;
+        if let Some(queue) = &active.transmit {
+            queue.listen(ops, TRANSMIT)?;
         }
         if let Some(listener) = self.end.listener() {
             ops.add_source(listener, LISTENER)?;
         }
-        self.active = Some(Active {
-            receive,
-            transmit,
-            buffers: ScatterList::new(activation.memory),
-            listening: false,
-        });
         self.listen(true, ops);
         Ok(())
     }
@@ -160,6 +166,13 @@ impl Service for ConsoleService {
                 self.listen(true, ops);
             }
             _ => self.read(ops)?,
+        }
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), ServiceError> {
+        if let Some(active) = &mut self.active {
+            active.listening = false;
         }
         Ok(())
     }
@@ -253,7 +266,7 @@ pub(super) fn transmit(
             length = MAX_BYTES;
         }
         end.write_with(length, |output, done| {
-            if stop.is_set() {
+            if stop.is_ending() {
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
             buffers.write_to(output, done, PIECE.min(length - done))

@@ -175,6 +175,10 @@ impl VirtioDevice for Net {
         &self.faults
     }
 
+    fn workers(&self) -> &[Worker] {
+        &self.workers
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
         let agreed = activation.features;
         // Without several pairs the control queue is the third.

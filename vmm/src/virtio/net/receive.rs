@@ -102,6 +102,15 @@ impl Receiver {
         &self.queue
     }
 
+    /// Puts the chains that were taken ahead back into the queue. What has come
+    /// of a packet beyond them is kept.
+    pub(super) fn put_back(&mut self) {
+        for _ in self.chains.drain(..) {
+            self.queue.push_back();
+        }
+        self.buffers.clear();
+    }
+
     /// Carries packets until something is missing.
     pub(super) fn run(
         &mut self,
@@ -171,8 +180,7 @@ impl Receiver {
                 return Ok(false);
             }
             if left == 0 {
-                // A full counter kicks as well.
-                let _ = self.queue.kick().write(1);
+                self.queue.kick_again();
                 return Ok(false);
             }
         }

@@ -101,6 +101,28 @@ fn a_packet_goes_into_one_chain_if_it_fits() {
 }
 
 #[test]
+fn chains_taken_ahead_are_put_back_and_no_packet_is_lost() {
+    let mut bench = Bench::new(8);
+    let heads: Vec<u16> = (0..2)
+        .map(|at| bench.driver.offer(&[Buffer::writable(at * 64, 64)]))
+        .collect();
+    let mut receiver = bench.receiver(true);
+    assert_eq!(bench.receive(&mut receiver), Received::NoPacket);
+    receiver.put_back();
+    // More than there is room for: part of it lies in the chains.
+    let long = packet(150, 4);
+    bench.host.send(&long).unwrap();
+    assert_eq!(bench.receive(&mut receiver), Received::NoBuffers);
+    receiver.put_back();
+    assert!(bench.driver.used().is_empty());
+    let last = bench.driver.offer(&[Buffer::writable(128, 64)]);
+    assert_eq!(bench.receive(&mut receiver), Received::NoBuffers);
+    let used = [(heads[0], 64), (heads[1], 64), (last, 22)];
+    assert_eq!(bench.driver.used(), used);
+    assert_eq!(bench.driver.get(0, 150), seen(&long, 3));
+}
+
+#[test]
 fn a_long_packet_takes_as_many_chains_as_it_needs() {
     let mut bench = Bench::new(8);
     let heads: Vec<u16> = (0..4)

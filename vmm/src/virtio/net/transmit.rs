@@ -91,8 +91,7 @@ impl Transmitter {
                 return Ok(Transmitted::NoPacket);
             }
             if left == 0 {
-                // A full counter kicks as well.
-                let _ = self.queue.kick().write(1);
+                self.queue.kick_again();
                 return Ok(Transmitted::NoPacket);
             }
         }

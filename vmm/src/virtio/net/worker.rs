@@ -151,27 +151,13 @@ impl PairService {
 impl Service for PairService {
     /// The activation has this pair's queues only: receive, transmit, and in
     /// the first pair possibly control.
-    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         let mut queues = activation.queues.drain(..);
         let (Some(receive), Some(transmit)) = (queues.next(), queues.next()) else {
             return Ok(());
         };
         let control = queues.next();
         drop(queues);
-        ops.add_source(receive.kick(), RECEIVE)?;
-        ops.add_source(transmit.kick(), TRANSMIT)?;
-        if let Some(control) = &control {
-            ops.add_source(control.kick(), CONTROL)?;
-        }
-        if let Some(lane) = self.lane() {
-            ops.add_source(lane.changed(), STEERING)?;
-        }
-        if let Some(limiter) = &self.receive_limiter {
-            ops.add_source(limiter, RECEIVE_LIMIT)?;
-        }
-        if let Some(limiter) = &self.transmit_limiter {
-            ops.add_source(limiter, TRANSMIT_LIMIT)?;
-        }
         let mergeable = activation.features & MRG_RXBUF != 0;
         let (faults, counters) = (&self.faults, &self.counters);
         self.active = Some(Active {
@@ -183,6 +169,27 @@ impl Service for PairService {
             transmitting: Transmitted::NoPacket,
             interest: EventSet::empty(),
         });
+        Ok(())
+    }
+
+    fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
+        active.receiver.queue().listen(ops, RECEIVE)?;
+        active.transmitter.queue().listen(ops, TRANSMIT)?;
+        if let Some(control) = &active.control {
+            control.listen(ops, CONTROL)?;
+        }
+        if let Some(lane) = self.lane() {
+            ops.add_source(lane.changed(), STEERING)?;
+        }
+        if let Some(limiter) = &self.receive_limiter {
+            ops.add_source(limiter, RECEIVE_LIMIT)?;
+        }
+        if let Some(limiter) = &self.transmit_limiter {
+            ops.add_source(limiter, TRANSMIT_LIMIT)?;
+        }
         self.steered();
         self.update_interest(ops);
         Ok(())
@@ -232,6 +239,17 @@ impl Service for PairService {
             _ => {}
         }
         self.update_interest(ops);
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), ServiceError> {
+        if let Some(active) = &mut self.active {
+            active.receiver.put_back();
+            // Both are tried again when the tap or the driver says so.
+            active.receiving = Received::NoPacket;
+            active.transmitting = Transmitted::NoPacket;
+            active.interest = EventSet::empty();
+        }
         Ok(())
     }
 

@@ -57,6 +57,10 @@ impl VirtioDevice for Rng {
         &self.faults
     }
 
+    fn workers(&self) -> &[Worker] {
+        std::slice::from_ref(&self.worker)
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         self.worker.start(activation)
     }

@@ -34,13 +34,16 @@ impl RngService {
 }
 
 impl Service for RngService {
-    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         // Without its only queue the device has nothing to do.
-        if let Some(queue) = activation.take_queue(0) {
-            ops.add_source(queue.kick(), REQUESTS)?;
-            self.queue = Some(queue);
-        }
+        self.queue = activation.take_queue(0);
         Ok(())
+    }
+
+    fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        self.queue
+            .as_ref()
+            .map_or(Ok(()), |queue| queue.listen(ops, REQUESTS))
     }
 
     fn ready(&mut self, token: u32, ops: &mut EventOps) -> Result<(), ServiceError> {
@@ -58,6 +61,11 @@ impl Service for RngService {
             ops.add_source(&self.source, SOURCE)?;
             self.waiting = true;
         }
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), ServiceError> {
+        self.waiting = false;
         Ok(())
     }
 

@@ -77,6 +77,10 @@ impl VirtioDevice for Vsock {
         &self.faults
     }
 
+    fn workers(&self) -> &[Worker] {
+        std::slice::from_ref(&self.worker)
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         for index in 0..2 {
             if !activation.queues.iter().any(|queue| queue.index() == index) {

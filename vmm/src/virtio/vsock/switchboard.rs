@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event_manager::EventOps;
+use vmm_sys_util::epoll::EventSet;
 
 use super::connection::{BUFFER, Connection, FromHost, Phase, Ports};
 use super::host::{Listener, Visitor, Wish};
@@ -109,6 +110,29 @@ impl Switchboard {
         self.headers.clear();
         self.readable.clear();
         self.next_token = self.first_token;
+    }
+
+    /// The thread waits for no stream any more, and goes on later.
+    pub(super) fn detach(&mut self) {
+        for connection in self.connections.values_mut() {
+            connection.interest = EventSet::empty();
+        }
+    }
+
+    /// Has the thread wait for every stream.
+    pub(super) fn attach(&mut self, ops: &mut EventOps) {
+        let faults = &self.faults;
+        self.visitors.retain(|&token, visitor| {
+            let added = ops.add_source(&visitor.stream, token);
+            if let Err(error) = &added {
+                faults.report_host(&format_args!("a connection cannot be waited for: {error}"));
+            }
+            added.is_ok()
+        });
+        let ports: Vec<Ports> = self.connections.keys().copied().collect();
+        for ports in ports {
+            self.update_interest(ports, ops);
+        }
     }
 
     /// How many headers wait for the guest.

@@ -18,6 +18,7 @@ use super::packet::{
 use crate::acceptor::testing::{exhaust, is_child};
 use crate::event::EventSink;
 use crate::virtio::testing::{Buffer, Driver};
+use crate::virtio::worker::Worker;
 use crate::virtio::{Activation, VirtioDevice};
 
 const CID: u32 = 5;
@@ -467,6 +468,30 @@ fn a_reset_of_the_device_ends_all_connections_and_the_socket_stays() {
     let path = bench.path("v");
     drop(bench.device);
     assert!(!path.exists());
+}
+
+#[test]
+fn connections_outlast_a_pause_and_lose_nothing() {
+    let mut bench = Bench::new();
+    let (mut program, guest) = bench.connect_to_guest(1);
+    for round in 0..3u8 {
+        Worker::pause_all(bench.device.workers());
+        program.write_all(&[round; 5]).unwrap();
+        // Has not been taken by anybody yet.
+        let mut waiting = UnixStream::connect(bench.path("v")).unwrap();
+        waiting.write_all(b"CONNECT 2\n").unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(bench.to_guest.used().len(), bench.received);
+        bench.device.workers()[0].resume();
+        let mut packets = [bench.receive(), bench.receive()];
+        packets.sort_by_key(|(header, _)| header.target_port);
+        assert_eq!(packets[0].1, [round; 5]);
+        assert_eq!(packets[1].0.target_port, 2);
+        bench.send(with(guest, Operation::Data), b"back");
+        let mut data = [0; 4];
+        program.read_exact(&mut data).unwrap();
+        assert_eq!(&data, b"back");
+    }
 }
 
 impl Bench {

@@ -85,8 +85,7 @@ impl VsockService {
             turns += 1;
             if turns == TURNS {
                 if let Some(active) = &self.active {
-                    // A full counter kicks as well.
-                    let _ = active.from_guest.kick().write(1);
+                    active.from_guest.kick_again();
                 }
                 break;
             }
@@ -132,8 +131,7 @@ impl VsockService {
                 return Ok(false);
             }
             if left == 0 {
-                // A full counter kicks as well.
-                let _ = queue.kick().write(1);
+                queue.kick_again();
                 return Ok(served);
             }
         }
@@ -149,7 +147,7 @@ impl VsockService {
         queue.stop_kicks()?;
         while self.switchboard.has_outgoing() {
             if left == 0 || queue.stop_flag().is_set() {
-                let _ = queue.kick().write(1);
+                queue.kick_again();
                 break;
             }
             let Some(chain) = queue.pop()? else {
@@ -192,22 +190,30 @@ impl VsockService {
 }
 
 impl Service for VsockService {
-    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
         let (Some(to_guest), Some(from_guest)) =
             (activation.take_queue(0), activation.take_queue(1))
         else {
             return Ok(());
         };
-        ops.add_source(to_guest.kick(), TO_GUEST)?;
-        ops.add_source(from_guest.kick(), FROM_GUEST)?;
-        ops.add_source(self.switchboard.listener(), LISTENER)?;
-        ops.add_source(&self.timer, TIMER)?;
         self.active = Some(Active {
             to_guest,
             from_guest,
             _events: activation.take_queue(2),
             packet: ScatterList::new(activation.memory),
         });
+        Ok(())
+    }
+
+    fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let Some(active) = &self.active else {
+            return Ok(());
+        };
+        active.to_guest.listen(ops, TO_GUEST)?;
+        active.from_guest.listen(ops, FROM_GUEST)?;
+        ops.add_source(self.switchboard.listener(), LISTENER)?;
+        ops.add_source(&self.timer, TIMER)?;
+        self.switchboard.attach(ops);
         Ok(())
     }
 
@@ -226,6 +232,11 @@ impl Service for VsockService {
             }
         }
         self.run(ops)
+    }
+
+    fn pause(&mut self) -> Result<(), ServiceError> {
+        self.switchboard.detach();
+        Ok(())
     }
 
     fn stop(&mut self) {

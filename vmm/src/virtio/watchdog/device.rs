@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::worker::{WatchdogHold, WatchdogService};
+use super::worker::WatchdogService;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
 use crate::virtio::worker::Worker;
@@ -18,7 +18,6 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A watchdog.
 pub struct Watchdog {
-    hold: Arc<WatchdogHold>,
     faults: Arc<GuestFaults>,
     worker: Worker,
 }
@@ -31,13 +30,7 @@ impl Watchdog {
 
     pub(super) fn with_timeout(id: &str, events: EventSink, timeout: Duration) -> io::Result<Self> {
         let faults = Arc::new(GuestFaults::new(id));
-        let hold = Arc::new(WatchdogHold::default());
-        let service = WatchdogService::new(
-            Arc::clone(&faults),
-            events.clone(),
-            timeout,
-            Arc::clone(&hold),
-        )?;
+        let service = WatchdogService::new(Arc::clone(&faults), events.clone(), timeout)?;
         let worker = Worker::spawn(
             id,
             ThreadKind::VirtioWatchdog,
@@ -45,17 +38,7 @@ impl Watchdog {
             events,
             service,
         )?;
-        Ok(Self {
-            hold,
-            faults,
-            worker,
-        })
-    }
-
-    /// The control thread's hold of the watchdog.
-    #[must_use]
-    pub fn hold(&self) -> Arc<WatchdogHold> {
-        Arc::clone(&self.hold)
+        Ok(Self { faults, worker })
     }
 }
 
@@ -74,6 +57,10 @@ impl VirtioDevice for Watchdog {
 
     fn faults(&self) -> &Arc<GuestFaults> {
         &self.faults
+    }
+
+    fn workers(&self) -> &[Worker] {
+        std::slice::from_ref(&self.worker)
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -14,4 +14,3 @@ mod tests;
 mod worker;
 
 pub use device::Watchdog;
-pub use worker::WatchdogHold;

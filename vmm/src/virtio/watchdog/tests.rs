@@ -8,6 +8,7 @@ use super::device::Watchdog;
 use super::worker::answer_pings;
 use crate::event::{EventSink, MachineEvent};
 use crate::virtio::testing::{BUFFERS, Buffer, Driver, MEMORY};
+use crate::virtio::worker::Worker;
 use crate::virtio::{GuestFaults, VirtioDevice};
 
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -65,12 +66,12 @@ fn a_guest_that_stands_still_is_not_silent() {
     watchdog.activate(driver.activation()).unwrap();
     driver.offer(&[Buffer::writable(0, 1)]);
     driver.kick();
-    let hold = watchdog.hold();
     std::thread::sleep(TIMEOUT / 3);
-    hold.set(true);
+    Worker::pause_all(watchdog.workers());
     assert!(events.recv_timeout(TIMEOUT * 3).is_err());
-    hold.set(false);
-    hold.set(false);
+    for worker in watchdog.workers() {
+        worker.resume();
+    }
     // All of the time is left, or more.
     assert!(events.recv_timeout(TIMEOUT / 2).is_err());
     assert_eq!(events.recv_timeout(TIMEOUT * 20), Ok(MachineEvent::Reset));

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use event_manager::EventOps;
@@ -17,35 +16,14 @@ use crate::virtio::{Activation, Chain, GuestFaults, QueueError, VirtQueue};
 const PINGS: u32 = 0;
 const TIMER: u32 = 1;
 
-/// Lets the control thread hold the watchdog while the guest stands still,
-/// since it cannot ping then.
-#[derive(Debug, Default)]
-pub struct WatchdogHold(AtomicU64);
-
-impl WatchdogHold {
-    /// Holds the watchdog, or lets it go on.
-    pub fn set(&self, held: bool) {
-        // Odd while it is held, and never the same again.
-        let changed = |count: u64| (count.is_multiple_of(2) == held).then(|| count + 1);
-        let _ = self
-            .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
-    }
-
-    fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 pub(super) struct WatchdogService {
     faults: Arc<GuestFaults>,
     events: EventSink,
     /// How long the guest may be silent.
     timeout: Duration,
     timer: TimerFd,
-    hold: Arc<WatchdogHold>,
-    /// How often it had been held when the timer was set.
-    hold_count: u64,
+    /// The guest has pinged: it is reset when it falls silent.
+    armed: bool,
     queue: Option<VirtQueue>,
 }
 
@@ -54,31 +32,43 @@ impl WatchdogService {
         faults: Arc<GuestFaults>,
         events: EventSink,
         timeout: Duration,
-        hold: Arc<WatchdogHold>,
     ) -> io::Result<Self> {
         Ok(Self {
             faults,
             events,
             timeout,
             timer: TimerFd::new()?,
-            hold_count: hold.count(),
-            hold,
+            armed: false,
             queue: None,
         })
     }
 
     fn set_timer(&mut self) -> io::Result<()> {
-        self.hold_count = self.hold.count();
         Ok(self.timer.reset(self.timeout, None)?)
+    }
+
+    fn clear_timer(&mut self) {
+        if let Err(error) = self.timer.clear() {
+            log::debug!("cannot stop a timer: {error}");
+        }
     }
 }
 
 impl Service for WatchdogService {
-    fn start(&mut self, mut activation: Activation, ops: &mut EventOps) -> io::Result<()> {
-        if let Some(queue) = activation.take_queue(0) {
-            ops.add_source(queue.kick(), PINGS)?;
-            ops.add_source(&self.timer, TIMER)?;
-            self.queue = Some(queue);
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+        self.queue = activation.take_queue(0);
+        Ok(())
+    }
+
+    fn attach(&mut self, ops: &mut EventOps) -> io::Result<()> {
+        let Some(queue) = &self.queue else {
+            return Ok(());
+        };
+        queue.listen(ops, PINGS)?;
+        ops.add_source(&self.timer, TIMER)?;
+        if self.armed {
+            // It could not ping while it stood still: the time begins anew.
+            self.set_timer()?;
         }
         Ok(())
     }
@@ -86,12 +76,6 @@ impl Service for WatchdogService {
     fn ready(&mut self, token: u32, _ops: &mut EventOps) -> Result<(), ServiceError> {
         if token == TIMER {
             let _ = self.timer.wait();
-            let count = self.hold.count();
-            if !count.is_multiple_of(2) || count != self.hold_count {
-                // It stood still for part of the time: the time begins anew.
-                self.set_timer()?;
-                return Ok(());
-            }
             log::error!(
                 "the guest has been silent for {:?}: it is reset",
                 self.timeout
@@ -104,16 +88,21 @@ impl Service for WatchdogService {
         {
             // Begins with the first ping: a guest without a watchdog program
             // is never reset.
+            self.armed = true;
             self.set_timer()?;
         }
         Ok(())
     }
 
+    fn pause(&mut self) -> Result<(), ServiceError> {
+        self.clear_timer();
+        Ok(())
+    }
+
     fn stop(&mut self) {
         self.queue = None;
-        if let Err(error) = self.timer.clear() {
-            log::debug!("cannot stop a timer: {error}");
-        }
+        self.armed = false;
+        self.clear_timer();
     }
 }
 

@@ -87,21 +87,10 @@ impl DeviceTree {
     }
 
     pub(super) fn add_watchdog(&mut self) -> Result<(), DeviceError> {
-        let nowhere = PciParams::default();
-        let mut hold = None;
-        self.add(&nowhere, WATCHDOG_ID, |id, events| {
+        self.add(&PciParams::default(), WATCHDOG_ID, |id, events| {
             let watchdog = Watchdog::new(id, events).map_err(DeviceError::Watchdog)?;
-            hold = Some(watchdog.hold());
             Ok(Box::new(watchdog))
         })?;
-        self.watchdog = hold;
         Ok(())
-    }
-
-    /// Holds the watchdog while the vCPUs stand still, or lets it go on.
-    pub fn hold_watchdog(&self, held: bool) {
-        if let Some(watchdog) = &self.watchdog {
-            watchdog.set(held);
-        }
     }
 }

@@ -21,6 +21,7 @@ use crate::pci::{
     BarPlacer, CONFIG_SIZE, ConfigSpace, Identity, MsixCapability, MsixTable, MsixVectors,
     PciAddress, PciFunction, capability,
 };
+use crate::virtio::worker::Worker;
 use crate::virtio::{
     Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, Transition, VirtQueue, VirtioDevice,
     VirtioInterrupt,
@@ -195,6 +196,19 @@ impl VirtioPci {
         self.show(&state);
         drop(state);
         self.interrupt.config_changed();
+    }
+
+    /// Has the device's threads leave guest memory and interrupts alone, and
+    /// waits until they do.
+    pub fn pause(&self) {
+        Worker::pause_all(self.state().device.workers());
+    }
+
+    /// Has them go on.
+    pub fn resume(&self) {
+        for worker in self.state().device.workers() {
+            worker.resume();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -12,6 +12,7 @@ use crate::interrupt::testing::{Call, RecordingVm};
 use crate::memory::layout::PCI_WINDOW_START;
 use crate::memory::{PCI_DEVICE_SLOTS, plain};
 use crate::pci::{PciAddress, PciFunction};
+use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice};
 
 const FEATURE: u64 = 1 << 5 | 1 << 40;
@@ -53,6 +54,9 @@ impl VirtioDevice for Device {
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         *self.seen.activation.lock().unwrap() = Some(activation);
         Ok(())
+    }
+    fn workers(&self) -> &[Worker] {
+        &[]
     }
     fn faults(&self) -> &Arc<GuestFaults> {
         &self.faults

@@ -1,3 +1,5 @@
+mod life;
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
@@ -584,29 +586,6 @@ fn formats_are_told_apart_and_unsupported_ones_refused() {
     ));
 }
 
-#[test]
-fn a_reset_waits_for_requests_and_the_disk_can_be_used_again() {
-    let host = Host::new();
-    let mut guest = Guest::new(&host);
-    for _ in 0..3 {
-        for at in 0..4 {
-            guest.header(bits::VIRTIO_BLK_T_IN, at);
-            guest.driver.offer(&[
-                Buffer::readable(HEADER, 16),
-                Buffer::writable(DATA + at * 512, 512),
-                Buffer::writable(STATUS, 1),
-            ]);
-        }
-        guest.driver.kick();
-        guest.block.reset();
-        guest.driver = Driver::new(16);
-        guest.done = 0;
-        guest.block.activate(guest.driver.activation()).unwrap();
-        let read = [Buffer::writable(DATA, 512)];
-        assert_eq!(guest.request(bits::VIRTIO_BLK_T_IN, 2, &read), (OK, 513));
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
@@ -633,15 +612,4 @@ proptest! {
             prop_assert!(length > 0 && length % SECTOR == 0 && length <= 256 << 20);
         }
     }
-}
-
-#[test]
-fn who_reads_the_counters_of_a_disk_that_is_gone_does_not_hold_its_image() {
-    let host = Host::new();
-    let guest = Guest::new(&host);
-    let counters = guest.block.counters().unwrap();
-    drop(guest);
-    // The next boot of the VM opens it, while the last counters are still shown.
-    Image::open(&host.options).unwrap();
-    assert_eq!(counters.read()["read_ops"], 0);
 }
