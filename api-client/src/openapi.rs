@@ -80,6 +80,7 @@ fn paths() -> Value {
         "/api/v1/vm.power-button": action(
             "powerButtonVM", "Press the power button", &[400, 404, 500]),
         "/api/v1/vm.nmi": action("nmiVM", "Interrupt the vCPUs with an NMI", &[404, 500]),
+        "/api/v1/vmm.nmi": action("nmiVMM", "The same as vm.nmi", &[404, 500]),
         "/api/v1/vm.resize": taking(
             operation("resizeVM", "Change the size of the VM", done(), &[404, 500]), "VmResize"),
         "/api/v1/vm.resize-disk": taking(

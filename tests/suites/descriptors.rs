@@ -32,7 +32,7 @@ pub const SUITE: Suite = Suite {
 
 /// An open tap interface that goes when its last descriptor does. A VMM makes
 /// it, by name, and ends; the descriptor outlives it.
-fn tap(site: &Site, name: &str) -> Result<OwnedFd> {
+pub fn tap(site: &Site, name: &str) -> Result<OwnedFd> {
     if !Path::new("/dev/net/tun").exists() {
         output(&mut command("insmod", [site.module("tun")]))?;
     }
@@ -54,7 +54,7 @@ fn tap(site: &Site, name: &str) -> Result<OwnedFd> {
 }
 
 /// Leaves a descriptor open in programs that are started from now on.
-fn leave_open(descriptor: &impl AsFd) -> Result<()> {
+pub fn leave_open(descriptor: &impl AsFd) -> Result<()> {
     fcntl_setfd(descriptor, FdFlags::empty()).context("Cannot leave a descriptor open")
 }
 

@@ -17,6 +17,7 @@ mod any_vmm;
 mod bench;
 mod boot;
 mod ch_remote;
+mod clients;
 mod consoles;
 mod cpus;
 mod debian;
@@ -98,6 +99,7 @@ const SUITES: &[Suite] = &[
     resets::LINUX,
     consoles::SUITE,
     descriptors::SUITE,
+    clients::SUITE,
     devices::SUITE,
     images::SUITE,
     hotplug::SUITE,

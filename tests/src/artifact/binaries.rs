@@ -11,10 +11,11 @@ use crate::progress::step;
 use crate::tree::Tree;
 
 /// The programs by package.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("vmm", "cloud-hypervisor"),
     ("api-client", "ch-remote"),
     ("lab", "lab-suites"),
+    ("unmodified-client", "unmodified-client"),
 ];
 
 /// Tests that need a KVM host, by package and name of the test: programs of

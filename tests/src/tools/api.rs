@@ -32,7 +32,7 @@ pub fn schemathesis_finds_no_violation(tree: &Tree) -> Result<()> {
     .map(drop)
 }
 
-/// Everything that needs no guest: the suites make the other calls.
+/// Everything that needs no guest: the suite `clients` makes the other calls.
 pub fn unmodified_client_of_cloud_hypervisor_is_served(tree: &Tree) -> Result<()> {
     let folder = tree.fresh_log_dir("tools-unmodified-client")?;
     let socket = folder.join("api.sock");

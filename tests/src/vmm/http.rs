@@ -1,13 +1,16 @@
 //! The lab's client for HTTP/1.1, no more than the tests need. It is not the
 //! product's, so that a fault of one does not hide that of the other.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::Value;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -46,11 +49,58 @@ impl Response {
 
 /// Sends one request on a connection of its own.
 pub fn request(socket: &Path, method: &str, path: &str, body: Option<&str>) -> Result<Response> {
+    exchange(connect(socket)?, method, path, body)
+}
+
+fn connect(socket: &Path) -> Result<UnixStream> {
     let stream = UnixStream::connect(socket)
         .with_context(|| format!("Cannot connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    exchange(stream, method, path, body)
+    Ok(stream)
+}
+
+/// Sends a request as it is written, and takes the answer after which the server
+/// says nothing more, an invitation to send a body aside.
+pub fn exchange_on(socket: &Path, text: &str) -> Result<Response> {
+    let mut stream = connect(socket)?;
+    stream
+        .write_all(text.as_bytes())
+        .context("Cannot send the request")?;
+    let mut stream = BufReader::new(stream);
+    loop {
+        let answer = read(&mut stream).context("No answer")?;
+        if answer.status != 100 {
+            return Ok(answer);
+        }
+    }
+}
+
+/// Sends a PUT and descriptors with its first byte.
+pub fn request_with(
+    socket: &Path,
+    path: &str,
+    body: &str,
+    descriptors: &[BorrowedFd<'_>],
+) -> Result<Response> {
+    let mut stream = connect(socket)?;
+    let text = text_of("PUT", path, Some(body)).into_bytes();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    ensure!(
+        control.push(SendAncillaryMessage::ScmRights(descriptors)),
+        "Too many descriptors"
+    );
+    let sent = sendmsg(
+        &stream,
+        &[IoSlice::new(&text)],
+        &mut control,
+        SendFlags::empty(),
+    )?;
+    stream
+        .write_all(&text[sent..])
+        .context("Cannot send the request")?;
+    read(BufReader::new(stream)).with_context(|| format!("No answer to PUT {path}"))
 }
 
 /// The same over TCP.

@@ -6,6 +6,6 @@ mod http;
 mod machine;
 mod stats;
 
-pub use http::{Response, read_head, request, request_tcp, text_of};
+pub use http::{Response, exchange_on, read_head, request, request_tcp, request_with, text_of};
 pub use machine::{Finished, Machine, MachineSpec, Serial};
 pub use stats::{Counters, Reason, Stats};

@@ -103,9 +103,9 @@ pub const ROUTES: &[Route] = &[
             "The power button could not be pressed",
         )
     }),
-    act("/api/v1/vm.nmi", Takes::Nothing, |_| {
-        action(VmAction::Nmi, "The vCPUs could not be interrupted")
-    }),
+    act("/api/v1/vm.nmi", Takes::Nothing, nmi),
+    // What Cloud Hypervisor's description calls it, and clients made from that.
+    act("/api/v1/vmm.nmi", Takes::Nothing, nmi),
     act("/api/v1/vm.resize", Takes::Body, |request| {
         action(
             VmAction::Resize(parse("VmResize", &request.body)?),
@@ -178,6 +178,10 @@ fn add(device: NewDevice) -> Result<Call, Response> {
         VmAction::AddDevice(device),
         "The device could not be added to the VM",
     )
+}
+
+fn nmi(_: &Request) -> Result<Call, Response> {
+    action(VmAction::Nmi, "The vCPUs could not be interrupted")
 }
 
 fn statistics(request: &Request) -> Result<Call, Response> {

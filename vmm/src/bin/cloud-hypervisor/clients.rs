@@ -16,90 +16,25 @@ fn create(body: &Value) -> Result<(), String> {
     judged.map(drop).map_err(|error| error.to_string())
 }
 
+// The suite `clients` boots the same bodies.
+fn parse(body: &str) -> Value {
+    serde_json::from_str(body).unwrap()
+}
+
 /// Kata's runtime in Go, by a client that was generated from the description
 /// of about v51: each object is sent with its defaults.
 fn kata_go() -> Value {
-    json!({
-        "cpus": {
-            "boot_vcpus": 1, "max_vcpus": 8,
-            "topology": {
-                "threads_per_core": 1, "cores_per_die": 8,
-                "dies_per_package": 1, "packages": 1,
-            },
-        },
-        "memory": {
-            "size": 2147483648u64, "hotplug_size": 0, "hotplug_method": "Acpi",
-            "mergeable": false, "shared": true, "hugepages": false,
-            "prefault": false, "thp": true,
-        },
-        "payload": {
-            "kernel": "/opt/kata/share/kata-containers/vmlinux.container",
-            "cmdline": "root=/dev/vda1 rootflags=data=ordered ro rootfstype=ext4 quiet",
-        },
-        "disks": [{
-            "path": "/opt/kata/share/kata-containers/kata-containers.img", "readonly": true,
-            "direct": false, "iommu": false, "num_queues": 1, "queue_size": 128,
-            "vhost_user": false, "pci_segment": 0,
-        }],
-        "rng": {"src": "/dev/urandom", "iommu": false},
-        "serial": {"mode": "Off", "iommu": false},
-        "console": {"mode": "Pty", "iommu": false},
-        "platform": {"num_pci_segments": 1},
-        "vsock": {"cid": 3, "socket": "/run/vc/vm/a/clh.sock", "iommu": false, "pci_segment": 0},
-        "iommu": false, "watchdog": false, "pvpanic": false, "landlock_enable": false,
-    })
+    parse(include_str!("../../../../tests/clients/kata-go.json"))
 }
 
 /// Kata's runtime in Rust: options that are absent are null.
 fn kata_rs() -> Value {
-    json!({
-        "cpus": {
-            "boot_vcpus": 1, "max_vcpus": 8,
-            "topology": {
-                "threads_per_core": 1, "cores_per_die": 8,
-                "dies_per_package": 1, "packages": 1,
-            },
-            "kvm_hyperv": false, "features": {"amx": false},
-        },
-        "memory": {
-            "size": 2147483648u64, "mergeable": false, "hotplug_method": "Acpi",
-            "shared": true, "hugepages": false, "prefault": false,
-        },
-        "payload": {
-            "firmware": null, "kernel": "/vmlinux", "cmdline": "quiet", "initramfs": null,
-        },
-        "disks": [{
-            "path": "/image", "readonly": true, "direct": false, "iommu": false,
-            "num_queues": 1, "queue_size": 1024, "vhost_user": false, "vhost_socket": null,
-            "rate_limiter_config": null, "id": null, "disable_io_uring": false,
-            "pci_segment": 0,
-        }],
-        "net": [],
-        "rng": {"src": "/dev/urandom", "iommu": false},
-        "serial": {"file": null, "mode": "Tty", "iommu": false},
-        "console": {"file": null, "mode": "Off", "iommu": false},
-        "vsock": {
-            "cid": 3, "socket": "/run/kata/a/ch-vm.sock", "iommu": false, "id": null,
-            "pci_segment": 0,
-        },
-        "iommu": false, "watchdog": false,
-        "platform": {
-            "num_pci_segments": 1, "iommu_segments": null, "serial_number": null,
-            "uuid": null, "oem_strings": null, "tdx": false,
-        },
-    })
+    parse(include_str!("../../../../tests/clients/kata-rs.json"))
 }
 
 /// libvirt's driver.
 fn libvirt() -> Value {
-    json!({
-        "cpus": {"boot_vcpus": 2, "max_vcpus": 4},
-        "memory": {"size": 1073741824u64},
-        "payload": {"kernel": "/vmlinux", "cmdline": "console=ttyS0", "initramfs": "/initrd"},
-        "disks": [{"path": "/disk.raw"}, {"path": "/cdrom.iso", "readonly": true}],
-        "console": {"mode": "Null"},
-        "serial": {"mode": "Pty"},
-    })
+    parse(include_str!("../../../../tests/clients/libvirt.json"))
 }
 
 #[test]
