@@ -13,11 +13,12 @@ use crate::memory::layout::{CMDLINE_START, ZERO_PAGE_START};
 const LOADER_UNDEFINED: u8 = 0xff;
 
 /// Fills the zero page. The header comes from the image, so all that the
-/// kernel says about itself is kept.
+/// kernel says about itself is kept, `cmdline_size` among it: that is how much
+/// the kernel takes, not how long the command line is. memtest86+ reads so many
+/// bytes, and parses an option only once it has read the zero after it.
 pub(super) fn write_parameters(
     ram: &GuestRam,
     header: &setup_header,
-    cmdline_length: usize,
     initramfs: Option<Placed>,
     rsdp: u64,
 ) -> Result<(), BootError> {
@@ -28,7 +29,6 @@ pub(super) fn write_parameters(
     };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = CMDLINE_START as u32;
-    params.hdr.cmdline_size = cmdline_length as u32;
     if let Some(initramfs) = initramfs {
         // Both lie below the header's initrd_addr_max, which has 32 bits.
         params.hdr.ramdisk_image = initramfs.start as u32;

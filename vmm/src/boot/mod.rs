@@ -139,7 +139,7 @@ pub fn load_rest(
         .transpose()?;
     let entry = match &kernel.protocol {
         kernel::Protocol::Linux(header) => {
-            linux::write_parameters(ram, header, payload.cmdline.len(), initramfs, rsdp)?;
+            linux::write_parameters(ram, header, initramfs, rsdp)?;
             Entry::Linux64 {
                 address: kernel.entry,
             }
