@@ -30,7 +30,7 @@ no_idt:	.word	0
 	.long	0
 # In the order of the lab's `ResetWay`.
 ways:	.long	acpi, i8042, cf9_hard, cf9_full, port_92, triple_fault, bios_jump, bios_entry
-	.long	flat_jump, init
+	.long	flat_jump, init, init_x2apic
 
 begin:	lgdt	gdtr
 	ljmp	$CODE_SELECTOR, $1f
@@ -93,14 +93,15 @@ flat_jump:
 	jmp	*%eax
 
 	# The boot processor begins there after an INIT.
-init:	movl	$APIC_BASE, %ecx
-	rdmsr
-	testl	$X2APIC_ENABLED, %eax
-	jnz	1f
-	movl	$0, APIC_ICR_HIGH
+init:	movl	$0, APIC_ICR_HIGH
 	movl	$ICR_INIT, APIC_ICR_LOW
 	halt_for_good
-1:	movl	$X2APIC_ICR, %ecx
+init_x2apic:
+	movl	$APIC_BASE, %ecx
+	rdmsr
+	orl	$X2APIC_ENABLED, %eax
+	wrmsr
+	movl	$X2APIC_ICR, %ecx
 	xorl	%edx, %edx
 	movl	$ICR_INIT, %eax
 	wrmsr

@@ -65,6 +65,20 @@ impl KvmVcpu {
     }
 }
 
+impl KvmVcpu {
+    /// Makes this vCPU a destination of interrupts in xAPIC mode before its guest
+    /// has enabled its local APIC.
+    ///
+    /// KVM looks destinations up in a map (`kvm_recalculate_apic_map`), which it
+    /// makes anew when a local APIC changes in a way that it needs to know. It
+    /// makes one while a vCPU is created, too early for the vCPU to be in it; what
+    /// is sent to the vCPU after that is lost, an INIT for one. The change to
+    /// x2APIC mode makes the map anew, and so does setting the local APIC's state.
+    fn make_reachable(&self) -> Result<()> {
+        vcpu_state::set_local_apic(&self.fd, &vcpu_state::get_local_apic(&self.fd)?)
+    }
+}
+
 impl Vcpu for KvmVcpu {
     fn set_up(&mut self, setup: &VcpuSetup) -> Result<()> {
         let cpuid: Vec<kvm_cpuid_entry2> = setup.cpuid.iter().map(|&leaf| leaf.into()).collect();
@@ -88,6 +102,9 @@ impl Vcpu for KvmVcpu {
         self.fd
             .set_sregs(&special)
             .map_err(ioctl("set the special registers"))?;
+        if !setup.x2apic {
+            self.make_reachable()?;
+        }
         if let Some((general, _)) = &setup.registers {
             self.fd
                 .set_regs(&(*general).into())

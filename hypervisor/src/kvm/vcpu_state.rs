@@ -251,7 +251,7 @@ fn set_xcrs(fd: &VcpuFd, support: &StateSupport, registers: &[(u32, u64)]) -> Re
 }
 
 /// Empty where the local APIC is not in the kernel.
-fn get_local_apic(fd: &VcpuFd) -> Result<Vec<u8>> {
+pub(super) fn get_local_apic(fd: &VcpuFd) -> Result<Vec<u8>> {
     match fd.get_lapic() {
         Ok(state) => Ok(state
             .regs
@@ -263,7 +263,7 @@ fn get_local_apic(fd: &VcpuFd) -> Result<Vec<u8>> {
     }
 }
 
-fn set_local_apic(fd: &VcpuFd, registers: &[u8]) -> Result<()> {
+pub(super) fn set_local_apic(fd: &VcpuFd, registers: &[u8]) -> Result<()> {
     if registers.is_empty() {
         return Ok(());
     }

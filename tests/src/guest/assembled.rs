@@ -294,13 +294,16 @@ pub enum ResetWay {
     BiosEntry,
     /// A jump to 0xFFFFFFF0 in protected mode.
     FlatJump,
-    /// An INIT that the boot processor sends to itself.
+    /// An INIT that the boot processor sends to itself, in xAPIC mode, before it
+    /// has enabled its local APIC.
     Init,
+    /// The same in x2APIC mode.
+    InitX2apic,
 }
 
 impl ResetWay {
     /// All of them, in the order of their numbers in the guest.
-    pub const ALL: [ResetWay; 10] = [
+    pub const ALL: [ResetWay; 11] = [
         ResetWay::Acpi,
         ResetWay::I8042,
         ResetWay::Cf9Hard,
@@ -311,6 +314,7 @@ impl ResetWay {
         ResetWay::BiosEntry,
         ResetWay::FlatJump,
         ResetWay::Init,
+        ResetWay::InitX2apic,
     ];
 
     /// A guest that writes `R` to the serial port and resets the machine so.

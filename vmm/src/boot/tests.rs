@@ -93,7 +93,10 @@ fn a_bzimage_is_entered_in_64_bit_mode_with_its_zero_page() {
     assert_eq!(ram.read_obj::<u32>(at(0x202)).unwrap(), 0x5372_6448);
     assert_eq!(ram.read_obj::<u32>(at(0x21c)).unwrap(), 5000);
     let cmdline_size = ram.read_obj::<u32>(at(0x238)).unwrap();
-    assert_eq!(cmdline_size, 255, "the image's, not the command line's length");
+    assert_eq!(
+        cmdline_size, 255,
+        "the image's, not the command line's length"
+    );
     let start = ram.read_obj::<u32>(at(0x218)).unwrap();
     assert_eq!(u64::from(start), (64 << 20) - 8192);
     assert_eq!(

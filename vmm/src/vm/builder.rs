@@ -344,7 +344,9 @@ fn create_vcpus(
             cpuid: cpuid::for_vcpu(supported, profile, id),
             msrs: msr::boot_msrs(),
             registers: (id == 0).then(|| entry.registers()),
-            x2apic: true,
+            // As a processor starts, so far as eight bits can number them; Linux
+            // would switch over at some cost.
+            x2apic: !profile.is_pc || profile.wide_apic_ids,
             extended_state: true,
         })?;
         if id == 0 {

@@ -53,9 +53,9 @@ pub struct CpuProfile {
     pub nested: bool,
     /// The local APIC has a deadline timer.
     pub tsc_deadline: bool,
-    /// The guest expects a PC: memory type ranges are announced. Linux does not
-    /// need them; without real devices behind it, its reading of the ranges is
-    /// 60 wasted exits per vCPU.
+    /// The guest expects a PC: memory type ranges are announced, and local APICs
+    /// start in xAPIC mode. Linux needs neither; without real devices behind
+    /// it, its reading of the ranges is 60 wasted exits per vCPU.
     pub is_pc: bool,
     /// Some local APIC has an id above [`MAX_XAPIC_ID`].
     pub wide_apic_ids: bool,
