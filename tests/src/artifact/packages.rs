@@ -25,8 +25,8 @@ const HOST: &[&str] = &[
     "xz-utils",
 ];
 
-/// For trials with the programs that operators use.
-pub const TOOLS: &[&str] = &["tmux", "zsh", "fish", "python3-venv"];
+/// For trials with the programs that operators use, and `qemu-img` for a unit test.
+pub const TOOLS: &[&str] = &["tmux", "zsh", "fish", "python3-venv", "qemu-utils"];
 
 /// For `cargo lab look`.
 pub const BROWSER: &[&str] = &["chromium", "fonts-dejavu-core"];
