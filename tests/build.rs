@@ -4,7 +4,14 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-const GUESTS: [&str; 5] = ["emulated", "hostile", "many_exits", "nested", "resets"];
+const GUESTS: [&str; 6] = [
+    "emulated",
+    "hostile",
+    "many_exits",
+    "nested",
+    "resets",
+    "steps",
+];
 
 fn main() {
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");

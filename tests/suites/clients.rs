@@ -23,7 +23,9 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "clients",
-    applies: |site| site.is_patched() && site.boots_quickly() && !site.is_shared(),
+    applies: |site| {
+        site.is_patched() && site.boots_quickly() && !site.is_shared() && site.runs_6_1()
+    },
     trials: trials![
         client_from_cloud_hypervisors_description_is_served,
         kata_containers_runtime_has_its_sandbox,

@@ -30,6 +30,7 @@ mod errors;
 mod evidence;
 mod guest;
 mod host;
+mod hostile;
 mod hotplug;
 mod hypervisor;
 mod images;
@@ -50,9 +51,11 @@ mod rest;
 mod sandbox;
 mod shell;
 mod site;
+mod sockets;
 mod stock_kvm;
 mod study;
 mod time;
+mod views;
 mod zeroes;
 
 use site::{Site, SiteArgs, Skipped};
@@ -93,6 +96,7 @@ const SUITES: &[Suite] = &[
     rest::SUITE,
     load::SUITE,
     ch_remote::SUITE,
+    views::SUITE,
     lifecycle::SUITE,
     lifecycle::REBOOTS,
     resets::SUITE,
@@ -103,6 +107,7 @@ const SUITES: &[Suite] = &[
     devices::SUITE,
     images::SUITE,
     hotplug::SUITE,
+    hostile::SUITE,
     cpus::SUITE,
     cpus::LINUX,
     memory::SUITE,
@@ -170,6 +175,13 @@ enum Command {
         #[arg(long)]
         free: bool,
     },
+    /// In a guest: connect to a port of the host, and hold the connections.
+    HoldVsock {
+        /// The port.
+        port: u32,
+        /// So many times.
+        count: u32,
+    },
     /// Become a program for which there is no io_uring.
     WithoutIoUring {
         /// The program and its arguments.
@@ -202,6 +214,7 @@ fn main() -> ExitCode {
             length,
             free,
         } => report("The zeroes", zeroes::write(&disk, offset, length, free)),
+        Command::HoldVsock { port, count } => report("The connections", sockets::hold(port, count)),
         Command::WithoutIoUring { command } => report("The program", denied::become_it(&command)),
     }
 }

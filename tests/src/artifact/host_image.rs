@@ -22,7 +22,7 @@ const STOCK_MODULES: [&str; 2] = ["virt/lib/irqbypass", "drivers/net/tun"];
 
 /// Drivers that guests load, in the order in which they do, as far as the
 /// series has them as modules.
-const GUEST_MODULES: [&str; 15] = [
+const GUEST_MODULES: [&str; 18] = [
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_modern_dev",
@@ -36,6 +36,9 @@ const GUEST_MODULES: [&str; 15] = [
     "net/core/failover",
     "drivers/net/net_failover",
     "drivers/net/virtio_net",
+    "net/vmw_vsock/vsock",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "net/vmw_vsock/vmw_vsock_virtio_transport",
     "drivers/acpi/button",
     "drivers/input/evdev",
 ];

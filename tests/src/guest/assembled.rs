@@ -12,6 +12,8 @@ const HOSTILE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hostile.bin"));
 const EMULATED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/emulated.bin"));
 
 const RESETS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/resets.bin"));
+/// Does what a list says.
+pub(super) const STEPS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/steps.bin"));
 const NESTED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/nested.bin"));
 
 /// What the words to fill in follow.
@@ -323,7 +325,7 @@ impl ResetWay {
     }
 }
 
-fn filled_in(code: &[u8], words: &[u32], bytes: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn filled_in(code: &[u8], words: &[u32], bytes: &[u8]) -> Result<Vec<u8>> {
     let mut code = code.to_owned();
     let at = code
         .windows(PARAMS.len())
