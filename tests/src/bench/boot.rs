@@ -7,8 +7,11 @@ use anyhow::Result;
 use super::{Equipment, Figures, Section, Verdict, nothing_here, number, words};
 use crate::host::Isa;
 
+/// As it is chosen on the command line.
+pub const NAME: &str = "boot";
+
 pub(super) const SECTION: Section = Section {
-    name: "boot",
+    name: NAME,
     wants: |place| place.patched,
     equipment: Equipment::None,
     here: nothing_here,
@@ -27,10 +30,16 @@ pub const EXITS_OF: &str = "boot_exits_of ";
 pub const SECONDS: &str = "boot_seconds";
 /// Seconds of the guest's own clock.
 pub const UPTIME: &str = "boot_uptime";
+/// Seconds from the guest's decision to reboot to the same program; where a boot
+/// does not take too long to have another.
+pub const REBOOT: &str = "reboot_seconds";
 /// Bytes of the VMM's memory besides the guest's.
 pub const MEMORY: &str = "vmm_bytes";
 /// Bytes of the stripped program.
 pub const PROGRAM: &str = "program_bytes";
+
+/// The name of Debian's QEMU among the peers.
+pub const QEMU: &str = "QEMU-microvm";
 
 /// The name of a peer's figure.
 pub fn of_peer(peer: &str, figure: &str) -> String {
@@ -47,7 +56,8 @@ fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
         "Each program boots the same kernel, initramfs and command line, one after the other in \
          one run on one host. Exits are KVM's own count for the process, seconds go from the \
          start of the process to a line of the guest's first program, and memory is the \
-         process's own besides the guest's.",
+         process's own besides the guest's. A reboot takes from the guest's `reboot -f` to the same \
+         line.",
     );
     for isa in figures.isas() {
         let name = isa.as_str().to_uppercase();
@@ -57,17 +67,22 @@ fn judge(figures: &Figures, verdict: &mut Verdict) -> Result<()> {
             "seconds",
             "guest's seconds",
             "VMM's MB",
+            "reboot's seconds",
         ])];
         for peer in [None]
             .into_iter()
             .chain(peers(figures, isa).into_iter().map(Some))
         {
             let mut row = vec![peer.unwrap_or("ours").to_owned()];
+            let name_of =
+                |figure: &str| peer.map_or(figure.to_owned(), |peer| of_peer(peer, figure));
             for figure in [EXITS, SECONDS, UPTIME, MEMORY] {
-                let figure_of = peer.map_or(figure.to_owned(), |peer| of_peer(peer, figure));
+                let figure_of = name_of(figure);
                 let value = figures.get(isa, true, &figure_of)?;
                 row.push(number(if figure == MEMORY { value / 1e6 } else { value }));
             }
+            let reboot = figures.get(isa, true, &name_of(REBOOT));
+            row.push(reboot.map_or("not measured".to_owned(), number));
             rows.push(row);
         }
         verdict.table(&rows);

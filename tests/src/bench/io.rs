@@ -1,6 +1,8 @@
 //! What a guest gets of a disk and a network, in our VMM and in QEMU, with the
 //! same back end on the same host.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 
 use super::{Equipment, Figures, Section, Verdict, nothing_here, number, words};
@@ -34,8 +36,10 @@ pub const BACK_END: &str = "/dev/ram0";
 /// Its size in MiB.
 pub const SIZE_MIB: u32 = 128;
 
-/// Whose guest a figure is of.
-pub const VMMS: [&str; 2] = ["ours", "qemu"];
+/// Whose guest a figure is of; the others are peers that were brought along.
+pub const OURS: &str = "ours";
+/// Debian's QEMU.
+pub const QEMU: &str = "qemu";
 
 /// Work of a guest, by a name that is part of its figures' names.
 #[derive(Clone, Copy, Debug)]
@@ -133,50 +137,116 @@ fn judge(table: &Table, figures: &Figures, verdict: &mut Verdict) -> Result<()> 
     if !figures.isas().contains(&Isa::Svm) {
         return Ok(());
     }
-    let get = |name: String| figures.get(Isa::Svm, true, &name);
     verdict.heading(table.heading);
     verdict.note(table.note);
-    let column = |what: &str, whose: &str| format!("{what}, {whose}");
-    let mut rows = vec![vec![
-        String::new(),
-        column(table.rate, "ours"),
-        "QEMU".to_owned(),
-        "ratio".to_owned(),
-        column(table.per, "ours"),
-        "QEMU".to_owned(),
-    ]];
+    // A goal has an upper limit: QEMU's rate as a part of ours.
     let mut goals = Vec::new();
-    for work in table.work {
-        let [ours, qemu] = VMMS.map(|vmm| {
-            let each = f64::from(work.amount);
-            Ok::<_, anyhow::Error>((get(rate(vmm, work))?, get(exits(vmm, work))? / each))
-        });
-        let ((our_rate, our_exits), (its_rate, its_exits)) = (ours?, qemu?);
-        let mut row = words(&[work.name]);
-        row.extend([
-            number(our_rate.round()),
-            number(its_rate.round()),
-            format!("{:.2}", our_rate / its_rate),
-            format!("{our_exits:.2}"),
-            format!("{its_exits:.2}"),
-        ]);
-        rows.push(row);
-        // A goal has an upper limit: QEMU's rate as a part of ours.
+    for (work, ours, its) in compare(table, figures, "QEMU", QEMU, verdict)? {
         goals.push((
             format!("{}, QEMU's rate as part of ours", work.name),
-            its_rate / our_rate,
+            its.rate / ours.rate,
             1.0,
         ));
         goals.push((
             format!("{}, {}", work.name, table.per),
-            our_exits,
-            its_exits,
+            ours.exits,
+            its.exits,
         ));
     }
-    verdict.table(&rows);
+    for peer in peers(table, figures) {
+        compare(table, figures, peer, peer, verdict)?;
+    }
     verdict.heading("Goals");
     for (what, value, limit) in goals {
         verdict.at_most(&what, value, limit);
     }
     Ok(())
+}
+
+/// What was measured of one guest at one piece of work.
+struct Measured {
+    rate: f64,
+    /// Of a request or megabyte.
+    exits: f64,
+}
+
+/// The peers that were measured in this run.
+fn peers<'a>(table: &'a Table, figures: &'a Figures) -> BTreeSet<&'a str> {
+    let rates = figures.beginning(Isa::Svm, true, "rate ");
+    rates
+        .filter_map(|(rest, _)| rest.split_once(' '))
+        .filter(|(vmm, work)| {
+            ![OURS, QEMU].contains(vmm) && table.work.iter().any(|known| known.name == *work)
+        })
+        .map(|(vmm, _)| vmm)
+        .collect()
+}
+
+/// A table of ours and another one.
+fn compare<'a>(
+    table: &'a Table,
+    figures: &Figures,
+    title: &str,
+    other: &str,
+    verdict: &mut Verdict,
+) -> Result<Vec<(&'a Work, Measured, Measured)>> {
+    let measured = |vmm: &str, work: &Work| -> Result<Measured> {
+        let get = |name: String| figures.get(Isa::Svm, true, &name);
+        Ok(Measured {
+            rate: get(rate(vmm, work))?,
+            exits: get(exits(vmm, work))? / f64::from(work.amount),
+        })
+    };
+    let mut rows = vec![vec![
+        String::new(),
+        format!("{}, ours", table.rate),
+        title.to_owned(),
+        "ratio".to_owned(),
+        format!("{}, ours", table.per),
+        title.to_owned(),
+    ]];
+    let mut found = Vec::new();
+    for work in table.work {
+        let (ours, its) = (measured(OURS, work)?, measured(other, work)?);
+        let mut row = words(&[work.name]);
+        row.extend([
+            number(ours.rate.round()),
+            number(its.rate.round()),
+            format!("{:.2}", ours.rate / its.rate),
+            format!("{:.2}", ours.exits),
+            format!("{:.2}", its.exits),
+        ]);
+        rows.push(row);
+        found.push((work, ours, its));
+    }
+    verdict.table(&rows);
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::Place;
+
+    #[test]
+    fn a_peer_has_a_table_of_its_own_and_no_goals() {
+        let mut figures = Figures::default();
+        let place = Place {
+            isa: Isa::Svm,
+            patched: true,
+        };
+        for (vmm, value) in [(OURS, 30.0), (QEMU, 20.0), ("ch-54.0", 7.0)] {
+            for work in &NET_WORK {
+                figures.put(place, &rate(vmm, work), value);
+                figures.put(place, &exits(vmm, work), 128.0);
+            }
+        }
+        let mut verdict = Verdict::default();
+        judge(&NET_TABLE, &figures, &mut verdict).unwrap();
+        let text = verdict.text();
+        assert!(text.contains("ch-54.0") && text.contains("4.29"), "{text}");
+        assert_eq!(text.matches("as part of ours").count(), NET_WORK.len());
+        // Other work has other figures.
+        assert!(peers(&DISK_TABLE, &figures).is_empty());
+    }
 }

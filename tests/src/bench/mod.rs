@@ -23,6 +23,9 @@ pub use verdict::Verdict;
 /// Start of a line with a figure: name, then value.
 pub const FIGURE: &str = "@figure ";
 
+/// Where a host has the programs of peers, by name.
+pub const PEERS: &str = "/peers";
+
 /// A kind of host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {

@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use lab::artifact::kernel::Series;
 use lab::check;
 use lab::host::Isa;
-use lab::task::{self, DebianOptions, TestOptions};
+use lab::task::{self, BenchPeer, DebianOptions, TestOptions};
 use lab::tree::Tree;
 
 /// The command line.
@@ -37,6 +37,9 @@ enum Command {
         /// Only emulated hosts of this instruction set
         #[arg(long, value_parser = isa)]
         isa: Option<Isa>,
+        /// Boot this program beside ours too: one with Cloud Hypervisor's command line
+        #[arg(long, value_name = "NAME=PATH")]
+        peer: Vec<BenchPeer>,
         /// Only this section, such as exits or boot
         section: Option<String>,
     },
@@ -160,7 +163,7 @@ fn run(command: Command) -> Result<()> {
     let tree = Tree::discover()?;
     match command {
         Command::Demo { host } => task::demo(&tree, host.isa, host.kernel),
-        Command::Bench { isa, section } => task::bench(&tree, isa, section.as_deref()),
+        Command::Bench { isa, peer, section } => task::bench(&tree, isa, section.as_deref(), &peer),
         Command::Book => task::book(&tree),
         Command::Build { kernel } => {
             let built = task::build(&tree, kernel)?;

@@ -1,14 +1,17 @@
 //! Figures against peers and goals.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use super::{Built, build};
 use crate::artifact::kernel::Series;
-use crate::artifact::measures;
-use crate::bench::{Equipment, Figures, Place, SECTIONS, Section, Verdict};
+use crate::artifact::{guest_image::libraries, measures, peer};
+use crate::bench::{Equipment, Figures, PEERS, Place, SECTIONS, Section, Verdict, boot, io};
 use crate::host::{self, EmulatedHost, Isa, Job, Patience, Qemu};
 use crate::progress::step;
 use crate::tree::Tree;
@@ -18,8 +21,14 @@ const PAGE: &str = "docs/benchmarks.md";
 
 /// Measures, shows and judges. A run of everything renews the page in the
 /// documents.
-pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()> {
+pub fn bench(
+    tree: &Tree,
+    isa: Option<Isa>,
+    section: Option<&str>,
+    peers: &[BenchPeer],
+) -> Result<()> {
     let is_whole = isa.is_none() && section.is_none();
+    let brought = brought_along(peers)?;
     let sections: Vec<&Section> = SECTIONS
         .iter()
         .filter(|candidate| section.is_none_or(|name| name == candidate.name))
@@ -54,7 +63,15 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
                 Equipment::Measures => ATTEMPTS,
             };
             again_unless_measured(attempts, || {
-                measure(tree, built, place, equipment, &wanted, &mut figures)
+                measure(
+                    tree,
+                    built,
+                    place,
+                    equipment,
+                    &wanted,
+                    &brought,
+                    &mut figures,
+                )
             })?;
         }
     }
@@ -92,6 +109,52 @@ pub fn bench(tree: &Tree, isa: Option<Isa>, section: Option<&str>) -> Result<()>
     Ok(())
 }
 
+/// Another VMM with the command line of Cloud Hypervisor.
+#[derive(Clone, Debug)]
+pub struct BenchPeer {
+    name: String,
+    program: PathBuf,
+}
+
+impl FromStr for BenchPeer {
+    type Err = String;
+
+    /// Understands `NAME=PATH`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, program) = text.split_once('=').ok_or("NAME=PATH is expected")?;
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        let taken = [boot::QEMU, io::QEMU, io::OURS];
+        if name.is_empty() || !name.bytes().all(is_name) || taken.contains(&name) {
+            return Err(format!(
+                "invalid name \"{name}\": letters, digits, '.', '_' and '-' are valid, but not {}",
+                taken.join(", ")
+            ));
+        }
+        Ok(BenchPeer {
+            name: name.to_owned(),
+            program: program.into(),
+        })
+    }
+}
+
+/// The peers with all that they need, by path in the host.
+fn brought_along(peers: &[BenchPeer]) -> Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    for BenchPeer { name, program } in peers {
+        ensure!(
+            program.is_file(),
+            "The peer {name} is not there: {}",
+            program.display()
+        );
+        // A static program has none, of which ldd makes an error.
+        for library in libraries(program).unwrap_or_default() {
+            files.push((library.to_string_lossy().into_owned(), library));
+        }
+        files.push((format!("{PEERS}/{name}"), program.clone()));
+    }
+    Ok(files)
+}
+
 /// How often devices are measured until it works. In one run of five or so QEMU's
 /// emulated CPU delivers an interrupt to a guest that has them off: the guest spins
 /// for a lock that it holds, or dies of a double fault. Unmodified QEMU's guests do
@@ -117,6 +180,7 @@ fn measure(
     place: Place,
     equipment: Equipment,
     sections: &[&str],
+    brought: &[(String, PathBuf)],
     figures: &mut Figures,
 ) -> Result<()> {
     let image = if place.patched {
@@ -125,8 +189,21 @@ fn measure(
         built.stock_host(tree)?
     };
     let (files, suffix) = match equipment {
+        Equipment::None if sections.contains(&boot::NAME) => {
+            // Debian's QEMU is shown where figures repeat. The same libraries may be
+            // needed by both, and a path is packed once.
+            let mut files: BTreeMap<_, _> = brought.iter().cloned().collect();
+            if place.isa == Isa::Svm {
+                files.extend(peer::files()?);
+            }
+            (files.into_iter().collect(), "")
+        }
         Equipment::None => (Vec::new(), ""),
-        Equipment::Measures => (measures::files(tree, &built.kernel)?, "-measures"),
+        Equipment::Measures => {
+            let mut files: BTreeMap<_, _> = brought.iter().cloned().collect();
+            files.extend(measures::files(tree, &built.kernel)?);
+            (files.into_iter().collect(), "-measures")
+        }
     };
     let host: &dyn EmulatedHost = match (place.isa, equipment) {
         (Isa::Svm, Equipment::None) => &Qemu::COUNTED,
@@ -180,4 +257,23 @@ fn measure(
         logs.display()
     );
     outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_a_name_and_a_program() {
+        let peer: BenchPeer = "ch-54.0=/opt/ch".parse().unwrap();
+        assert_eq!(
+            (peer.name.as_str(), peer.program),
+            ("ch-54.0", "/opt/ch".into())
+        );
+        for text in ["/opt/ch", "=/opt/ch", "a/b=/opt/ch", "ours=/opt/ch"] {
+            assert!(text.parse::<BenchPeer>().is_err(), "{text}");
+        }
+        let missing = "ch=/nonexistent/ch".parse().unwrap();
+        assert!(brought_along(&[missing]).is_err());
+    }
 }

@@ -14,7 +14,7 @@ mod shell;
 mod study;
 mod test;
 
-pub use bench::bench;
+pub use bench::{BenchPeer, bench};
 pub use book::book;
 pub use build::{Built, as_built, build};
 pub use debian::{Options as DebianOptions, debian};

@@ -2,19 +2,19 @@
 //! QEMU's.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use lab::bench::boot::CMDLINE;
 use lab::bench::io::{
-    BACK_END, DISK_WORK, DRIVERS, NET_WORK, PROGRAMS, SIZE_MIB, VMMS, Work, exits, rate,
+    BACK_END, DISK_WORK, DRIVERS, NET_WORK, OURS, PROGRAMS, QEMU, SIZE_MIB, Work, exits, rate,
 };
 use lab::guest;
 use lab::oracle;
 use lab::peer::WHOLE_PROGRAM;
 
-use super::figure;
+use super::{figure, peers};
 use crate::site::Site;
 
 /// Before and after a piece of work the guest says so, and waits for an answer.
@@ -53,6 +53,25 @@ struct Subject {
     process: Running,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
+}
+
+/// A program to measure.
+struct Vmm {
+    /// As its figures are called.
+    name: String,
+    /// One with the command line of Cloud Hypervisor; QEMU has none.
+    program: Option<PathBuf>,
+}
+
+/// Ours, Debian's QEMU, and the peers that were brought along.
+fn vmms(site: &Site) -> Result<Vec<Vmm>> {
+    let ours = (OURS.to_owned(), Some(site.bin().join("cloud-hypervisor")));
+    let peers = peers()?.into_iter();
+    Ok([ours, (QEMU.to_owned(), None)]
+        .into_iter()
+        .chain(peers.map(|(name, program)| (name, Some(program))))
+        .map(|(name, program)| Vmm { name, program })
+        .collect())
 }
 
 /// A VMM's own words for a guest's devices.
@@ -102,7 +121,7 @@ pub fn disk(site: &Site) -> Result<()> {
         .map(str::to_owned)
         .collect(),
     };
-    for vmm in VMMS {
+    for vmm in &vmms(site)? {
         measured(site, vmm, &script, &devices, &DISK_WORK, |said| {
             // fio's terse form, version 3: reads from the sixth field on,
             // writes from the 47th; KiB, KiB a second, requests a second.
@@ -156,7 +175,7 @@ pub fn net(site: &Site) -> Result<()> {
         .map(str::to_owned)
         .collect(),
     };
-    for vmm in VMMS {
+    for vmm in &vmms(site)? {
         measured(site, vmm, &script, &devices, &NET_WORK, |said| {
             let (before, _) = said.split_once(" Mbits/sec")?;
             before.rsplit(' ').next()?.parse().ok()
@@ -177,7 +196,7 @@ fn our_programs() -> String {
 
 fn measured(
     site: &Site,
-    vmm: &str,
+    vmm: &Vmm,
     script: &str,
     devices: &Devices,
     works: &[Work],
@@ -192,22 +211,22 @@ fn measured(
     for work in works {
         let (said, taken) = subject
             .work()
-            .with_context(|| format!("{}, in {vmm}", work.name))?;
+            .with_context(|| format!("{}, in {}", work.name, vmm.name))?;
         let value = read_rate(&said).with_context(|| format!("There is no rate in {said:?}"))?;
-        figure(&rate(vmm, work), value);
-        figure(&exits(vmm, work), taken as f64);
+        figure(&rate(&vmm.name, work), value);
+        figure(&exits(&vmm.name, work), taken as f64);
     }
     Ok(())
 }
 
 impl Subject {
-    fn boot(site: &Site, vmm: &str, script: &str, devices: &Devices) -> Result<Subject> {
+    fn boot(site: &Site, vmm: &Vmm, script: &str, devices: &Devices) -> Result<Subject> {
         let initramfs = site.fresh_dir()?.join("initramfs");
         let modules = site.guest_modules()?;
         guest::initramfs_with(&site.base_initramfs(), script, &modules, &initramfs)?;
-        let mut command = match vmm {
-            "ours" => ours(site, &initramfs, &devices.ours),
-            _ => qemu(site, &initramfs, &devices.qemu),
+        let mut command = match &vmm.program {
+            Some(program) => cloud_hypervisor(program, site, &initramfs, &devices.ours),
+            None => qemu(site, &initramfs, &devices.qemu),
         };
         let mut child = command
             .stdin(Stdio::piped())
@@ -258,8 +277,8 @@ impl Subject {
     }
 }
 
-fn ours(site: &Site, initramfs: &Path, devices: &[String]) -> Command {
-    let mut command = Command::new(site.bin().join("cloud-hypervisor"));
+fn cloud_hypervisor(program: &Path, site: &Site, initramfs: &Path, devices: &[String]) -> Command {
+    let mut command = Command::new(program);
     command
         .arg("--kernel")
         .arg(site.kernel())

@@ -1,7 +1,10 @@
 //! Measures on this host what `cargo lab bench` shows, a module a section.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result, bail};
-use lab::bench::FIGURE;
+use lab::bench::{FIGURE, PEERS};
 
 use crate::site::Site;
 
@@ -24,6 +27,21 @@ pub fn run(site: &Site, sections: &[String]) -> Result<()> {
         measure(site).with_context(|| format!("Section {name}"))?;
     }
     Ok(())
+}
+
+/// The programs that were brought along, by name.
+fn peers() -> Result<Vec<(String, PathBuf)>> {
+    if !Path::new(PEERS).exists() {
+        return Ok(Vec::new());
+    }
+    let mut peers = Vec::new();
+    for entry in fs::read_dir(PEERS).context("Cannot list the peers")? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        peers.push((name.into_owned(), path.clone()));
+    }
+    peers.sort();
+    Ok(peers)
 }
 
 fn figure(name: &str, value: f64) {
