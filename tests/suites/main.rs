@@ -29,6 +29,7 @@ mod emulation;
 mod errors;
 mod evidence;
 mod guest;
+mod guests;
 mod host;
 mod hostile;
 mod hotplug;
@@ -123,6 +124,9 @@ const SUITES: &[Suite] = &[
     modules::SUITE,
     emulation::SUITE,
     leaks::SUITE,
+    guests::SUITE,
+    guests::LONG,
+    guests::FIRMWARE,
     debian::SUITE,
     debian::FIRMWARE,
     debian::MANY_VCPUS,

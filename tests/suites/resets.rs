@@ -1,5 +1,6 @@
 //! Every way in which a guest resets its machine.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,7 +24,7 @@ pub const LINUX: Suite = Suite {
 };
 
 /// How often the machine is reset in each way.
-const RESETS: u64 = 10;
+pub const RESETS: u64 = 10;
 
 /// A reset takes as long as a boot; a vCPU that is lost takes for ever.
 const TINY_RESETS: Duration = Duration::from_secs(60);
@@ -41,7 +42,7 @@ fn machine_is_reset_in_every_way_of_a_pc(site: &Site) -> Result<()> {
 
 /// What the guest executes, and the kernel's `reboot=` option: first what a guest
 /// does that was told nothing, by itself and in a panic.
-const LINUX_WAYS: [(&str, &str); 9] = [
+pub const LINUX_WAYS: [(&str, &str); 9] = [
     ("reboot -f", ""),
     ("echo c > /proc/sysrq-trigger", ""),
     ("reboot -f", "reboot=acpi"),
@@ -55,6 +56,16 @@ const LINUX_WAYS: [(&str, &str); 9] = [
 /// How many of them a short run tries.
 const SHORT: usize = 2;
 
+/// A Linux guest that is told `option`, and nothing else about resets.
+pub fn linux(kernel: &Path, initramfs: &Path, option: &str) -> MachineSpec {
+    MachineSpec {
+        cmdline: Some(format!(
+            "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable lpj=1000000 {option}"
+        )),
+        ..MachineSpec::linux(kernel, initramfs, 2)
+    }
+}
+
 fn linux_resets_the_machine_in_every_way_that_it_has(site: &Site) -> Result<()> {
     let (ways, resets) = if site.is_long() {
         (LINUX_WAYS.len(), RESETS)
@@ -65,13 +76,7 @@ fn linux_resets_the_machine_in_every_way_that_it_has(site: &Site) -> Result<()> 
         let dir = site.fresh_dir()?;
         let initramfs = dir.join("initramfs");
         guest::initramfs(&site.base_initramfs(), command, &initramfs)?;
-        let cmdline = format!(
-            "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable lpj=1000000 {option}"
-        );
-        let spec = MachineSpec {
-            cmdline: Some(cmdline),
-            ..MachineSpec::linux(&site.kernel(), &initramfs, 2)
-        };
+        let spec = linux(&site.kernel(), &initramfs, option);
         let mut machine = Machine::boot(&site.bin(), &dir, &spec)?;
         machine
             .wait_for_nth(guest::UP, 1 + resets, site.linux_deadline() * 3)

@@ -150,6 +150,13 @@ impl Site {
         self.args.shared || self.isa() == Isa::Svm
     }
 
+    /// Whether the host's clock counts instructions: however busy the machine is
+    /// that emulates it, no time passes while nothing is executed.
+    pub fn counts_time(&self) -> bool {
+        fs::read_to_string("/proc/cmdline")
+            .is_ok_and(|line| line.split_whitespace().any(|word| word == "lab=counted"))
+    }
+
     /// Whether the host runs Linux 6.1. What the host's kernel has no part in is
     /// tried on that one alone.
     pub fn runs_6_1(&self) -> bool {

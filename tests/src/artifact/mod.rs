@@ -13,6 +13,7 @@ pub mod kernel;
 pub mod measures;
 pub mod modules;
 pub mod packages;
+pub mod payloads;
 pub mod peer;
 pub mod selftests;
 pub mod stamp;

@@ -167,30 +167,82 @@ pub fn unpacked_from(tree: &Tree, suite: &str, package: &str) -> Result<PathBuf>
     let dir = tree.cache().join(format!("{package}-{suite}"));
     if !dir.exists() {
         step(&format!("Downloading {package} from {suite}"), || {
-            let lists = tree.cache().join(format!("apt-{suite}"));
-            fs::create_dir_all(lists.join("partial"))?;
-            // Not among the lists, which apt clears of what it does not know.
-            let sources = lists.with_extension("list");
-            fs::write(&sources, format!("deb {KEYRING} {MIRROR} {suite} main\n"))?;
-            let apt = |words: &[&str]| {
-                let mut apt = command("apt-get", ["-q"]);
-                for (key, value) in [
-                    ("Dir::Etc::sourcelist", sources.as_path()),
-                    ("Dir::Etc::sourceparts", Path::new("/dev/null")),
-                    ("Dir::State::lists", &lists),
-                    ("Dir::Cache::pkgcache", Path::new("")),
-                    ("Dir::Cache::srcpkgcache", Path::new("")),
-                ] {
-                    apt.arg("-o").arg(format!("{key}={}", value.display()));
-                }
-                apt.args(words);
-                apt
-            };
-            output(&mut apt(&["update"]))?;
-            unpack(apt(&["download", package]), package, &dir)
+            let apt = Apt::of(tree, Some(suite))?;
+            unpack(
+                apt.command("apt-get", &["download", package]),
+                package,
+                &dir,
+            )
         })?;
     }
     Ok(dir)
+}
+
+/// apt for one release of Debian: this machine's with its own lists of packages,
+/// or another with lists of ours.
+pub struct Apt {
+    options: Vec<String>,
+}
+
+impl Apt {
+    /// The release; another one's lists are fetched.
+    pub fn of(tree: &Tree, suite: Option<&str>) -> Result<Apt> {
+        let Some(suite) = suite else {
+            return Ok(Apt {
+                options: Vec::new(),
+            });
+        };
+        let lists = tree.cache().join(format!("apt-{suite}"));
+        fs::create_dir_all(lists.join("partial"))?;
+        // Not among the lists, which apt clears of what it does not know.
+        let sources = lists.with_extension("list");
+        fs::write(&sources, format!("deb {KEYRING} {MIRROR} {suite} main\n"))?;
+        let options = [
+            ("Dir::Etc::sourcelist", sources.as_path()),
+            ("Dir::Etc::sourceparts", Path::new("/dev/null")),
+            ("Dir::State::lists", &lists),
+            ("Dir::Cache::pkgcache", Path::new("")),
+            ("Dir::Cache::srcpkgcache", Path::new("")),
+        ]
+        .iter()
+        .flat_map(|(key, value)| ["-o".to_owned(), format!("{key}={}", value.display())])
+        .collect();
+        let apt = Apt { options };
+        output(&mut apt.command("apt-get", &["update"]))?;
+        Ok(apt)
+    }
+
+    fn command(&self, program: &str, words: &[&str]) -> Command {
+        let mut apt = command(program, ["-q"]);
+        apt.env("LC_ALL", "C").args(&self.options).args(words);
+        apt
+    }
+
+    /// What a package depends on.
+    pub fn dependencies(&self, package: &str) -> Result<Vec<String>> {
+        let shown = text(&mut self.command("apt-cache", &["depends", package]))?;
+        Ok(shown
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Downloads a package to a folder that holds no other; says where it is.
+    pub fn download(&self, package: &str, dir: &Path) -> Result<PathBuf> {
+        output(
+            self.command("apt-get", &["download", package])
+                .current_dir(dir),
+        )?;
+        archive_in(dir, package)
+    }
+}
+
+fn archive_in(dir: &Path, wanted: &str) -> Result<PathBuf> {
+    fs::read_dir(dir)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|suffix| suffix == "deb"))
+        .with_context(|| format!("apt-get brought no archive of {wanted}"))
 }
 
 /// Downloads a package and unpacks it to `dir`, which appears only when whole.
@@ -210,10 +262,7 @@ fn unpack(mut download: Command, wanted: &str, dir: &Path) -> Result<()> {
     }
     fs::create_dir_all(&partial)?;
     output(download.current_dir(&partial))?;
-    let archive = fs::read_dir(&partial)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|suffix| suffix == "deb"))
-        .with_context(|| format!("apt-get brought no archive of {wanted}"))?;
+    let archive = archive_in(&partial, wanted)?;
     output(command("dpkg", ["-x"]).arg(&archive).arg(&partial))?;
     fs::remove_file(&archive)?;
     fs::rename(&partial, dir).with_context(|| format!("Cannot make {}", dir.display()))

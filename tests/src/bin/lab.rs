@@ -62,6 +62,17 @@ enum Command {
         /// Only trials whose name contains this
         filter: Option<String>,
     },
+    /// Memory tests, firmware and Debian's kernels as guests, reset in every way
+    Guests {
+        /// Every kernel flavour, every way, ten times each: hours
+        #[arg(long)]
+        long: bool,
+        /// Take modules and programs as an earlier build left them
+        #[arg(long)]
+        as_built: bool,
+        /// Only trials whose name contains this
+        filter: Option<String>,
+    },
     /// Check everything that must hold
     Test {
         /// Only an SVM host: a few minutes
@@ -203,6 +214,11 @@ fn run(command: Command) -> Result<()> {
                 as_built,
             },
         ),
+        Command::Guests {
+            long,
+            as_built,
+            filter,
+        } => task::guests(&tree, filter.as_deref(), long, as_built),
         Command::Package { test, name } => task::package(&tree, name.as_deref(), test),
         Command::Gates => check::kernel_gates(&tree),
         Command::Load { seconds } => {

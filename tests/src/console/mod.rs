@@ -132,6 +132,31 @@ impl Console {
         }
     }
 
+    /// Waits until `needle` was written after `mark` was for the `nth` time.
+    pub fn wait_for_after(
+        &self,
+        (mark, nth): (&str, usize),
+        needle: &str,
+        within: Duration,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let deadline = Instant::now() + within;
+        loop {
+            let may_write = alive();
+            let text = self.text();
+            let mut parts = text.split(mark).skip(nth);
+            if parts.any(|part| part.contains(needle)) {
+                return Ok(());
+            }
+            ensure!(
+                may_write && Instant::now() < deadline,
+                "No {needle:?} after {mark:?} for the {nth}. time\n{}",
+                self.tail()
+            );
+            sleep(POLL);
+        }
+    }
+
     /// Waits until so many bytes were written, and returns all there are.
     pub fn wait_for_bytes(
         &self,
@@ -193,6 +218,21 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains("hello") && error.contains("log"), "{error}");
+    }
+
+    #[test]
+    fn only_what_came_after_the_mark_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        fs::write(&path, "up work up idle").unwrap();
+        let console = Console::new(&path);
+        let came = |nth, needle| {
+            console
+                .wait_for_after(("up", nth), needle, Duration::ZERO, || true)
+                .is_ok()
+        };
+        assert!(came(1, "work") && came(1, "idle") && came(2, "idle"));
+        assert!(!came(2, "work") && !came(3, "idle"));
     }
 
     #[test]

@@ -3,13 +3,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 
+use super::hosted::{Hosted, Suite};
 use super::test::{ensure_found, is_outcome};
 use super::{Built, as_built, build};
 use crate::artifact::debian::{DISK_MODULES, Debian};
 use crate::artifact::kernel::Series;
-use crate::host::{self, Isa, Job, Patience, Qemu};
+use crate::host::Qemu;
 use crate::progress::seconds;
 use crate::tree::Tree;
 
@@ -21,16 +22,20 @@ const SCRIPT: &str = include_str!("debian-host.sh");
 pub const NAMES: &str = "debian";
 
 /// The suites, each with the host that it runs on.
-const SUITES: [(&str, &Qemu); 2] = [
+const SUITES: [Suite; 3] = [
     ("debian::", &Qemu::ONE_CPU),
     ("debian_on_two_cpus::", &Qemu::TWO_CPUS),
+    // Minutes: in a long run, or when it is asked for.
+    ("debian_by_firmware::", &Qemu::COUNTED_TICKING),
 ];
+/// So many of them are part of every run.
+const ALWAYS: usize = 2;
 
 /// What the host loads besides: its disks' drivers and the tap.
 const TUN: &str = "drivers/net/tun";
 
 /// How long one trial may take, and how long with large amounts.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1200);
 const LONG_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Which trials to run, and how.
@@ -60,14 +65,6 @@ pub fn debian(tree: &Tree, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The part of a filter that is of a suite, if there is one.
-fn part<'a>(filter: &'a str, suite: &'a str) -> Option<&'a str> {
-    if suite.starts_with(filter) {
-        return Some(suite);
-    }
-    (filter.starts_with(suite) || !filter.contains("::")).then_some(filter)
-}
-
 /// Runs the trials whose name contains this, each suite on an emulated SVM host
 /// of its own.
 pub fn run(
@@ -78,35 +75,16 @@ pub fn run(
     relay: &mut dyn FnMut(&str),
 ) -> Result<()> {
     let debian = Debian::build(tree, &built.kernel)?;
-    let image = built.patched_host(tree)?;
-    let mut failed = Vec::new();
-    for (suite, host) in SUITES {
-        let Some(filter) = part(filter, suite) else {
-            continue;
-        };
-        let name = suite.trim_end_matches(':').replace('_', "-");
-        let logs = tree.fresh_log_dir(&if long { format!("{name}-long") } else { name })?;
-        let script = format!(
-            "{SCRIPT}exec lab-suites --isa {} --modules patched {} run '{}'\n",
-            Isa::Svm.as_str(),
-            if long { "--long" } else { "" },
-            filter.replace('\'', "")
-        );
-        let job = Job {
-            script: &script,
-            files: &files(built, &debian)?,
-            patience: Patience::Silence(if long { LONG_PATIENCE } else { PATIENCE }),
-            disks: &[&debian.root, &debian.work, &debian.efi_disk].map(PathBuf::clone),
-        };
-        let status = host::run_job(host, &built.kernel.bzimage(), &image, &job, &logs, relay);
-        match status {
-            Ok(0) => {}
-            Ok(_) => failed.push(format!("Trials failed; logs are in {}", logs.display())),
-            Err(error) => failed.push(format!("{error:#}")),
-        }
+    let all = long || filter != NAMES;
+    Hosted {
+        suites: if all { &SUITES } else { &SUITES[..ALWAYS] },
+        before: SCRIPT,
+        files: &files(built, &debian)?,
+        disks: &[&debian.root, &debian.work, &debian.efi_disk].map(PathBuf::clone),
+        patience: if long { LONG_PATIENCE } else { PATIENCE },
+        long,
     }
-    ensure!(failed.is_empty(), "{}", failed.join("; "));
-    Ok(())
+    .run(tree, built, filter, relay)
 }
 
 fn files(built: &Built, debian: &Debian) -> Result<Vec<(String, PathBuf)>> {

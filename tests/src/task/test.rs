@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 
 use super::selftests::few as few_selftests;
-use super::{Built, as_built, build, debian, load};
+use super::{Built, as_built, build, debian, guests, load};
 use crate::artifact::guide;
 use crate::artifact::kernel::Series;
 use crate::artifact::peer;
@@ -283,6 +283,14 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         if with_debian {
             heading("Debian as a guest on emulated SVM hosts");
             part("Debian", debian_round(tree, builds, options, &show));
+        }
+        if whole && !options.quick && with_debian {
+            heading("other payloads as guests on an emulated SVM host");
+            if let Some(built) = builds.get(&Series::V6_1) {
+                let outcome =
+                    guests::run(tree, built, guests::SHORT, false, &mut |line| show(line));
+                part("guests", outcome);
+            }
         }
         for line in slow_lines {
             show(&line);

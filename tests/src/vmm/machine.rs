@@ -272,16 +272,33 @@ impl Machine {
         came.with_context(|| format!("The VMM said: {}", self.stderr().trim()))
     }
 
+    /// Waits until the serial console carried `needle` after it had carried a mark
+    /// for the n-th time.
+    pub fn wait_for_after(
+        &mut self,
+        mark: (&str, usize),
+        needle: &str,
+        within: Duration,
+    ) -> Result<()> {
+        let Machine { child, serial, .. } = self;
+        let alive = || matches!(child.try_wait(), Ok(None));
+        let came = serial.wait_for_after(mark, needle, within, alive);
+        came.with_context(|| format!("The VMM said: {}", self.stderr().trim()))
+    }
+
     /// Types a line on the guest's serial console.
     pub fn type_line(&mut self, line: &str) -> Result<()> {
+        self.type_text(&format!("{line}\n"))
+    }
+
+    /// Types this, keys that are no text among it.
+    pub fn type_text(&mut self, text: &str) -> Result<()> {
         let stdin = self
             .child
             .stdin
             .as_mut()
             .context("The terminal is closed")?;
-        stdin
-            .write_all(format!("{line}\n").as_bytes())
-            .context("Cannot type")?;
+        stdin.write_all(text.as_bytes()).context("Cannot type")?;
         stdin.flush().context("Cannot type")
     }
 

@@ -50,7 +50,7 @@ const ROOT_START: u64 = ESP_START + ESP_MIB * MIB;
 const TAIL: u64 = MIB;
 
 /// The firmware's file, downloaded if it is not here yet.
-pub(super) fn firmware(tree: &Tree) -> Result<PathBuf> {
+pub fn firmware(tree: &Tree) -> Result<PathBuf> {
     let (package, file) = FIRMWARE;
     Ok(packages::unpacked_from(tree, FIRMWARE_SUITE, package)?.join(file))
 }

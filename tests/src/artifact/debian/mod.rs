@@ -4,6 +4,8 @@
 
 mod efi;
 
+pub(super) use efi::firmware;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
