@@ -23,9 +23,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "clients",
-    applies: |site| {
-        site.is_patched() && site.boots_quickly() && !site.is_shared() && site.runs_6_1()
-    },
+    applies: Site::tries_devices,
     trials: trials![
         client_from_cloud_hypervisors_description_is_served,
         kata_containers_runtime_has_its_sandbox,

@@ -19,7 +19,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "devices",
-    applies: |site| site.is_patched() && site.boots_quickly() && !site.is_shared(),
+    applies: Site::tries_devices,
     trials: trials![
         disk_grows_and_shrinks_under_the_guests_eyes,
         disk_gives_space_back_and_keeps_to_its_limit,

@@ -21,9 +21,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "hostile",
-    applies: |site| {
-        site.is_patched() && site.boots_quickly() && !site.is_shared() && site.runs_6_1()
-    },
+    applies: Site::tries_devices,
     trials: trials![
         vm_ends_whatever_its_driver_asks_of_the_balloon,
         vm_ends_while_its_driver_offers_the_same_write_again_and_again,

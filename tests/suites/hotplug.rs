@@ -9,7 +9,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "hotplug",
-    applies: |site| site.is_patched() && site.boots_quickly() && !site.is_shared(),
+    applies: Site::tries_devices,
     trials: trials![disk_added_right_after_an_unplug_stays],
 };
 

@@ -17,7 +17,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "images",
-    applies: |site| site.is_patched() && site.boots_quickly() && !site.is_shared(),
+    applies: Site::tries_devices,
     trials: trials![
         files_that_can_be_no_disk_are_refused_and_the_guest_goes_on,
         fifo_as_kernel_is_refused_and_sigterm_ends_the_vmm,

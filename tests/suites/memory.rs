@@ -15,9 +15,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "memory",
-    applies: |site| {
-        site.is_patched() && site.boots_quickly() && !site.is_shared() && site.runs_6_1()
-    },
+    applies: Site::tries_devices,
     trials: trials![
         memory_is_mapped_as_asked,
         huge_pages_come_from_the_pool_and_go_back,

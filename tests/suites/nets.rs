@@ -17,9 +17,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "nets",
-    applies: |site| {
-        site.is_patched() && site.boots_quickly() && !site.is_shared() && site.runs_6_1()
-    },
+    applies: Site::tries_devices,
     trials: trials![interfaces_are_what_they_were_given_and_use_all_their_queues],
 };
 

@@ -20,9 +20,7 @@ use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
     name: "pause",
-    applies: |site| {
-        site.is_patched() && site.boots_quickly() && !site.is_shared() && site.runs_6_1()
-    },
+    applies: Site::tries_devices,
     trials: trials![no_byte_of_a_paused_vm_changes_whatever_its_devices_do],
 };
 

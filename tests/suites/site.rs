@@ -163,6 +163,12 @@ impl Site {
         fs::read_to_string("/proc/sys/kernel/osrelease").is_ok_and(|name| name.starts_with("6.1."))
     }
 
+    /// Whether devices are tried here: they are the VMM's own work, so one host is
+    /// enough, and where Linux boots quickly.
+    pub fn tries_devices(&self) -> bool {
+        self.is_patched() && self.boots_quickly() && !self.is_shared() && self.runs_6_1()
+    }
+
     pub fn numbers(&self) -> Numbers {
         match self.isa() {
             Isa::Vmx => Numbers {
