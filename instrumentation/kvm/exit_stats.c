@@ -10,10 +10,16 @@
 #include "exit_stats_compat.h"
 #include "exit_stats_internal.h"
 
+/* The kernel's image writes to KVM's structures: exit_stats_types.h says where. */
+static_assert(sizeof_field(struct kvm_vcpu, exit_clock) ==
+	      sizeof_field(struct kvm_vcpu, async_pf));
+static_assert(offsetof(struct kvm_vcpu_stat, exits) -
+	      offsetof(struct kvm_vcpu_stat, guest_cycles) == 2 * sizeof(u64));
+
 /* A vCPU's figures are zeroed with the structure they live in. */
 void kvm_exit_stats_vcpu_init(struct kvm_vcpu *vcpu)
 {
-	set_bit(KVM_EXIT_STATS_F_START, &vcpu->arch.exit_stats.flags);
+	set_bit(KVM_EXIT_STATS_F_START, &vcpu->exit_clock.flags);
 }
 
 static __always_inline void record_latency(struct kvm_vcpu *vcpu, u64 ticks)
@@ -22,11 +28,11 @@ static __always_inline void record_latency(struct kvm_vcpu *vcpu, u64 ticks)
 	u32 bucket;
 
 	/* Pairs with the release in kvm_exit_stats_latency_on(). */
-	latency = smp_load_acquire(&vcpu->arch.exit_stats_rest.latency);
+	latency = smp_load_acquire(&vcpu->exit_stats.latency);
 	if (!latency)
 		return;
 	bucket = min_t(u32, fls64(ticks), KVM_EXIT_STATS_LATENCY_BUCKETS - 1);
-	kvm_exit_stats_add(&latency->buckets[vcpu->arch.exit_stats.slot][bucket], 1);
+	kvm_exit_stats_add(&latency->buckets[vcpu->exit_clock.slot][bucket], 1);
 }
 
 /*
@@ -35,20 +41,20 @@ static __always_inline void record_latency(struct kvm_vcpu *vcpu, u64 ticks)
  */
 static __always_inline void start_clock(struct kvm_vcpu *vcpu)
 {
-	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
+	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
 	u64 counted = 0;
 	int slot;
 
 	for (slot = 0; slot < KVM_EXIT_STATS_SLOTS; slot++)
 		counted += vcpu->stat.exits_by_reason[slot];
-	WRITE_ONCE(rest->uncounted, vcpu->stat.exits - counted);
-	rest->handled = 0;
-	rest->preempted_at = 0;
-	rest->asleep = 0;
-	rest->in_run = true;
+	WRITE_ONCE(clock->uncounted, vcpu->stat.exits - counted);
+	clock->handled = 0;
+	clock->preempted_at = 0;
+	clock->asleep = 0;
+	vcpu->exit_stats.in_run = true;
 	/* Readers of @uncounted look at the flag first: sum_of_exits(). */
 	smp_mb__before_atomic();
-	arch_clear_bit(KVM_EXIT_STATS_F_START, &vcpu->arch.exit_stats.flags);
+	arch_clear_bit(KVM_EXIT_STATS_F_START, &clock->flags);
 }
 
 /**
@@ -60,8 +66,7 @@ static __always_inline void start_clock(struct kvm_vcpu *vcpu)
  */
 noinstr void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now)
 {
-	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
-	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
+	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
 	u64 ticks = now - clock->last;
 
 	clock->last = now;
@@ -75,8 +80,8 @@ noinstr void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now)
 	kvm_exit_stats_add(&vcpu->stat.exit_cycles, ticks);
 	if (!arch_test_and_clear_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags) &&
 	    arch_test_bit(KVM_EXIT_STATS_F_LATENCY, &clock->flags))
-		record_latency(vcpu, rest->handled + ticks);
-	rest->handled = 0;
+		record_latency(vcpu, clock->handled + ticks);
+	clock->handled = 0;
 }
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_entry_slow);
 
@@ -87,7 +92,7 @@ EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_entry_slow);
  */
 static void book(struct kvm_vcpu *vcpu, u64 *place)
 {
-	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
+	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
 	u64 now, ticks;
 
 	preempt_disable();
@@ -101,7 +106,7 @@ static void book(struct kvm_vcpu *vcpu, u64 *place)
 		kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot],
 				   ticks);
 		kvm_exit_stats_add(&vcpu->stat.exit_cycles, ticks);
-		vcpu->arch.exit_stats_rest.handled += ticks;
+		clock->handled += ticks;
 	}
 	clock->last = now;
 	preempt_enable();
@@ -124,27 +129,27 @@ EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_no_entry);
 void __kvm_exit_stats_run_begin(struct kvm_vcpu *vcpu)
 {
 	book(vcpu, vcpu->stat.exit_userspace_cycles_by_reason);
-	vcpu->arch.exit_stats_rest.in_run = true;
+	vcpu->exit_stats.in_run = true;
 }
 
 void __kvm_exit_stats_run_end(struct kvm_vcpu *vcpu)
 {
-	vcpu->arch.exit_stats_rest.in_run = false;
+	vcpu->exit_stats.in_run = false;
 	book(vcpu, NULL);
 }
 
 void __kvm_exit_stats_block(struct kvm_vcpu *vcpu)
 {
-	if (!vcpu->arch.exit_stats_rest.asleep++)
+	if (!vcpu->exit_clock.asleep++)
 		book(vcpu, NULL);
 }
 
 /* Accounting may have been switched on in between: then there is no beginning. */
 void __kvm_exit_stats_unblock(struct kvm_vcpu *vcpu)
 {
-	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
+	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
 
-	if (rest->asleep && !--rest->asleep)
+	if (clock->asleep && !--clock->asleep)
 		book(vcpu, vcpu->stat.exit_blocked_cycles_by_reason);
 }
 
@@ -154,10 +159,9 @@ void __kvm_exit_stats_unblock(struct kvm_vcpu *vcpu)
  */
 void __kvm_exit_stats_vcpu_put(struct kvm_vcpu *vcpu)
 {
-	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
-
-	rest->preempted_at = vcpu->preempted && rest->in_run ?
-			     vcpu->arch.last_host_tsc : 0;
+	vcpu->exit_clock.preempted_at =
+		vcpu->preempted && vcpu->exit_stats.in_run ?
+		vcpu->arch.last_host_tsc : 0;
 }
 
 /*
@@ -167,12 +171,11 @@ void __kvm_exit_stats_vcpu_put(struct kvm_vcpu *vcpu)
  */
 void __kvm_exit_stats_vcpu_load(struct kvm_vcpu *vcpu)
 {
-	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
-	struct kvm_exit_stats_rest *rest = &vcpu->arch.exit_stats_rest;
-	u64 left = rest->preempted_at;
+	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
+	u64 left = clock->preempted_at;
 	u64 now = rdtsc();
 
-	rest->preempted_at = 0;
+	clock->preempted_at = 0;
 	if (unlikely(now < clock->last || now < left)) {
 		clock->last = min(now, clock->last);
 		kvm_exit_stats_add(&vcpu->stat.exit_tsc_backward, 1);

@@ -149,7 +149,7 @@ static __always_inline void kvm_exit_stats_add(u64 *figure, u64 value)
  */
 static __always_inline void kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
 {
-	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
+	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
 	u64 now = rdtsc();
 	u64 ticks = now - clock->last;
 
@@ -165,7 +165,7 @@ static __always_inline void kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
 /* Ends the guest's turn. */
 static __always_inline void kvm_exit_stats_exit(struct kvm_vcpu *vcpu)
 {
-	struct kvm_exit_stats_clock *clock = &vcpu->arch.exit_stats;
+	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
 	u64 now = rdtsc();
 
 	kvm_exit_stats_add(&vcpu->stat.guest_cycles, now - clock->last);
@@ -198,7 +198,7 @@ do {									\
 static __always_inline u64 kvm_exit_stats_exit_tsc(struct kvm_vcpu *vcpu)
 {
 	if (static_branch_likely(&kvm_exit_stats_last_key))
-		return vcpu->arch.exit_stats.last;
+		return vcpu->exit_clock.last;
 	return rdtsc();
 }
 
@@ -208,7 +208,7 @@ static __always_inline u64 kvm_exit_stats_exit_tsc(struct kvm_vcpu *vcpu)
  */
 static __always_inline void kvm_exit_stats_count(struct kvm_vcpu *vcpu, u64 slot)
 {
-	vcpu->arch.exit_stats.slot = slot;
+	vcpu->exit_clock.slot = slot;
 	kvm_exit_stats_add(&vcpu->stat.exits_by_reason[slot], 1);
 }
 

@@ -26,7 +26,7 @@ static struct kvm_vcpu *first_vcpu(struct kvm *kvm)
 
 static struct kvm_vcpu *next_vcpu(struct kvm_vcpu *vcpu)
 {
-	return vcpu->arch.exit_stats_rest.next;
+	return vcpu->exit_stats.next;
 }
 
 /* The sum of one figure, so many bytes into the statistics, over all vCPUs. */
@@ -68,12 +68,12 @@ static noinline u64 sum_of_exits(struct kvm *kvm)
 
 	for (vcpu = first_vcpu(kvm); vcpu; vcpu = next_vcpu(vcpu)) {
 		/* Pairs with the barrier in start_clock(). */
-		if (unlikely(smp_load_acquire(&vcpu->arch.exit_stats.flags) &
+		if (unlikely(smp_load_acquire(&vcpu->exit_clock.flags) &
 			     BIT(KVM_EXIT_STATS_F_START)))
 			sum += exits_before_start(vcpu);
 		else
 			sum += READ_ONCE(vcpu->stat.exits) -
-			       READ_ONCE(vcpu->arch.exit_stats_rest.uncounted);
+			       READ_ONCE(vcpu->exit_clock.uncounted);
 	}
 	return sum;
 }
@@ -137,7 +137,7 @@ static struct kvm_cpuid_entry2 reason_leaf(struct kvm *kvm, u32 leaf, u32 reason
 struct kvm_cpuid_entry2 *kvm_exit_stats_cpuid(struct kvm_vcpu *vcpu, u32 leaf,
 					      u32 index)
 {
-	struct kvm_cpuid_entry2 *answer = &vcpu->arch.exit_stats_rest.leaf;
+	struct kvm_cpuid_entry2 *answer = &vcpu->exit_stats.leaf;
 	struct kvm *kvm = vcpu->kvm;
 
 	if (leaf < KVM_EXIT_STATS_LEAF_INFO ||

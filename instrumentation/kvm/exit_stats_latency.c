@@ -21,7 +21,7 @@ void kvm_exit_stats_latency_off(struct kvm *kvm)
 
 	WRITE_ONCE(kvm->arch.exit_stats.latency, false);
 	kvm_for_each_vcpu(i, vcpu, kvm)
-		clear_bit(KVM_EXIT_STATS_F_LATENCY, &vcpu->arch.exit_stats.flags);
+		clear_bit(KVM_EXIT_STATS_F_LATENCY, &vcpu->exit_clock.flags);
 }
 
 /* A vCPU that is being made right now follows in kvm_exit_stats_vcpu_postcreate(). */
@@ -35,17 +35,17 @@ int kvm_exit_stats_latency_on(struct kvm *kvm)
 	lockdep_assert_held(&kvm_exit_stats_lock);
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
-		if (vcpu->arch.exit_stats_rest.latency)
+		if (vcpu->exit_stats.latency)
 			continue;
 		latency = kvzalloc(sizeof(*latency), GFP_KERNEL_ACCOUNT);
 		if (!latency)
 			return -ENOMEM;
 		/* Pairs with the acquire in record_latency(). */
-		smp_store_release(&vcpu->arch.exit_stats_rest.latency, latency);
+		smp_store_release(&vcpu->exit_stats.latency, latency);
 	}
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
-		clock = &vcpu->arch.exit_stats;
+		clock = &vcpu->exit_clock;
 		if (test_bit(KVM_EXIT_STATS_F_LATENCY, &clock->flags))
 			continue;
 		set_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags);
@@ -66,7 +66,7 @@ void kvm_exit_stats_vcpu_postcreate(struct kvm_vcpu *vcpu)
 	struct kvm_exit_stats_vm *vm = &vcpu->kvm->arch.exit_stats;
 
 	mutex_lock(&kvm_exit_stats_lock);
-	vcpu->arch.exit_stats_rest.next = vm->vcpus;
+	vcpu->exit_stats.next = vm->vcpus;
 	/* Pairs with the acquire in first_vcpu(). */
 	smp_store_release(&vm->vcpus, vcpu);
 	if (vm->latency && kvm_exit_stats_latency_on(vcpu->kvm))
@@ -77,7 +77,7 @@ void kvm_exit_stats_vcpu_postcreate(struct kvm_vcpu *vcpu)
 
 void kvm_exit_stats_vcpu_destroy(struct kvm_vcpu *vcpu)
 {
-	kvfree(vcpu->arch.exit_stats_rest.latency);
+	kvfree(vcpu->exit_stats.latency);
 }
 
 /* One line a reason: number, name, then a pair bound:exits for each bucket used. */
@@ -116,7 +116,7 @@ int kvm_exit_stats_latency_show(struct seq_file *m, void *v)
 
 	kvm_for_each_vcpu(i, vcpu, kvm) {
 		/* Pairs with the release in kvm_exit_stats_latency_on(). */
-		latency = smp_load_acquire(&vcpu->arch.exit_stats_rest.latency);
+		latency = smp_load_acquire(&vcpu->exit_stats.latency);
 		if (!latency)
 			continue;
 		for (slot = 0; slot < KVM_EXIT_STATS_SLOTS; slot++)

@@ -37,7 +37,7 @@ static void stop_all_clocks(void)
 	list_for_each_entry(kvm, &vm_list, vm_list)
 		kvm_for_each_vcpu(i, vcpu, kvm)
 			set_bit(KVM_EXIT_STATS_F_START,
-				&vcpu->arch.exit_stats.flags);
+				&vcpu->exit_clock.flags);
 	mutex_unlock(&kvm_lock);
 }
 

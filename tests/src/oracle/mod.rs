@@ -3,6 +3,7 @@
 //! its memory and its log.
 
 mod dispatch;
+mod events;
 mod exits;
 mod guest_memory;
 mod histogram;
@@ -11,11 +12,11 @@ mod log;
 mod memory;
 mod open;
 mod own;
-mod syscalls;
 mod table;
 mod threads;
 
 pub use dispatch::{handled_reasons, serves_encrypted_guests};
+pub use events::{ReturnCount, SyscallCount};
 pub use exits::{debugfs_exits, debugfs_vms, wait_until_silent};
 pub use guest_memory::checksum as guest_memory_checksum;
 pub use histogram::{ExitHistogram, Histogram, same_exits};
@@ -24,6 +25,5 @@ pub use log::warnings;
 pub use memory::KernelMemory;
 pub use open::{Attempt, try_open};
 pub use own::own_memory;
-pub use syscalls::SyscallCount;
 pub use table::{DebugfsRow, DebugfsTable};
 pub use threads::{Thread, vcpu_threads};
