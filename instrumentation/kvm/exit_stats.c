@@ -60,16 +60,15 @@ static __always_inline void start_clock(struct kvm_vcpu *vcpu)
 /**
  * kvm_exit_stats_entry_slow() - close the open exit, or start the clock
  * @vcpu: the vCPU about to enter the guest
- * @now: host TSC
+ * @ticks: since the clock was read last
  *
  * Called with interrupts off, where nothing may be instrumented.
  */
-noinstr void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now)
+noinstr void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 ticks)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
-	u64 ticks = now - clock->last;
 
-	clock->last = now;
+	clock->last += ticks;
 	if (arch_test_bit(KVM_EXIT_STATS_F_START, &clock->flags)) {
 		start_clock(vcpu);
 		arch_clear_bit(KVM_EXIT_STATS_F_PARTIAL, &clock->flags);

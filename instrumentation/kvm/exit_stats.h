@@ -107,10 +107,9 @@ struct kvm_exit_stats_counters {
 };
 
 DECLARE_STATIC_KEY_TRUE(kvm_exit_stats_key);
-DECLARE_STATIC_KEY_TRUE(kvm_exit_stats_last_key);
 extern bool kvm_exit_stats_guest;
 
-void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 now);
+void kvm_exit_stats_entry_slow(struct kvm_vcpu *vcpu, u64 ticks);
 void kvm_exit_stats_no_entry(struct kvm_vcpu *vcpu, u64 slot);
 void __kvm_exit_stats_run_begin(struct kvm_vcpu *vcpu);
 void __kvm_exit_stats_run_end(struct kvm_vcpu *vcpu);
@@ -150,14 +149,14 @@ static __always_inline void kvm_exit_stats_add(u64 *figure, u64 value)
 static __always_inline void kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
-	u64 now = rdtsc();
-	u64 ticks = now - clock->last;
+	u64 ticks = rdtsc() - clock->last;
 
 	if (unlikely(clock->flags)) {
-		kvm_exit_stats_entry_slow(vcpu, now);
+		kvm_exit_stats_entry_slow(vcpu, ticks);
 		return;
 	}
-	clock->last = now;
+	/* Moved on by the difference: one register, and one instruction less. */
+	kvm_exit_stats_add(&clock->last, ticks);
 	kvm_exit_stats_add(&vcpu->stat.exit_cycles_by_reason[clock->slot], ticks);
 	kvm_exit_stats_add(&vcpu->stat.exit_cycles, ticks);
 }
@@ -166,10 +165,10 @@ static __always_inline void kvm_exit_stats_entry(struct kvm_vcpu *vcpu)
 static __always_inline void kvm_exit_stats_exit(struct kvm_vcpu *vcpu)
 {
 	struct kvm_exit_stats_clock *clock = &vcpu->exit_clock;
-	u64 now = rdtsc();
+	u64 ticks = rdtsc() - clock->last;
 
-	kvm_exit_stats_add(&vcpu->stat.guest_cycles, now - clock->last);
-	clock->last = now;
+	kvm_exit_stats_add(&vcpu->stat.guest_cycles, ticks);
+	kvm_exit_stats_add(&clock->last, ticks);
 }
 
 /*
@@ -188,32 +187,31 @@ do {									\
 		kvm_exit_stats_exit(__vcpu);				\
 	} else {							\
 		__VA_ARGS__;						\
+		__vcpu->exit_clock.last = rdtsc();			\
 	}								\
 } while (0)
 
 /*
- * The host TSC at the exit that vcpu_run() just returned, for KVM's own use.
- * This key is on only while the other one is, so the reading is never stale.
+ * The host TSC at the exit that vcpu_run() just returned: KVM takes it in place of
+ * a reading of its own, so it is there with accounting off too.
  */
 static __always_inline u64 kvm_exit_stats_exit_tsc(struct kvm_vcpu *vcpu)
 {
-	if (static_branch_likely(&kvm_exit_stats_last_key))
-		return vcpu->exit_clock.last;
-	return rdtsc();
+	return vcpu->exit_clock.last;
 }
 
 /*
  * Counts the exit that vcpu_run() is about to return. Exactly one call for each
  * return, because KVM's own counter is raised once for each.
  */
-static __always_inline void kvm_exit_stats_count(struct kvm_vcpu *vcpu, u64 slot)
+static __always_inline void kvm_exit_stats_count(struct kvm_vcpu *vcpu, u32 slot)
 {
 	vcpu->exit_clock.slot = slot;
 	kvm_exit_stats_add(&vcpu->stat.exits_by_reason[slot], 1);
 }
 
 static __always_inline void __kvm_exit_stats_count_vmx(struct kvm_vcpu *vcpu,
-						       u16 reason)
+						       u32 reason)
 {
 	if (likely(reason < KVM_EXIT_STATS_VMX_REST))
 		kvm_exit_stats_count(vcpu, reason);
@@ -236,6 +234,8 @@ static __always_inline void kvm_exit_stats_count_vmx_emulation(struct kvm_vcpu *
 {
 	if (static_branch_likely(&kvm_exit_stats_key))
 		kvm_exit_stats_no_entry(vcpu, KVM_EXIT_STATS_VMX_REST);
+	else
+		vcpu->exit_clock.last = rdtsc();
 }
 
 /* KVM gave up before it entered the guest. */
@@ -243,21 +243,25 @@ static inline void kvm_exit_stats_count_svm_no_entry(struct kvm_vcpu *vcpu)
 {
 	if (static_branch_likely(&kvm_exit_stats_key))
 		kvm_exit_stats_no_entry(vcpu, KVM_EXIT_STATS_SVM_REST);
+	else
+		vcpu->exit_clock.last = rdtsc();
 }
 
 static __always_inline void __kvm_exit_stats_count_svm(struct kvm_vcpu *vcpu,
 						       u32 code)
 {
-	u64 slot = code;
-
-	if (unlikely(slot >= KVM_EXIT_STATS_SVM_LOW_END)) {
-		slot -= KVM_EXIT_STATS_SVM_NPF;
-		if (slot < KVM_EXIT_STATS_SVM_NPF_END - KVM_EXIT_STATS_SVM_NPF)
-			slot += KVM_EXIT_STATS_SVM_LOW_END;
-		else
-			slot = KVM_EXIT_STATS_SVM_REST;
+	if (likely(code < KVM_EXIT_STATS_SVM_LOW_END)) {
+		kvm_exit_stats_count(vcpu, code);
+		return;
 	}
-	kvm_exit_stats_count(vcpu, slot);
+	code -= KVM_EXIT_STATS_SVM_NPF;
+	if (code < KVM_EXIT_STATS_SVM_NPF_END - KVM_EXIT_STATS_SVM_NPF)
+		code += KVM_EXIT_STATS_SVM_LOW_END;
+	else
+		code = KVM_EXIT_STATS_SVM_REST;
+	/* Else gcc joins the ways here, and all pay for the address. */
+	OPTIMIZER_HIDE_VAR(code);
+	kvm_exit_stats_count(vcpu, code);
 }
 
 /* @code: low half of the VMCB's exit code. */

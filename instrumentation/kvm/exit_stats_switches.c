@@ -20,9 +20,6 @@ bool __read_mostly kvm_exit_stats_guest = true;
 DEFINE_STATIC_KEY_TRUE(kvm_exit_stats_key);
 EXPORT_SYMBOL_FOR_KVM_INTERNAL(kvm_exit_stats_key);
 
-/* Whether each exit leaves its TSC reading: only while all exits are accounted for. */
-DEFINE_STATIC_KEY_TRUE(kvm_exit_stats_last_key);
-
 /*
  * What was accounted before the gap is worth nothing as a start: stop the clock
  * of every vCPU. Called while the key is off.
@@ -54,14 +51,12 @@ static int exit_stats_set(const char *val, const struct kernel_param *kp)
 	if (on) {
 		stop_all_clocks();
 		static_branch_enable(&kvm_exit_stats_key);
-		static_branch_enable(&kvm_exit_stats_last_key);
 	} else {
 		/*
 		 * Changing the text interrupts every CPU and waits for it.
 		 * Entry and exit run with interrupts off, so none of them is
 		 * half done afterwards.
 		 */
-		static_branch_disable(&kvm_exit_stats_last_key);
 		static_branch_disable(&kvm_exit_stats_key);
 	}
 	return 0;
