@@ -76,11 +76,11 @@ impl Sources {
             })
             .collect();
         files.sort();
-        let patch = ours.join(format!("patches/{}.patch", kernel.series.as_str()));
+        let patch = ours.join(format!("patches/{}.patch", kernel.series));
         anyhow::ensure!(
             patch.is_file(),
             "There is no patch for Linux {}: {} is missing",
-            kernel.series.as_str(),
+            kernel.series,
             patch.display()
         );
         Ok(Sources { files, patch })

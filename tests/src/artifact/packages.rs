@@ -135,12 +135,7 @@ pub fn refresh_lists() -> Result<()> {
 
 /// The version that apt would install; `None` when it knows no such package.
 pub fn candidate(package: &str) -> Result<Option<String>> {
-    let shown = text(command("apt-cache", ["policy", package]).env("LC_ALL", "C"))?;
-    Ok(shown
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Candidate: "))
-        .filter(|version| *version != "(none)")
-        .map(str::to_owned))
+    Apt::default().candidate(package)
 }
 
 /// A package of which only the files are wanted, unpacked and not installed: a
@@ -180,6 +175,7 @@ pub fn unpacked_from(tree: &Tree, suite: &str, package: &str) -> Result<PathBuf>
 
 /// apt for one release of Debian: this machine's with its own lists of packages,
 /// or another with lists of ours.
+#[derive(Clone, Debug, Default)]
 pub struct Apt {
     options: Vec<String>,
 }
@@ -188,10 +184,15 @@ impl Apt {
     /// The release; another one's lists are fetched.
     pub fn of(tree: &Tree, suite: Option<&str>) -> Result<Apt> {
         let Some(suite) = suite else {
-            return Ok(Apt {
-                options: Vec::new(),
-            });
+            return Ok(Apt::default());
         };
+        let apt = Apt::of_suite(tree, suite)?;
+        apt.refresh_lists()?;
+        Ok(apt)
+    }
+
+    /// Another release than this machine's, with the lists that were fetched last.
+    pub fn of_suite(tree: &Tree, suite: &str) -> Result<Apt> {
         let lists = tree.cache().join(format!("apt-{suite}"));
         fs::create_dir_all(lists.join("partial"))?;
         // Not among the lists, which apt clears of what it does not know.
@@ -207,15 +208,31 @@ impl Apt {
         .iter()
         .flat_map(|(key, value)| ["-o".to_owned(), format!("{key}={}", value.display())])
         .collect();
-        let apt = Apt { options };
-        output(&mut apt.command("apt-get", &["update"]))?;
-        Ok(apt)
+        Ok(Apt { options })
     }
 
     fn command(&self, program: &str, words: &[&str]) -> Command {
         let mut apt = command(program, ["-q"]);
         apt.env("LC_ALL", "C").args(&self.options).args(words);
         apt
+    }
+
+    /// Fetches the lists of packages when we may.
+    pub fn refresh_lists(&self) -> Result<()> {
+        if !self.options.is_empty() || rustix::process::geteuid().is_root() {
+            output(&mut self.command("apt-get", &["update"]))?;
+        }
+        Ok(())
+    }
+
+    /// The version that apt would install; `None` when it knows no such package.
+    pub fn candidate(&self, package: &str) -> Result<Option<String>> {
+        let shown = text(&mut self.command("apt-cache", &["policy", package]))?;
+        Ok(shown
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Candidate: "))
+            .find(|version| *version != "(none)")
+            .map(str::to_owned))
     }
 
     /// What a package depends on.
@@ -234,25 +251,39 @@ impl Apt {
             self.command("apt-get", &["download", package])
                 .current_dir(dir),
         )?;
-        archive_in(dir, package)
+        archives_in(dir, package)?
+            .pop()
+            .with_context(|| format!("apt-get brought no archive of {package}"))
+    }
+
+    /// Downloads packages of one version and unpacks them to `dir`, which appears
+    /// only when whole.
+    pub fn unpacked(&self, packages: &[String], version: &str, dir: &Path) -> Result<()> {
+        let wanted: Vec<String> = packages
+            .iter()
+            .map(|package| format!("{package}={version}"))
+            .collect();
+        let mut words = vec!["download"];
+        words.extend(wanted.iter().map(String::as_str));
+        unpack(self.command("apt-get", &words), &wanted.join(" "), dir)
     }
 }
 
-fn archive_in(dir: &Path, wanted: &str) -> Result<PathBuf> {
-    fs::read_dir(dir)?
+fn archives_in(dir: &Path, wanted: &str) -> Result<Vec<PathBuf>> {
+    let archives: Vec<PathBuf> = fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| path.extension().is_some_and(|suffix| suffix == "deb"))
-        .with_context(|| format!("apt-get brought no archive of {wanted}"))
+        .filter(|path| path.extension().is_some_and(|suffix| suffix == "deb"))
+        .collect();
+    anyhow::ensure!(
+        !archives.is_empty(),
+        "apt-get brought no archive of {wanted}"
+    );
+    Ok(archives)
 }
 
 /// Downloads a package and unpacks it to `dir`, which appears only when whole.
 pub fn download(package: &str, version: &str, dir: &Path) -> Result<()> {
-    let wanted = format!("{package}={version}");
-    unpack(
-        command("apt-get", ["download", "-q", &wanted]),
-        &wanted,
-        dir,
-    )
+    Apt::default().unpacked(&[package.to_owned()], version, dir)
 }
 
 fn unpack(mut download: Command, wanted: &str, dir: &Path) -> Result<()> {
@@ -262,20 +293,11 @@ fn unpack(mut download: Command, wanted: &str, dir: &Path) -> Result<()> {
     }
     fs::create_dir_all(&partial)?;
     output(download.current_dir(&partial))?;
-    let archive = archive_in(&partial, wanted)?;
-    output(command("dpkg", ["-x"]).arg(&archive).arg(&partial))?;
-    fs::remove_file(&archive)?;
+    for archive in archives_in(&partial, wanted)? {
+        output(command("dpkg", ["-x"]).arg(&archive).arg(&partial))?;
+        fs::remove_file(&archive)?;
+    }
     fs::rename(&partial, dir).with_context(|| format!("Cannot make {}", dir.display()))
-}
-
-/// The first dependency of a package, which for a kernel's metapackage is the
-/// kernel.
-pub fn first_dependency(package: &str) -> Result<Option<String>> {
-    let shown = text(command("apt-cache", ["depends", package]).env("LC_ALL", "C"))?;
-    Ok(shown
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .map(str::to_owned))
 }
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub fn build(tree: &Tree, kernel: &Kernel) -> Result<Vec<Selftest>> {
     stamp::unless_current(&out, &hash, || {
         let work = prepared_tree(tree, kernel)?;
         step(
-            &format!("Building the selftests of Linux {}", kernel.series.as_str()),
+            &format!("Building the selftests of Linux {}", kernel.series),
             || compile(kernel, &work, &build_folder(tree, kernel), &out),
         )
     })?;
@@ -78,7 +78,7 @@ fn compile(kernel: &Kernel, work: &Path, build: &Path, out: &Path) -> Result<()>
     tests
         .args(["--keep-going", "-C", FOLDER, "LDFLAGS=-static"])
         .arg(format!("OUTPUT={}", build.display()));
-    if kernel.series.as_str() == "6.1" {
+    if kernel.series == "6.1" {
         tests.env("CFLAGS", flags);
     }
     // One that does not build does not keep the others from running.

@@ -114,7 +114,7 @@ fn run(
     let logs = tree.fresh_log_dir(&format!(
         "selftests-{}-{}-{modules}",
         isa.as_str(),
-        built.kernel.series.as_str()
+        built.kernel.series
     ))?;
     let runner = Runner {
         isa,

@@ -51,7 +51,7 @@ struct Round {
 }
 
 /// The slow ones first: they run while the others do.
-const ROUNDS: [Round; 6] = [
+const ROUNDS: [Round; 7] = [
     Round {
         isa: Isa::Vmx,
         series: Series::V6_1,
@@ -88,6 +88,12 @@ const ROUNDS: [Round; 6] = [
         patched: true,
         two_cpus: None,
     },
+    Round {
+        isa: Isa::Svm,
+        series: Series::V7_3,
+        patched: true,
+        two_cpus: None,
+    },
 ];
 
 impl Round {
@@ -114,7 +120,10 @@ impl Round {
             && self.patched
             && self.two_cpus.is_none();
         options.isa.is_none_or(|isa| isa == self.isa)
-            && options.series.is_none_or(|series| series == self.series)
+            // 7.3 when it is asked for: a trial with Linux in QEMU fails there.
+            && options
+                .series
+                .map_or(self.series != Series::V7_3, |series| series == self.series)
             && (!options.quick || is_quick)
             && match (&options.filter, self.two_cpus) {
                 (Some(filter), Some(suite)) => filter.starts_with(suite),
