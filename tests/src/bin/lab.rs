@@ -112,6 +112,12 @@ enum Command {
     },
     /// Pass the kernel side through the kernel's own gates: sparse, checkpatch, kernel-doc
     Gates,
+    /// Apply the hooks to each kernel source of Debian's releases, build, and look at every
+    /// return of both vcpu_run: half an hour
+    Kernels {
+        /// Only kernels whose release contains this, such as 6.12 or deb13
+        release: Option<String>,
+    },
     /// Poll the API with 64 clients on this machine; fails where they wait long
     Load {
         /// How long
@@ -221,6 +227,7 @@ fn run(command: Command) -> Result<()> {
         } => task::guests(&tree, filter.as_deref(), long, as_built),
         Command::Package { test, name } => task::package(&tree, name.as_deref(), test),
         Command::Gates => check::kernel_gates(&tree),
+        Command::Kernels { release } => task::kernels(&tree, release.as_deref()),
         Command::Load { seconds } => {
             let lasting = Duration::from_secs(seconds);
             // Both, whatever the first one says.
