@@ -23,7 +23,7 @@ steps:	.fill	STEPS * STEP, 1, 0
 
 	.balign	4
 # In the order of the lab's `Step`.
-kinds:	.long	done, find, write8, write16, write32, add16, jump, say
+kinds:	.long	done, find, write8, write16, write32, add16, say
 
 # EBX: the BAR of the device that was found.
 begin:	movl	$steps, %esi
@@ -56,10 +56,6 @@ write32:
 	movl	%ecx, (%edi)
 	jmp	next
 add16:	addw	%cx, (%edi)
-	jmp	next
-# To the step of that number.
-jump:	imull	$STEP, %ecx, %esi
-	addl	$steps, %esi
 	jmp	next
 say:	movb	%cl, %al
 	movw	$SERIAL, %dx

@@ -73,8 +73,14 @@ fn request(kind: u32, data: Buffer) -> RawDriver {
         .chain(&[readable(HEADER, 16), data, status])
 }
 
-/// Boots the guest, lets it go on for a while, and ends the VM in each way.
-fn ends_in_time(site: &Site, image: &[u8], more: impl Fn(&Path) -> Result<Value>) -> Result<()> {
+/// Boots the guest, lets it go on for a while, and ends the VM in each way. By
+/// the devices' counters or the files, the device must have been at work.
+fn ends_in_time(
+    site: &Site,
+    image: &[u8],
+    more: impl Fn(&Path) -> Result<Value>,
+    is_at_work: impl Fn(&Value, &Path) -> bool,
+) -> Result<()> {
     let dir = site.fresh_dir()?;
     let kernel = dir.join("guest.elf");
     fs::write(&kernel, image)?;
@@ -94,6 +100,8 @@ fn ends_in_time(site: &Site, image: &[u8], more: impl Fn(&Path) -> Result<Value>
         let said = machine.wait_for_bytes(round, site.tiny_deadline())?;
         ensure!(said.iter().all(|&byte| byte == BEGUN), "{said:?}");
         sleep(ATTACK);
+        let counters = machine.must("GET", "/api/v1/vm.counters", None)?.json()?;
+        ensure!(is_at_work(&counters, &dir), "It is not at work: {counters}");
         let own = own_memory(machine.pid(), MEMORY_MIB)?;
         ensure!(own < OWN_MEMORY, "The VMM has {own} bytes of its own");
         within(ANSWER, || machine.must("GET", "/api/v1/vm.info", None))?;
@@ -126,20 +134,29 @@ fn vm_ends_whatever_its_driver_asks_of_the_balloon(site: &Site) -> Result<()> {
     let guest = RawDriver::new(BALLOON, 0, 128)
         .chain(&[list; 128])
         .say(BEGUN)
-        .offer_for_ever(64)?;
-    ends_in_time(site, &guest, |_| Ok(json!({"balloon": {"size": 0}})))
+        .offer()?;
+    ends_in_time(
+        site,
+        &guest,
+        |_| Ok(json!({"balloon": {"size": 0}})),
+        // Each list is longer than any that is served.
+        |counters, _| counters["__balloon"]["driver_faults"].as_u64() > Some(0),
+    )
 }
 
 fn vm_ends_while_its_driver_offers_the_same_write_again_and_again(site: &Site) -> Result<()> {
-    const LENGTH: u32 = 8 << 20;
+    const LENGTH: u32 = 64 << 20;
     const WRITE: u32 = 1;
-    let guest = request(WRITE, readable(DATA, LENGTH))
-        .say(BEGUN)
-        .offer_for_ever(64)?;
-    ends_in_time(site, &guest, |dir| {
-        sparse(&dir.join("disk"), LENGTH.into())?;
-        Ok(json!({"disks": [{"path": dir.join("disk"), "image_type": "Raw"}]}))
-    })
+    let guest = request(WRITE, readable(DATA, LENGTH)).say(BEGUN).offer()?;
+    ends_in_time(
+        site,
+        &guest,
+        |dir| {
+            sparse(&dir.join("disk"), LENGTH.into())?;
+            Ok(json!({"disks": [{"id": "disk", "path": dir.join("disk"), "image_type": "Raw"}]}))
+        },
+        |counters, _| counters["disk"]["write_ops"].as_u64() > Some(0),
+    )
 }
 
 fn vm_ends_while_its_driver_zeroes_the_same_ranges_again_and_again(site: &Site) -> Result<()> {
@@ -155,11 +172,22 @@ fn vm_ends_while_its_driver_zeroes_the_same_ranges_again_and_again(site: &Site) 
     let guest = request(WRITE_ZEROES, readable(DATA, ranges.len() as u32))
         .put(DATA, &ranges)
         .say(BEGUN)
-        .offer_for_ever(64)?;
-    ends_in_time(site, &guest, |dir| {
-        sparse(&dir.join("disk"), u64::from(SECTORS) * 512)?;
-        Ok(json!({"disks": [{"path": dir.join("disk"), "image_type": "Raw"}]}))
-    })
+        .offer()?;
+    ends_in_time(
+        site,
+        &guest,
+        |dir| {
+            fs::write(dir.join("disk"), "not zero")?;
+            let disk = fs::File::options().write(true).open(dir.join("disk"))?;
+            disk.set_len(u64::from(SECTORS) * 512)?;
+            Ok(json!({"disks": [{"path": dir.join("disk"), "image_type": "Raw"}]}))
+        },
+        |_, dir| {
+            let mut begin = [1; 8];
+            let disk = fs::File::open(dir.join("disk"));
+            disk.is_ok_and(|mut disk| disk.read_exact(&mut begin).is_ok()) && begin == [0; 8]
+        },
+    )
 }
 
 /// Clients of the socket device's socket on the host, and connections that the

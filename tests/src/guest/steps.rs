@@ -31,7 +31,6 @@ enum Kind {
     Write16,
     Write32,
     Add16,
-    Jump,
     Say,
 }
 
@@ -117,30 +116,19 @@ impl RawDriver {
         self
     }
 
-    /// Offers the head so often at once, and kicks.
-    pub fn offer(mut self, times: u32) -> Self {
-        self.offer_once(times);
-        self
-    }
-
     /// Says a byte on the serial port.
     pub fn say(mut self, byte: u8) -> Self {
         self.step(Kind::Say, 0, byte.into());
         self
     }
 
-    /// Offers the head so often at once, for ever. The guest's file.
-    pub fn offer_for_ever(mut self, times: u32) -> Result<Vec<u8>> {
-        let here = (self.words.len() / 3) as u32;
-        self.offer_once(times);
-        self.step(Kind::Jump, 0, here);
-        filled_in(STEPS, &self.words, &[])
-    }
-
-    fn offer_once(&mut self, times: u32) {
-        self.step(Kind::Add16, AVAILABLE + 2, times);
+    /// Offers the head as often as the queue has entries, all at once. The guest's
+    /// file.
+    pub fn offer(mut self) -> Result<Vec<u8>> {
+        self.step(Kind::Add16, AVAILABLE + 2, self.size);
         let doorbell = NOTIFY + NOTIFY_STEP * self.queue;
         self.register(Kind::Write16, doorbell, self.queue);
+        filled_in(STEPS, &self.words, &[])
     }
 
     fn step(&mut self, kind: Kind, place: u32, value: u32) {
