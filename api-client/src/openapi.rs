@@ -77,6 +77,10 @@ fn paths() -> Value {
         "/api/v1/vm.shutdown": action(
             "shutdownVM", "End the VM and keep its configuration", &[404, 500]),
         "/api/v1/vm.reboot": action("rebootVM", "End the VM and boot it again", &[400, 404, 500]),
+        "/api/v1/vm.pulse": action(
+            "pulseVM",
+            "Make the VM anew of its own state and let it go on: a test of that state, for developers",
+            &[404, 409, 500]),
         "/api/v1/vm.power-button": action(
             "powerButtonVM", "Press the power button", &[400, 404, 500]),
         "/api/v1/vm.nmi": action("nmiVM", "Interrupt the vCPUs with an NMI", &[404, 500]),

@@ -47,6 +47,7 @@ mod modules;
 mod nested;
 mod nets;
 mod pause;
+mod pulse;
 mod resets;
 mod rest;
 mod sandbox;
@@ -56,6 +57,7 @@ mod sockets;
 mod stock_kvm;
 mod study;
 mod time;
+mod unrest;
 mod views;
 mod zeroes;
 
@@ -114,6 +116,8 @@ const SUITES: &[Suite] = &[
     memory::SUITE,
     nets::SUITE,
     pause::SUITE,
+    pulse::SUITE,
+    pulse::LINUX,
     sandbox::SUITE,
     errors::SUITE,
     stock_kvm::SUITE,

@@ -4,15 +4,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::path::Path;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use lab::command::{command, output};
 use serde_json::json;
 
 use crate::shell::Guest;
 use crate::site::Site;
+use crate::unrest::load_tun;
 use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
@@ -34,9 +33,7 @@ fn features(guest: &mut Guest, interface: &str) -> Result<BTreeSet<usize>> {
 }
 
 fn interfaces_are_what_they_were_given_and_use_all_their_queues(site: &Site) -> Result<()> {
-    if !Path::new("/dev/net/tun").exists() {
-        output(&mut command("insmod", [site.module("tun")]))?;
-    }
+    load_tun(site)?;
     let nets = json!([
         {
             "tap": "wide0", "ip": "192.168.78.1", "mask": "255.255.255.0", "num_queues": 4,

@@ -1,21 +1,15 @@
 //! A paused VM stands still as a whole, whatever its devices were about.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::TcpListener;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle, sleep};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use lab::command::{command, output};
 use lab::oracle::guest_memory_checksum;
 use serde_json::json;
 
 use crate::shell::{Guest, sparse};
 use crate::site::Site;
+use crate::unrest::{self, Unrest};
 use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
@@ -31,88 +25,8 @@ const ROUNDS: u64 = 5;
 const HOST: &str = "192.168.81.1";
 const GUEST: &str = "192.168.81.2";
 
-/// Threads of the host that never let a guest's devices rest. Dropping it ends
-/// them.
-struct Load {
-    ended: Arc<AtomicBool>,
-    port: u16,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(vsock: PathBuf) -> Result<Load> {
-        let ended = Arc::new(AtomicBool::new(false));
-        let listener = TcpListener::bind((HOST, 0))?;
-        listener.set_nonblocking(true)?;
-        let port = listener.local_addr()?.port();
-        let (net_end, vsock_end) = (Arc::clone(&ended), Arc::clone(&ended));
-        let threads = vec![
-            thread::spawn(move || net_load(&listener, &net_end)),
-            thread::spawn(move || vsock_load(&vsock, &vsock_end)),
-        ];
-        Ok(Load {
-            ended,
-            port,
-            threads,
-        })
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            // A panic in it was printed.
-            let _ = thread.join();
-        }
-    }
-}
-
-/// Sends to the guest whatever it takes, and reads what it sends.
-fn net_load(listener: &TcpListener, ended: &AtomicBool) {
-    let mut peer = None;
-    let mut buffer = vec![0; 64 << 10];
-    while !ended.load(Ordering::Relaxed) {
-        if let Ok((stream, _)) = listener.accept()
-            && stream.set_nonblocking(true).is_ok()
-        {
-            peer = Some(stream);
-        }
-        let Some(stream) = &mut peer else {
-            sleep(Duration::from_millis(10));
-            continue;
-        };
-        let done = [stream.write(&buffer), stream.read(&mut buffer)];
-        if done
-            .iter()
-            .all(|done| matches!(done, Err(error) if error.kind() == ErrorKind::WouldBlock))
-        {
-            sleep(Duration::from_millis(1));
-        }
-    }
-}
-
-/// Connects to a port of the guest where nobody listens: a packet to the guest
-/// each time, and one back.
-fn vsock_load(socket: &Path, ended: &AtomicBool) {
-    while !ended.load(Ordering::Relaxed) {
-        let Ok(mut stream) = UnixStream::connect(socket) else {
-            continue;
-        };
-        let asked = stream
-            .set_read_timeout(Some(Duration::from_millis(500)))
-            .and_then(|()| stream.write_all(b"CONNECT 5000\n"));
-        if asked.is_ok() {
-            // Refused, or still waiting because the guest stands still.
-            let _ = stream.read(&mut [0; 16]);
-        }
-    }
-}
-
 fn no_byte_of_a_paused_vm_changes_whatever_its_devices_do(site: &Site) -> Result<()> {
-    if !Path::new("/dev/net/tun").exists() {
-        output(&mut command("insmod", [site.module("tun")]))?;
-    }
+    unrest::load_tun(site)?;
     let mut guest = Guest::boot_with(
         site,
         |dir| sparse(&dir.join("disk"), 64 << 20),
@@ -128,13 +42,13 @@ fn no_byte_of_a_paused_vm_changes_whatever_its_devices_do(site: &Site) -> Result
             })
         },
     )?;
-    let load = Load::start(guest.dir.join("vsock"))?;
+    let unrest = Unrest::start(HOST, guest.dir.join("vsock"))?;
     guest.run(&format!("ifconfig eth0 {GUEST} netmask 255.255.255.0 up"))?;
     for work in [
         "dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null".to_owned(),
         "dd if=/dev/urandom of=/dev/vda bs=16k count=64 oflag=direct conv=notrunc 2>/dev/null"
             .to_owned(),
-        format!("nc {HOST} {} </dev/zero >/dev/null 2>&1", load.port),
+        format!("nc {HOST} {} </dev/zero >/dev/null 2>&1", unrest.port()),
     ] {
         guest.run(&format!("(while :; do {work}; done) &"))?;
     }
@@ -158,7 +72,7 @@ fn no_byte_of_a_paused_vm_changes_whatever_its_devices_do(site: &Site) -> Result
         ]);
         guest.machine.must("PUT", "/api/v1/vm.resume", None)?;
     }
-    drop(load);
+    drop(unrest);
     // What had nothing to do was not put to the test.
     let all_grew = counted[0]
         .iter()

@@ -30,6 +30,7 @@ pub mod pci;
 )]
 pub mod sandbox;
 mod sources;
+pub mod state;
 pub mod stats;
 pub mod vcpu;
 pub mod virtio;

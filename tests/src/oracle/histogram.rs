@@ -47,12 +47,20 @@ impl ExitHistogram {
 
     /// The hits so far, of all threads of a process.
     pub fn of_process(&self, pid: u32) -> Result<Histogram> {
+        self.sum(|thread| Path::new(&format!("/proc/{pid}/task/{thread}")).exists())
+    }
+
+    /// The hits so far of everybody, threads that have ended included.
+    pub fn of_all(&self) -> Result<Histogram> {
+        self.sum(|_| true)
+    }
+
+    fn sum(&self, is_wanted: impl Fn(u32) -> bool) -> Result<Histogram> {
         let text = fs::read_to_string(Path::new(EVENT).join("hist"))
             .context("Cannot read the histogram of kvm_exit")?;
-        let rows = parse(&text)?;
         let mut sum = Histogram::new();
-        for (thread, reason, hits) in rows {
-            if Path::new(&format!("/proc/{pid}/task/{thread}")).exists() {
+        for (thread, reason, hits) in parse(&text)? {
+            if is_wanted(thread) {
                 *sum.entry(reason).or_default() += hits;
             }
         }

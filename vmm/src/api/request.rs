@@ -31,6 +31,8 @@ pub enum VmAction {
     Shutdown,
     /// End the machine and boot it again.
     Reboot,
+    /// Make the machine anew of its own state.
+    Pulse,
     /// Press the ACPI power button.
     PowerButton,
     /// Interrupt the vCPUs with an NMI.

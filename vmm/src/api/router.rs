@@ -97,6 +97,9 @@ pub const ROUTES: &[Route] = &[
     act("/api/v1/vm.reboot", Takes::Nothing, |_| {
         action(VmAction::Reboot, "The VM could not reboot")
     }),
+    act("/api/v1/vm.pulse", Takes::Nothing, |_| {
+        action(VmAction::Pulse, "The VM could not be made anew")
+    }),
     act("/api/v1/vm.power-button", Takes::Nothing, |_| {
         action(
             VmAction::PowerButton,

@@ -191,6 +191,7 @@ fn every_action_reaches_the_control_thread_and_nothing_else_does() {
         ("vm.pause", VmAction::Pause, 204),
         ("vm.resume", VmAction::Resume, 204),
         ("vm.reboot", VmAction::Reboot, 204),
+        ("vm.pulse", VmAction::Pulse, 204),
         ("vm.power-button", VmAction::PowerButton, 204),
         ("vm.shutdown", VmAction::Shutdown, 204),
         ("vm.delete", VmAction::Delete, 204),

@@ -5,7 +5,7 @@
 //! start. Kernels of these machines have kvmclock, and the tables say that
 //! there is no such device.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::civil::DateTime;
 use jiff::tz::Offset;
@@ -69,6 +69,21 @@ impl Cmos {
         }
     }
 
+    /// The index port. The time is the host's.
+    #[must_use]
+    pub fn index(&self) -> u8 {
+        self.state().index
+    }
+
+    /// Sets the index port.
+    pub fn set_index(&self, index: u8) {
+        self.state().index = index & INDEX;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn register(&self, state: &mut State) -> u8 {
         let now = (self.now)();
         let age = now.duration_since(state.shown);
@@ -116,15 +131,13 @@ impl BusDevice for Cmos {
     fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let (DATA_PORT, [byte]) = (offset, data) {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            *byte = self.register(&mut state);
+            *byte = self.register(&mut self.state());
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
         if let (INDEX_PORT, &[byte]) = (offset, data) {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.index = byte & INDEX;
+            self.set_index(byte);
         }
     }
 }

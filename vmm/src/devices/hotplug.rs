@@ -12,6 +12,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::BusDevice;
 use crate::interrupt::MsiVector;
 
@@ -24,6 +26,14 @@ const REGISTER: usize = 4;
 
 #[derive(Debug, Default)]
 struct Registers {
+    events: u32,
+    added: u32,
+    leaving: u32,
+}
+
+/// The registers as they are saved.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HotplugState {
     events: u32,
     added: u32,
     leaving: u32,
@@ -68,6 +78,35 @@ impl HotplugController {
     /// The power button is pressed.
     pub fn press_power_button(&self) {
         self.report(EVENT_POWER_BUTTON, |_| {});
+    }
+
+    /// What was reported and not read yet.
+    #[must_use]
+    pub fn save(&self) -> HotplugState {
+        let Registers {
+            events,
+            added,
+            leaving,
+        } = *self.lock();
+        HotplugState {
+            events,
+            added,
+            leaving,
+        }
+    }
+
+    /// Puts it back.
+    pub fn restore(&self, state: &HotplugState) {
+        let HotplugState {
+            events,
+            added,
+            leaving,
+        } = *state;
+        *self.lock() = Registers {
+            events,
+            added,
+            leaving,
+        };
     }
 
     fn report(&self, event: u32, change: impl FnOnce(&mut Registers)) {

@@ -9,12 +9,15 @@
 //! Pins are edge-triggered: an unmasked pin is an interrupt message, which the
 //! hypervisor delivers by itself.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 use crate::interrupt::{InterruptError, MsiMessage, MsiRouter, MsiVector};
 use crate::memory::ReadOnlyWindow;
 use crate::memory::layout::{HOTPLUG_GSI, IOAPIC_FIRST_GSI, IOAPIC_PINS, LAPIC_START, SERIAL_GSI};
+use crate::state::StateError;
 
 // Offsets of the two registers through which the others are reached.
 const SELECT: u64 = 0x00;
@@ -97,6 +100,17 @@ impl Registers {
     }
 }
 
+/// An I/O APIC as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoApicState {
+    select: u8,
+    id: u32,
+    /// The redirection entry of each pin.
+    entries: Vec<u64>,
+    /// By pin: it was raised while it was masked.
+    pending: Vec<bool>,
+}
+
 /// The message that an entry stands for; `None` while it is masked.
 fn message(entry: u64) -> Option<MsiMessage> {
     if entry & MASKED != 0 {
@@ -144,6 +158,62 @@ impl IoApic {
         Arc::clone(&self.pins[pin as usize])
     }
 
+    /// The registers, and which masked pins were raised.
+    ///
+    /// # Errors
+    /// Interrupts that are on their way cannot be waited for.
+    pub fn save(&self) -> Result<IoApicState, InterruptError> {
+        let Registers {
+            select,
+            id,
+            entries,
+        } = self.registers().clone();
+        self.pins.iter().try_for_each(|pin| pin.flush())?;
+        Ok(IoApicState {
+            select,
+            id,
+            entries: entries.to_vec(),
+            pending: self.pins.iter().map(|pin| pin.is_pending()).collect(),
+        })
+    }
+
+    /// Puts them back, in an I/O APIC that is as after a reset.
+    ///
+    /// # Errors
+    /// Another number of pins.
+    pub fn restore(&self, state: &IoApicState) -> Result<(), StateError> {
+        let IoApicState {
+            select,
+            id,
+            entries,
+            pending,
+        } = state;
+        let entries: [u64; PINS] = entries[..].try_into().map_err(|_| {
+            StateError::unfit("the I/O APIC", &format_args!("{} pins", entries.len()))
+        })?;
+        for (pin, _) in self.pins.iter().zip(pending).filter(|(_, p)| **p) {
+            pin.raise();
+        }
+        let mut registers = self.registers();
+        *registers = Registers {
+            select: *select,
+            id: id & ID_MASK,
+            entries: entries.map(|entry| entry & !READ_ONLY),
+        };
+        for (pin, &entry) in registers.entries.iter().enumerate() {
+            self.route(pin, entry);
+        }
+        self.show(SELECT, u32::from(*select));
+        self.show(DATA, registers.read());
+        Ok(())
+    }
+
+    fn registers(&self) -> MutexGuard<'_, Registers> {
+        self.registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn show(&self, offset: u64, value: u32) {
         if let Some(window) = &self.window {
             window.store(offset as usize, &value.to_le_bytes());
@@ -164,10 +234,7 @@ impl IoApic {
 
 impl BusDevice for IoApic {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let registers = self
-            .registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let registers = self.registers();
         let value = match offset {
             SELECT => u32::from(registers.select),
             DATA => registers.read(),
@@ -180,10 +247,7 @@ impl BusDevice for IoApic {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let mut registers = self
-            .registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut registers = self.registers();
         match (offset, data) {
             // The upper bytes of the register are reserved.
             (SELECT, [select, ..]) => {

@@ -3,6 +3,7 @@
 //! on machines that have it; Linux knows it then as a clock, and takes
 //! kvmclock.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::bus::BusDevice;
@@ -13,13 +14,33 @@ const NANOSECONDS: u128 = 1_000_000_000;
 
 /// Counts from the machine's start, 32 bits wide.
 #[derive(Debug)]
-pub struct PmTimer(Instant);
+pub struct PmTimer {
+    start: Instant,
+    /// What it had counted before.
+    before: AtomicU32,
+}
 
 impl PmTimer {
     /// A timer that starts now.
     #[must_use]
     pub fn new() -> Self {
-        Self(Instant::now())
+        Self {
+            start: Instant::now(),
+            before: AtomicU32::new(0),
+        }
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        let before = self.before.load(Ordering::Relaxed);
+        before.wrapping_add(ticks(self.start.elapsed()))
+    }
+
+    /// Has it go on from there.
+    pub fn set_count(&self, count: u32) {
+        let before = count.wrapping_sub(ticks(self.start.elapsed()));
+        self.before.store(before, Ordering::Relaxed);
     }
 }
 
@@ -35,10 +56,7 @@ fn ticks(elapsed: Duration) -> u32 {
 
 impl BusDevice for PmTimer {
     fn read(&self, offset: u64, data: &mut [u8]) {
-        let rest = ticks(self.0.elapsed())
-            .to_le_bytes()
-            .into_iter()
-            .skip(offset as usize);
+        let rest = self.count().to_le_bytes().into_iter().skip(offset as usize);
         for (byte, value) in data.iter_mut().zip(rest) {
             *byte = value;
         }

@@ -42,16 +42,27 @@ impl ResetControl {
             events,
         }
     }
+
+    /// The register.
+    #[must_use]
+    pub fn value(&self) -> u8 {
+        self.value.load(Ordering::Relaxed)
+    }
+
+    /// Sets the register, without an effect.
+    pub fn set_value(&self, value: u8) {
+        self.value.store(value & !self.reset, Ordering::Relaxed);
+    }
 }
 
 impl BusDevice for ResetControl {
     fn read(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(self.value.load(Ordering::Relaxed));
+        data.fill(self.value());
     }
 
     fn write(&self, _offset: u64, data: &[u8]) {
         let &[value] = data else { return };
-        self.value.store(value & !self.reset, Ordering::Relaxed);
+        self.set_value(value);
         if value & self.reset != 0 {
             self.events.send(MachineEvent::Reset);
         }

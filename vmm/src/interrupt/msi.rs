@@ -169,6 +169,24 @@ impl MsiVector {
         pending
     }
 
+    /// Returns when what was raised has reached the guest's local APICs. The
+    /// kernel may take it there later than the event is signalled; it waits for
+    /// that when an event is disconnected (Linux, virt/kvm/eventfd.c,
+    /// `irqfd_shutdown`).
+    ///
+    /// # Errors
+    /// The hypervisor does not connect the event again.
+    pub fn flush(&self) -> Result<(), InterruptError> {
+        let connected = self.lock();
+        if !*connected {
+            return Ok(());
+        }
+        let vm = &self.router.vm;
+        vm.unregister_irqfd(&self.event, self.number)
+            .and_then(|()| vm.register_irqfd(&self.event, self.number))
+            .map_err(|source| InterruptError::Connect(self.number, source))
+    }
+
     /// Forgets what was raised while not connected.
     pub fn forget(&self) {
         if !*self.lock() {

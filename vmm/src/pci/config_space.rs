@@ -32,6 +32,11 @@ const COMMAND_WRITABLE: u16 = COMMAND_MEMORY | 1 << 2 | 1 << 10;
 const STATUS_CAPABILITIES: u16 = 1 << 4;
 const HEADER_END: usize = 0x40;
 
+/// Saved registers are those of another function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration registers are those of another function")]
+pub struct ForeignRegisters;
+
 /// What a function says it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
@@ -122,6 +127,21 @@ impl ConfigSpace {
             let mask = self.writable[at];
             self.bytes[at] = self.bytes[at] & !mask | value & mask;
         }
+    }
+
+    /// Puts back what [`bytes`](Self::bytes) told. Only what the guest may change
+    /// can differ.
+    ///
+    /// # Errors
+    /// They are the registers of another function.
+    pub fn restore(&mut self, bytes: &[u8]) -> Result<(), ForeignRegisters> {
+        let mut restored = self.clone();
+        restored.write(0, bytes);
+        if restored.bytes != bytes {
+            return Err(ForeignRegisters);
+        }
+        *self = restored;
+        Ok(())
     }
 
     /// All registers.

@@ -2,6 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use super::config_space::ForeignRegisters;
 use super::{CONFIG_SIZE, ConfigSpace, Identity, PciFunction};
 
 // Firmware that was built for this kind of machine looks for these numbers.
@@ -23,6 +24,17 @@ impl HostBridge {
             class: CLASS_HOST_BRIDGE,
             subsystem: (0, 0),
         })))
+    }
+}
+
+impl HostBridge {
+    /// Puts back what [`config`](PciFunction::config) told.
+    ///
+    /// # Errors
+    /// They are the registers of something else.
+    pub fn restore(&self, registers: &[u8]) -> Result<(), ForeignRegisters> {
+        let mut space = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        space.restore(registers)
     }
 }
 

@@ -23,7 +23,9 @@ use std::fmt;
 pub use bar::BarPlacer;
 pub use config_space::{CONFIG_SIZE, ConfigSpace, Identity, capability, register};
 pub use host_bridge::HostBridge;
-pub use msix::{ENTRY_SIZE, MsixCapability, MsixTable, MsixVectors, NO_VECTOR};
+pub use msix::{
+    ENTRY_SIZE, MsixCapability, MsixState, MsixStateError, MsixTable, MsixVectors, NO_VECTOR,
+};
 pub use ports::PciConfigPorts;
 pub use segment::{PciSegment, SLOTS};
 

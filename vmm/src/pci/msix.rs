@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use super::{ConfigSpace, capability};
 use crate::interrupt::{InterruptError, MsiMessage, MsiRouter, MsiVector};
 
@@ -151,6 +153,58 @@ impl MsixTable {
         (0..self.entries.len()).try_for_each(|index| self.apply(index))
     }
 
+    /// What the guest has put into the table, and what waits to be unmasked.
+    ///
+    /// # Errors
+    /// Interrupts that are on their way cannot be waited for.
+    pub fn save(&self) -> Result<MsixState, InterruptError> {
+        let Self {
+            entries,
+            vectors,
+            // These are bits of the capability.
+            enabled: _,
+            masked: _,
+        } = self;
+        vectors.vectors.iter().try_for_each(MsiVector::flush)?;
+        Ok(MsixState {
+            entries: entries.clone(),
+            pending: vectors.vectors.iter().map(MsiVector::is_pending).collect(),
+        })
+    }
+
+    /// Puts the table back, with MSI-X on or off and all vectors masked or not as
+    /// the capability says, in a table that is as after a reset.
+    ///
+    /// # Errors
+    /// Another number of vectors, or the hypervisor does not take them.
+    pub fn restore(
+        &mut self,
+        state: &MsixState,
+        (enabled, masked): (bool, bool),
+    ) -> Result<(), MsixStateError> {
+        let MsixState { entries, pending } = state;
+        let count = self.entries.len();
+        if entries.len() != count || pending.len() != count {
+            return Err(MsixStateError::Count {
+                saved: entries.len(),
+                count,
+            });
+        }
+        self.entries.clone_from(entries);
+        for (vector, _) in self
+            .vectors
+            .vectors
+            .iter()
+            .zip(pending)
+            .filter(|(_, p)| **p)
+        {
+            vector.raise();
+        }
+        (self.enabled, self.masked) = (enabled, masked);
+        self.vectors.enabled.store(enabled, Ordering::Release);
+        Ok((0..count).try_for_each(|index| self.apply(index))?)
+    }
+
     fn apply(&self, index: usize) -> Result<(), InterruptError> {
         let (entry, vector) = (&self.entries[index], &self.vectors.vectors[index]);
         let masked = self.masked || u32_at(entry, ENTRY_CONTROL) & ENTRY_MASKED != 0;
@@ -181,6 +235,30 @@ impl MsixTable {
             })
             .collect()
     }
+}
+
+/// A table as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MsixState {
+    entries: Vec<[u8; ENTRY_SIZE]>,
+    /// By vector: it was raised while it was masked.
+    pending: Vec<bool>,
+}
+
+/// Why a table cannot be what was saved.
+#[derive(Debug, thiserror::Error)]
+pub enum MsixStateError {
+    /// Another device.
+    #[error("{saved} interrupt vectors are saved, the device has {count}")]
+    Count {
+        /// Vectors in the saved state.
+        saved: usize,
+        /// Vectors of the device.
+        count: usize,
+    },
+    /// The hypervisor refused.
+    #[error(transparent)]
+    Interrupt(#[from] InterruptError),
 }
 
 fn u32_at(entry: &[u8; ENTRY_SIZE], at: usize) -> u32 {

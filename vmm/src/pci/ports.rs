@@ -50,6 +50,17 @@ impl PciConfigPorts {
         }
     }
 
+    /// The address port.
+    #[must_use]
+    pub fn address(&self) -> u32 {
+        self.address.load(Ordering::Relaxed)
+    }
+
+    /// Sets the address port.
+    pub fn set_address(&self, address: u32) {
+        self.address.store(address, Ordering::Relaxed);
+    }
+
     /// Where in the mapped configuration space the data port's byte `offset`
     /// is now, if it is anywhere.
     fn target(&self, offset: u64) -> Option<u64> {

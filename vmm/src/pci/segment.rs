@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hypervisor::Vm;
 
+use super::config_space::ForeignRegisters;
 use super::{CONFIG_SIZE, HostBridge, PciAddress, PciFunction};
 use crate::bus::BusDevice;
 use crate::memory::layout::{PCI_CONFIG_LENGTH, PCI_CONFIG_START};
@@ -12,6 +13,8 @@ use crate::memory::{MemoryError, PCI_CONFIG_SLOT, ReadOnlyWindow};
 
 /// Device numbers on the bus; the first belongs to the host bridge.
 pub const SLOTS: u8 = 32;
+
+const HOST_BRIDGE: PciAddress = PciAddress { device: 0 };
 
 /// Bytes of configuration space of a function, and of a device with its eight.
 const FUNCTION: usize = 4096;
@@ -21,6 +24,7 @@ const DEVICE: usize = 8 * FUNCTION;
 /// function may take any lock of its own.
 pub struct PciSegment {
     window: ReadOnlyWindow,
+    host_bridge: Arc<HostBridge>,
     /// By slot. Whoever inserts a function knows that its slot is free.
     functions: Mutex<Vec<Option<Arc<dyn PciFunction>>>>,
     /// Held from a write until the window shows its outcome, so that of two
@@ -39,13 +43,40 @@ impl PciSegment {
             &[0xff; DEVICE],
             SLOTS.into(),
         )?;
+        let host_bridge = Arc::new(HostBridge::new());
         let segment = Self {
             window,
+            host_bridge: Arc::clone(&host_bridge),
             functions: Mutex::new((0..SLOTS).map(|_| None).collect()),
             showing: Mutex::new(()),
         };
-        segment.insert(PciAddress { device: 0 }, Arc::new(HostBridge::new()));
+        segment.insert(HOST_BRIDGE, host_bridge);
         Ok(Arc::new(segment))
+    }
+
+    /// The registers of the host bridge.
+    #[must_use]
+    pub fn host_bridge(&self) -> [u8; CONFIG_SIZE] {
+        self.host_bridge.config()
+    }
+
+    /// Puts them back.
+    ///
+    /// # Errors
+    /// They are the registers of something else.
+    pub fn restore_host_bridge(&self, registers: &[u8]) -> Result<(), ForeignRegisters> {
+        self.host_bridge.restore(registers)?;
+        self.refresh(HOST_BRIDGE);
+        Ok(())
+    }
+
+    /// Shows the registers of a function that have changed by themselves.
+    pub fn refresh(&self, address: PciAddress) {
+        let _showing = self.showing();
+        let function = self.functions().get(usize::from(address.device)).cloned();
+        if let Some(Some(function)) = function {
+            self.show(address, &function.config());
+        }
     }
 
     /// Address and length of the configuration space.

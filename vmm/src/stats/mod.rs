@@ -94,11 +94,11 @@ struct Memory {
 const READINGS: usize = 3;
 
 impl<S: Sampler> Live<S> {
-    fn new(stats: VmStats<S>) -> Self {
+    fn new(stats: VmStats<S>, boot_id: String) -> Self {
         let samples = stats.vcpus.iter().map(|_| None).collect();
         Live {
             stats,
-            boot_id: random_id(),
+            boot_id,
             memory: Mutex::new(Memory {
                 samples,
                 counting: None,
@@ -236,12 +236,25 @@ fn judge(kvm: ExitStatsSupport, counting: Option<Timestamp>) -> Result<Isa, Stri
 enum State {
     Empty,
     Live(Arc<dyn Reader>),
-    Ended(Arc<ExitSnapshot>),
+    /// What was read last; nothing is left to read from.
+    Last(Arc<ExitSnapshot>),
 }
 
 struct Entry {
     state: State,
     isa: Option<Isa>,
+    /// Of the last machine whose figures were readable.
+    boot_id: String,
+}
+
+impl Entry {
+    fn empty() -> Self {
+        Entry {
+            state: State::Empty,
+            isa: None,
+            boot_id: String::new(),
+        }
+    }
 }
 
 /// Where the figures of the machine are found, whatever state it is in. The
@@ -254,40 +267,74 @@ impl StatsHub {
     /// A hub with nothing to tell.
     pub fn new() -> Self {
         StatsHub {
-            entry: RwLock::new(Entry {
-                state: State::Empty,
-                isa: None,
-            }),
+            entry: RwLock::new(Entry::empty()),
         }
     }
 
     /// Makes the figures of a machine readable, in place of an earlier one's.
     pub fn publish<S: Sampler + 'static>(&self, stats: VmStats<S>) {
-        let isa = stats.isa;
-        self.replace(State::Live(Arc::new(Live::new(stats))), isa);
+        self.publish_as(stats, random_id());
+    }
+
+    /// Makes the figures of a machine readable that goes on from another one's
+    /// state: for readers it is the same boot.
+    pub fn carry_on<S: Sampler + 'static>(&self, stats: VmStats<S>) {
+        let boot_id = {
+            let entry = self.entry.read().unwrap_or_else(PoisonError::into_inner);
+            entry.boot_id.clone()
+        };
+        self.publish_as(stats, boot_id);
+    }
+
+    fn publish_as<S: Sampler + 'static>(&self, stats: VmStats<S>, boot_id: String) {
+        let entry = Entry {
+            isa: stats.isa,
+            boot_id: boot_id.clone(),
+            state: State::Live(Arc::new(Live::new(stats, boot_id))),
+        };
+        self.replace(entry);
     }
 
     /// Takes the last figures of the machine and lets go of its vCPUs. To be
     /// called when the vCPU threads have ended; the figures stay readable.
     pub fn retire(&self) {
-        let (state, isa) = self.current();
-        let State::Live(reader) = state else { return };
-        let state = match reader.read() {
-            Ok(snapshot) => State::Ended(Arc::new(ExitSnapshot {
-                ended: true,
-                ..snapshot
-            })),
+        let last = match self.current().0 {
+            State::Empty => return,
+            State::Live(reader) => reader.read(),
+            State::Last(snapshot) => Ok(ExitSnapshot::clone(&snapshot)),
+        };
+        self.keep(last.map(|snapshot| ExitSnapshot {
+            ended: true,
+            ..snapshot
+        }));
+    }
+
+    /// The same for a machine that another one goes on from:
+    /// [`carry_on`](Self::carry_on) follows.
+    pub fn suspend(&self) {
+        if let State::Live(reader) = self.current().0 {
+            self.keep(reader.read());
+        }
+    }
+
+    fn keep(&self, last: Result<ExitSnapshot, StatsError>) {
+        let state = match last {
+            Ok(snapshot) => State::Last(Arc::new(snapshot)),
             Err(error) => {
                 log::error!("the last exit statistics are lost: {error}");
                 State::Empty
             }
         };
-        self.replace(state, isa);
+        let mut entry = self.entry.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut entry.state, state);
+        drop(entry);
+        // Closing a machine's files takes a while: not under the lock.
+        drop(old);
     }
 
     /// Forgets the figures: the machine was deleted.
     pub fn clear(&self) {
-        self.replace(State::Empty, None);
+        self.replace(Entry::empty());
     }
 
     /// The figures as they are now, or as they were at the end.
@@ -296,7 +343,7 @@ impl StatsHub {
         let snapshot = match state {
             State::Empty => return Err(StatsError::NotBooted),
             State::Live(reader) => reader.read()?,
-            State::Ended(snapshot) => ExitSnapshot::clone(&snapshot),
+            State::Last(snapshot) => ExitSnapshot::clone(&snapshot),
         };
         // A KVM that counts nothing does not change what the manual defines.
         if let (Some(reason), Some(isa)) = (query.reason, isa)
@@ -312,12 +359,12 @@ impl StatsHub {
         (entry.state.clone(), entry.isa)
     }
 
-    fn replace(&self, state: State, isa: Option<Isa>) {
+    fn replace(&self, new: Entry) {
         let old = {
             let mut entry = self.entry.write().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *entry, Entry { state, isa })
+            std::mem::replace(&mut *entry, new)
         };
-        // Closing a machine's files takes a while: not under the lock.
+        // As above.
         drop(old);
     }
 }

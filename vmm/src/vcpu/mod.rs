@@ -7,11 +7,13 @@ mod io;
 pub mod msr;
 mod run;
 
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
+use hypervisor::x86::state::{ExitCountersState, VcpuState};
 use hypervisor::{Vcpu, VcpuKick};
 use instrumentation::user_exit::UserExitRecorder;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
@@ -21,6 +23,7 @@ use crate::sandbox::{ThreadKind, bind_to_cpus, spawn};
 use control::Control;
 pub use control::VcpuRunState;
 use io::VcpuIo;
+use run::SharedVcpu;
 
 /// Why a vCPU cannot be run.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +62,20 @@ pub fn install_kick_handler() -> Result<(), VcpuError> {
     register_signal_handler(kick_signal(), ignore).map_err(VcpuError::Signal)
 }
 
+/// A vCPU as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuSnapshot {
+    /// Registers and what is on its way to it.
+    pub state: VcpuState,
+    /// What the hypervisor has counted.
+    pub exit_counters: Option<ExitCountersState>,
+}
+
 /// The control thread's handle of one vCPU thread. The thread starts parked.
 /// Dropping the handle stops and joins it.
 pub struct VcpuHandle {
+    vcpu: SharedVcpu,
+    recorder: Arc<UserExitRecorder>,
     control: Arc<Control>,
     kick: Arc<VcpuKick>,
     thread: Option<JoinHandle<()>>,
@@ -82,11 +96,12 @@ impl VcpuHandle {
             .kick_handle()
             .map_err(|source| VcpuError::Prepare(id, source))?;
         let control = Arc::new(Control::new());
+        let vcpu = Arc::new(Mutex::new(vcpu));
         let runner = run::Runner {
             id,
-            vcpu,
+            vcpu: Arc::clone(&vcpu),
             io: VcpuIo::new(buses.clone(), Arc::clone(&recorder)),
-            recorder,
+            recorder: Arc::clone(&recorder),
             control: Arc::clone(&control),
             kick: Arc::clone(&kick),
             events: events.clone(),
@@ -112,6 +127,8 @@ impl VcpuHandle {
         )
         .map_err(|source| VcpuError::Spawn(id, source))?;
         let handle = Self {
+            vcpu,
+            recorder,
             control,
             kick,
             thread: Some(thread),
@@ -138,6 +155,25 @@ impl VcpuHandle {
     /// Waits until the vCPU is stopped between two instructions.
     pub fn wait_parked(&self) {
         self.control.wait_paused();
+    }
+
+    /// The vCPU as it is while it is parked, and what the hypervisor has counted
+    /// of it where that can be carried to another one.
+    ///
+    /// # Errors
+    /// The hypervisor does not tell.
+    pub fn save(&self) -> hypervisor::Result<VcpuSnapshot> {
+        let vcpu = run::lock(&self.vcpu);
+        Ok(VcpuSnapshot {
+            state: vcpu.state()?,
+            exit_counters: vcpu.exit_counters()?,
+        })
+    }
+
+    /// What its thread counts of the exits that come to the VMM.
+    #[must_use]
+    pub fn recorder(&self) -> &Arc<UserExitRecorder> {
+        &self.recorder
     }
 
     /// Asks the thread to end.

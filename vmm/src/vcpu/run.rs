@@ -1,6 +1,6 @@
 //! The loop of a vCPU thread: obey, enter the guest, act on why it came back.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hypervisor::{Vcpu, VcpuKick, VmExit};
 use instrumentation::user_exit::{RangeId, UserExitKind, UserExitRecorder};
@@ -13,10 +13,13 @@ use crate::event::{EventSink, MachineEvent};
 const SYSTEM_EVENT_SHUTDOWN: u32 = 1;
 const SYSTEM_EVENT_RESET: u32 = 2;
 
+/// The vCPU. Its thread holds the lock except while it is parked.
+pub(super) type SharedVcpu = Arc<Mutex<Box<dyn Vcpu>>>;
+
 /// All that a vCPU thread owns or shares.
 pub(super) struct Runner {
     pub(super) id: u32,
-    pub(super) vcpu: Box<dyn Vcpu>,
+    pub(super) vcpu: SharedVcpu,
     pub(super) io: VcpuIo,
     pub(super) recorder: Arc<UserExitRecorder>,
     pub(super) control: Arc<Control>,
@@ -25,19 +28,26 @@ pub(super) struct Runner {
 }
 
 impl Runner {
-    pub(super) fn run(mut self) {
+    pub(super) fn run(self) {
+        let mut vcpu = lock(&self.vcpu);
         loop {
             match self.control.requested() {
                 VcpuRunState::Running => {}
                 VcpuRunState::Parked => {
-                    if !self.complete_pending_io() || self.park() == VcpuRunState::Stopped {
+                    if !self.complete_pending_io(vcpu.as_mut()) {
                         return;
                     }
+                    vcpu.kvmclock_ctrl();
+                    drop(vcpu);
+                    if self.park() == VcpuRunState::Stopped {
+                        return;
+                    }
+                    vcpu = lock(&self.vcpu);
                     continue;
                 }
                 VcpuRunState::Stopped => return,
             }
-            if !self.step() {
+            if !self.step(vcpu.as_mut()) {
                 return;
             }
         }
@@ -45,8 +55,8 @@ impl Runner {
 
     /// Enters the guest once and handles what made it exit. False when the
     /// guest is not to be entered again.
-    fn step(&mut self) -> bool {
-        let exit = match self.vcpu.run(&self.io) {
+    fn step(&self, vcpu: &mut dyn Vcpu) -> bool {
+        let exit = match vcpu.run(&self.io) {
             Ok(exit) => exit,
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -86,10 +96,10 @@ impl Runner {
     /// guest's registers with the next entry only. The request to exit at once
     /// makes KVM do that and nothing more; an instruction of several parts
     /// comes back for each.
-    fn complete_pending_io(&mut self) -> bool {
+    fn complete_pending_io(&self, vcpu: &mut dyn Vcpu) -> bool {
         self.kick.set_immediate_exit(true);
         loop {
-            match self.vcpu.run(&self.io) {
+            match vcpu.run(&self.io) {
                 Ok(VmExit::Handled) => {}
                 Ok(_) => return true,
                 Err(error) => return self.fail(format!("vCPU {}: {error}", self.id)),
@@ -97,8 +107,7 @@ impl Runner {
         }
     }
 
-    fn park(&mut self) -> VcpuRunState {
-        self.vcpu.kvmclock_ctrl();
+    fn park(&self) -> VcpuRunState {
         let requested = self.control.park();
         // Whoever requests something after this line sets the flag again; what
         // was requested before it is what the caller gets.
@@ -114,6 +123,10 @@ impl Runner {
         self.events.send(event);
         false
     }
+}
+
+pub(super) fn lock(vcpu: &Mutex<Box<dyn Vcpu>>) -> MutexGuard<'_, Box<dyn Vcpu>> {
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How the accounting names an exit; I/O is recorded where it is served.

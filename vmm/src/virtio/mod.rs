@@ -34,14 +34,16 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use serde_json::Value;
 use virtio_bindings::{virtio_config, virtio_ring};
 
 pub use faults::GuestFaults;
-pub use queue::{Chain, QueueError, VirtQueue};
+pub use queue::{Chain, QueueError, QueuePosition, VirtQueue};
 pub use status::{DeviceStatus, Transition};
 pub use stop::StopFlag;
 
 use crate::memory::GuestRam;
+use crate::state::StateError;
 use worker::Worker;
 
 /// Features that the transport and the queues bring, for every device.
@@ -91,6 +93,21 @@ pub trait VirtioDevice: Send {
 
     /// The threads that serve its queues.
     fn workers(&self) -> &[Worker];
+
+    /// What the driver has set beside transport and queues, while the threads are
+    /// paused; nothing if there is nothing.
+    fn save(&self) -> Value {
+        Value::Null
+    }
+
+    /// Puts it back. Called after [`activate`](Self::activate), if the device was
+    /// active, with the threads paused.
+    ///
+    /// # Errors
+    /// It is the state of another device, or the host does not do what it takes.
+    fn restore(&mut self, _state: &Value) -> Result<(), StateError> {
+        Ok(())
+    }
 
     /// Counts and logs what goes wrong with the device, for its whole life: a
     /// driver that starts it again and again gets no more lines for that.

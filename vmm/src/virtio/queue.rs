@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use event_manager::EventOps;
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{Address, Bytes, GuestAddress};
@@ -34,6 +35,18 @@ pub struct QueueError {
     /// What is wrong with it.
     #[source]
     pub source: virtio_queue::Error,
+}
+
+/// Where a device is in the rings of a queue. All else of a queue is in the
+/// registers that the driver set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePosition {
+    /// The queue's number.
+    pub index: u16,
+    /// Chains taken, as the available ring counts.
+    pub next_available: u16,
+    /// Chains given back, as the used ring counts.
+    pub next_used: u16,
 }
 
 /// One queue of an active device. Belongs to the thread that serves it.
@@ -89,6 +102,16 @@ impl VirtQueue {
     #[must_use]
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// Where the device is in the rings.
+    #[must_use]
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition {
+            index: self.index,
+            next_available: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
     }
 
     /// Becomes readable when the driver has added buffers. Read it before

@@ -33,6 +33,18 @@ impl DeviceStatus {
         self.0
     }
 
+    /// A status as [`bits`](Self::bits) told it.
+    #[must_use]
+    pub fn from_bits(bits: u8) -> Self {
+        Self(bits & !NEEDS_RESET)
+    }
+
+    /// The driver has taken the device into use.
+    #[must_use]
+    pub fn is_active(self) -> bool {
+        self.0 & DRIVER_OK != 0
+    }
+
     /// The driver knows how to drive the device, and features are still open.
     #[must_use]
     pub fn negotiating(self) -> bool {

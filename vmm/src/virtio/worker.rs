@@ -19,7 +19,10 @@ use event_manager::{
     EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
 };
 
-use super::{ActivateError, Activation, GuestFaults, QueueError, StopFlag, VirtioInterrupt};
+use super::{
+    ActivateError, Activation, GuestFaults, QueueError, QueuePosition, StopFlag, VirtQueue,
+    VirtioInterrupt,
+};
 use crate::event::EventSink;
 use crate::sandbox::{ThreadKind, spawn};
 use crate::sources::io_error;
@@ -72,6 +75,9 @@ pub trait Service: Send + 'static {
     /// The device cannot go on: the driver is asked for a reset.
     fn pause(&mut self) -> Result<(), ServiceError>;
 
+    /// The queues that it has taken over and not let go of.
+    fn queues(&self) -> Vec<&VirtQueue>;
+
     /// Lets go of the queues; nothing may touch guest memory afterwards. What
     /// it waits for has been taken out already.
     fn stop(&mut self);
@@ -80,7 +86,7 @@ pub trait Service: Send + 'static {
 /// Why a service cannot go on.
 pub type ServiceError = Box<dyn Error + Send + Sync>;
 
-/// Where the service is. Only the thread looks into it.
+/// Where the service is. Only the thread changes it.
 enum Slot {
     /// Here: the device is not active.
     Idle(Box<dyn Service>),
@@ -219,6 +225,20 @@ impl Worker {
                 other => other,
             };
         });
+    }
+
+    /// Where the thread is in its queues, while it is paused.
+    #[must_use]
+    pub fn positions(&self) -> Vec<QueuePosition> {
+        match &lock(&self.shared).slot {
+            Slot::Paused(active) if !active.failed => active
+                .service
+                .queues()
+                .into_iter()
+                .map(VirtQueue::position)
+                .collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// Has the thread let go of its queues, and waits until it has.
@@ -406,6 +426,10 @@ mod tests {
             Ok(self.said.send("pause")?)
         }
 
+        fn queues(&self) -> Vec<&VirtQueue> {
+            self.queue.iter().collect()
+        }
+
         fn stop(&mut self) {
             self.queue = None;
             self.said.send("stop").unwrap();
@@ -555,6 +579,10 @@ mod tests {
                 self.other = Some(stream);
             }
             Ok(self.said.send(token)?)
+        }
+
+        fn queues(&self) -> Vec<&VirtQueue> {
+            self.queue.iter().collect()
         }
 
         fn stop(&mut self) {

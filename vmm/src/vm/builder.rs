@@ -5,32 +5,28 @@ use std::sync::Arc;
 
 use api_client::config::ExitStatsConfig;
 use hypervisor::x86::CpuidEntry;
-use hypervisor::{ExitStatsFeatures, Hypervisor, VcpuSetup, Vm};
+use hypervisor::x86::state::ClockPolicy;
+use hypervisor::{ExitStatsFeatures, Hypervisor, Vcpu, VcpuSetup, Vm};
 use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::consoles::Consoles;
 use super::device_tree::{DeviceError, DeviceTree};
-use super::machine::Machine;
+use super::machine::{Machine, MachineState};
+use super::platform::Platform;
 use crate::boot::registers::Entry;
 use crate::boot::{self, BootError, acpi};
 use crate::bus::{Bus, BusError};
 use crate::config::{ConfigError, CpuParams, VmParams};
-use crate::console_end::ConsoleEnd;
-use crate::devices::serial::{InputError, Serial, SerialInput};
-use crate::devices::{
-    Cmos, DebugConsole, I8042, IoApic, Pin, PmTimer, PowerRegisters, ResetControl,
-};
+use crate::devices::Pin;
+use crate::devices::serial::InputError;
 use crate::event::EventSink;
 use crate::interrupt::{InterruptError, MsiRouter};
-use crate::memory::layout::{
-    self, CMOS_PORTS, I8042_PORTS, IOAPIC_LENGTH, IOAPIC_START, PM_TIMER_PORTS, POWER_PORTS,
-    RESET_CONTROL_PORT, SERIAL_PORTS, SYSTEM_CONTROL_PORT,
-};
-use crate::memory::{self, IOAPIC_SLOT, MemoryError, ReadOnlyWindow};
+use crate::memory::layout;
+use crate::memory::{self, GuestRam, MemoryError};
+use crate::state::StateError;
 use crate::stats::VmStats;
 use crate::vcpu::cpuid::{self, CpuProfile, MAX_XAPIC_ID};
-use crate::vcpu::{Buses, VcpuError, VcpuHandle, msr};
+use crate::vcpu::{Buses, VcpuError, VcpuHandle, VcpuSnapshot, msr};
 use crate::virtio::transport::pci::PciPlatform;
 
 /// Why a machine cannot be built.
@@ -66,15 +62,47 @@ pub enum BuildError {
     /// vCPUs.
     #[error("The guest's vCPUs cannot be started")]
     Vcpu(#[from] VcpuError),
+    /// A saved machine.
+    #[error("The machine cannot go on from its saved state")]
+    State(#[from] StateError),
 }
 
-/// Builds the machine, and what its statistics are read from. Nothing stays
-/// behind if it fails.
+/// What a machine starts from.
+pub enum Origin<'a> {
+    /// The configuration: a guest boots.
+    Boot,
+    /// A machine that was saved in this process: its guest goes on.
+    Saved(&'a MachineState, Carried),
+}
+
+/// What goes from a machine to the one that is made of its state.
+pub struct Carried {
+    /// The guest's memory.
+    pub(super) ram: GuestRam,
+    /// By vCPU: what came to the VMM.
+    pub(super) recorders: Vec<Arc<UserExitRecorder>>,
+    /// Names of the device ranges in the recorders.
+    pub(super) ranges: Arc<RangeMap>,
+}
+
+/// What a guest finds in its memory, and where it goes on from.
+struct Guest {
+    ram: GuestRam,
+    /// Linux needs the processor, its interrupts and virtio; whatever else boots
+    /// gets the rest of what it finds in a PC.
+    is_pc: bool,
+    /// None if the vCPUs have a state.
+    entry: Option<Entry>,
+}
+
+/// Builds the machine, and what its statistics are read from. Its vCPUs wait for
+/// the start, and if it goes on, its devices too. Nothing stays behind if it fails.
 pub fn build(
     hypervisor: &Arc<dyn Hypervisor>,
     params: &VmParams,
     consoles: &Consoles,
     events: &EventSink,
+    origin: Origin<'_>,
 ) -> Result<(Machine, VmStats), BuildError> {
     let limit = hypervisor.max_vcpus();
     if params.cpus.max as usize > limit {
@@ -100,85 +128,83 @@ pub fn build(
     }
     let router = MsiRouter::new(Arc::clone(&vm));
 
-    let ram = memory::allocate(&params.memory)?;
-    let kernel = boot::load_kernel(&ram, &params.payload)?;
-    // Linux needs the processor, its interrupts and virtio; whatever else boots
-    // gets the rest of what it finds in a PC.
-    let is_pc = !kernel.is_linux();
-    let rsdp = acpi::write_tables(
-        &ram,
-        &acpi::Platform {
-            apic_ids: apic_ids.clone(),
-            serial: consoles.serial.is_some(),
-            pm_timer: is_pc,
-        },
-    )?;
-    boot::write_smbios(
-        &ram,
-        &params.identity,
-        params.cpus.count,
-        params.memory.iter().map(|zone| zone.size).sum(),
-    )?;
-    let entry = boot::load_rest(&ram, &params.payload, &kernel, rsdp)?;
+    let (saved, guest, recorders, ranges) = match origin {
+        Origin::Boot => {
+            let guest = load(params, &apic_ids, consoles.serial.is_some())?;
+            let recorders = apic_ids.iter().map(|_| Arc::default()).collect();
+            (None, guest, recorders, Arc::new(RangeMap::new()))
+        }
+        Origin::Saved(state, carried) => {
+            let guest = Guest {
+                ram: carried.ram,
+                is_pc: state.is_pc,
+                entry: None,
+            };
+            (Some(state), guest, carried.recorders, carried.ranges)
+        }
+    };
+    let Guest { ram, is_pc, entry } = guest;
     memory::attach(vm.as_ref(), &ram)?;
     let reset_vector = boot::map_reset_vector(Arc::clone(&vm))?;
 
-    let ranges = Arc::new(RangeMap::new());
     let buses = Buses {
         pio: Arc::new(Bus::new(AddressSpace::Port, Arc::clone(&ranges))),
         mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
     };
-    let ioapic = add_ioapic(&vm, &router, &buses)?;
-    add_ports(&buses, params, is_pc, consoles, events)?;
-    let input = match &consoles.serial {
-        Some(end) => add_serial(&ioapic, &buses, end, events)?,
-        None => None,
-    };
-    let platform = PciPlatform {
-        vm: Arc::clone(&vm),
-        router,
-        mmio: Arc::clone(&buses.mmio),
-        memory: Arc::new(ram.clone()),
-        events: events.clone(),
-    };
+    let debug_port = params.debug_port;
+    let platform = Platform::new(&vm, &router, &buses, is_pc, debug_port, consoles, events)?;
     let mut devices = DeviceTree::new(
-        platform,
+        PciPlatform {
+            vm: Arc::clone(&vm),
+            router,
+            mmio: Arc::clone(&buses.mmio),
+            memory: Arc::new(ram.clone()),
+            events: events.clone(),
+        },
         &buses.pio,
-        ioapic.line(Pin::Hotplug),
+        platform.ioapic.line(Pin::Hotplug),
         events.clone(),
     )?;
-    let reset_control = Arc::new(ResetControl::new(events.clone()));
     if is_pc {
-        devices.add_config_ports(&buses.pio, reset_control)?;
-    } else {
-        let (base, length) = RESET_CONTROL_PORT;
-        let (base, length) = (u64::from(base), u64::from(length));
-        buses
-            .pio
-            .insert("reset_control", base, length, reset_control)?;
+        devices.add_config_ports(&buses.pio, Arc::clone(&platform.reset_control))?;
+    }
+    if let Some(state) = saved {
+        devices.keep_slots(&state.bus);
     }
     devices.add_all(&params.devices, consoles.console.as_ref())?;
 
-    let profile = CpuProfile {
-        topology: params.cpus.topology,
-        max_phys_bits: params.cpus.max_phys_bits,
-        nested: params.cpus.nested,
-        tsc_deadline: hypervisor.has_tsc_deadline_timer(),
-        is_pc,
-        wide_apic_ids,
+    let start = match (saved, entry) {
+        (Some(state), _) => VcpuStart::Saved(&state.vcpus),
+        (None, Some(entry)) => VcpuStart::Boot {
+            supported: &supported,
+            profile: CpuProfile {
+                topology: params.cpus.topology,
+                max_phys_bits: params.cpus.max_phys_bits,
+                nested: params.cpus.nested,
+                tsc_deadline: hypervisor.has_tsc_deadline_timer(),
+                is_pc,
+                wide_apic_ids,
+            },
+            entry,
+        },
+        (None, None) => return Err(StateError::Missing("the vCPUs".to_owned()).into()),
     };
-    let (vcpus, stats) = create_vcpus(
-        vm.as_ref(),
-        &supported,
-        &params.cpus,
-        &profile,
-        entry,
-        &buses,
-        events,
-    )?;
+    let (vcpus, stats) =
+        create_vcpus(vm.as_ref(), &params.cpus, &start, &buses, recorders, events)?;
+    // Interrupts go to vCPUs, so their state comes first.
+    let typed = match saved {
+        Some(state) => {
+            vm.set_state(&state.vm, ClockPolicy::Continue)?;
+            devices.pause();
+            devices.restore(&state.bus)?;
+            platform.restore(&state.platform)?
+        }
+        None => Vec::new(),
+    };
+    let input = platform.start_input(typed, events)?;
     let stats = VmStats {
         vcpus: stats.vcpus,
-        ranges,
+        ranges: Arc::clone(&ranges),
         isa: hypervisor.isa(),
         tsc_khz: stats.tsc_khz,
         latency: match params.exit_stats {
@@ -201,12 +227,42 @@ pub fn build(
         apic_ids,
         input,
         devices,
+        platform,
+        is_pc,
         buses,
+        ranges,
         vm,
         _reset_vector: reset_vector,
         ram,
     };
     Ok((machine, stats))
+}
+
+/// Allocates the guest's memory and puts into it what it boots from.
+fn load(params: &VmParams, apic_ids: &[u32], serial: bool) -> Result<Guest, BuildError> {
+    let ram = memory::allocate(&params.memory)?;
+    let kernel = boot::load_kernel(&ram, &params.payload)?;
+    let is_pc = !kernel.is_linux();
+    let rsdp = acpi::write_tables(
+        &ram,
+        &acpi::Platform {
+            apic_ids: apic_ids.to_vec(),
+            serial,
+            pm_timer: is_pc,
+        },
+    )?;
+    boot::write_smbios(
+        &ram,
+        &params.identity,
+        params.cpus.count,
+        params.memory.iter().map(|zone| zone.size).sum(),
+    )?;
+    let entry = boot::load_rest(&ram, &params.payload, &kernel, rsdp)?;
+    Ok(Guest {
+        ram,
+        is_pc,
+        entry: Some(entry),
+    })
 }
 
 /// The guest can name every byte of its memory.
@@ -239,98 +295,60 @@ fn limit_exit_stats(vm: &dyn Vm, wanted: ExitStatsConfig) -> Result<(), BuildErr
     Ok(())
 }
 
-/// The I/O APIC, whose registers the guest reads without an exit.
-fn add_ioapic(
-    vm: &Arc<dyn Vm>,
-    router: &Arc<MsiRouter>,
-    buses: &Buses,
-) -> Result<Arc<IoApic>, BuildError> {
-    let start = u64::from(IOAPIC_START);
-    let window = ReadOnlyWindow::map(Arc::clone(vm), IOAPIC_SLOT, start, &[0; 4096], 1)?;
-    let ioapic = IoApic::new(router, Some(window))?;
-    buses
-        .mmio
-        .insert("ioapic", start, IOAPIC_LENGTH, ioapic.clone())?;
-    Ok(ioapic)
-}
-
-/// What is behind ports and raises no interrupts.
-fn add_ports(
-    buses: &Buses,
-    params: &VmParams,
-    is_pc: bool,
-    consoles: &Consoles,
-    events: &EventSink,
-) -> Result<(), BusError> {
-    let place = |name: &str, (base, length): (u16, u16), device| {
-        buses
-            .pio
-            .insert(name, u64::from(base), u64::from(length), device)
-    };
-    place("i8042", I8042_PORTS, Arc::new(I8042::new(events.clone())))?;
-    place(
-        "power",
-        POWER_PORTS,
-        Arc::new(PowerRegisters::new(events.clone())),
-    )?;
-    place(
-        "system_control",
-        SYSTEM_CONTROL_PORT,
-        Arc::new(ResetControl::system_control_a(events.clone())),
-    )?;
-    if is_pc {
-        place("cmos", CMOS_PORTS, Arc::new(Cmos::new()))?;
-        place("pm_timer", PM_TIMER_PORTS, Arc::new(PmTimer::new()))?;
-    }
-    if let (Some(port), Some(end)) = (params.debug_port, &consoles.debug) {
-        let device = Arc::new(DebugConsole::new(end.clone()));
-        place("debug_console", (port, 1), device)?;
-    }
-    Ok(())
-}
-
-/// The serial port; whoever carries its input comes back, if there is any.
-fn add_serial(
-    ioapic: &IoApic,
-    buses: &Buses,
-    end: &ConsoleEnd,
-    events: &EventSink,
-) -> Result<Option<SerialInput>, BuildError> {
-    let drained = end
-        .has_input()
-        .then(|| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))
-        .transpose()
-        .map_err(InputError::Prepare)?;
-    let notice = drained
-        .as_ref()
-        .map(EventFd::try_clone)
-        .transpose()
-        .map_err(InputError::Prepare)?;
-    let serial = Serial::new(ioapic.line(Pin::Serial), end.clone(), notice);
-    let (base, length) = SERIAL_PORTS;
-    buses
-        .pio
-        .insert("serial", base.into(), length.into(), serial.clone())?;
-    let Some(drained) = drained else {
-        return Ok(None);
-    };
-    let input = SerialInput::start(serial, end.clone(), drained, events.clone())?;
-    Ok(Some(input))
-}
-
 /// The parts of the statistics that come from the vCPUs.
 struct VcpuStats {
     vcpus: Vec<(hypervisor::StatsFd, Arc<UserExitRecorder>)>,
     tsc_khz: u32,
 }
 
+/// What vCPUs start from.
+enum VcpuStart<'a> {
+    /// Their first state.
+    Boot {
+        supported: &'a [CpuidEntry],
+        profile: CpuProfile,
+        entry: Entry,
+    },
+    /// What they were.
+    Saved(&'a [VcpuSnapshot]),
+}
+
+impl VcpuStart<'_> {
+    fn prepare(&self, id: u32, vcpu: &mut dyn Vcpu) -> Result<(), BuildError> {
+        match self {
+            VcpuStart::Boot {
+                supported,
+                profile,
+                entry,
+            } => vcpu.set_up(&VcpuSetup {
+                cpuid: cpuid::for_vcpu(supported, profile, id),
+                msrs: msr::boot_msrs(),
+                registers: (id == 0).then(|| entry.registers()),
+                // As a processor starts, so far as eight bits can number them; Linux
+                // would switch over at some cost.
+                x2apic: !profile.is_pc || profile.wide_apic_ids,
+                extended_state: true,
+            })?,
+            VcpuStart::Saved(vcpus) => {
+                let saved = vcpus
+                    .get(id as usize)
+                    .ok_or_else(|| StateError::Missing(format!("vCPU {id}")))?;
+                vcpu.set_state(&saved.state, ClockPolicy::Continue)?;
+                if let Some(counters) = &saved.exit_counters {
+                    vcpu.set_exit_counters(counters)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 fn create_vcpus(
     vm: &dyn Vm,
-    supported: &[CpuidEntry],
     cpus: &CpuParams,
-    profile: &CpuProfile,
-    entry: Entry,
+    start: &VcpuStart<'_>,
     buses: &Buses,
+    recorders: Vec<Arc<UserExitRecorder>>,
     events: &EventSink,
 ) -> Result<(Vec<VcpuHandle>, VcpuStats), BuildError> {
     let mut handles = Vec::new();
@@ -338,21 +356,12 @@ fn create_vcpus(
         vcpus: Vec::new(),
         tsc_khz: 0,
     };
-    for id in 0..cpus.count {
-        let mut vcpu = vm.create_vcpu(profile.topology.apic_id(id))?;
-        vcpu.set_up(&VcpuSetup {
-            cpuid: cpuid::for_vcpu(supported, profile, id),
-            msrs: msr::boot_msrs(),
-            registers: (id == 0).then(|| entry.registers()),
-            // As a processor starts, so far as eight bits can number them; Linux
-            // would switch over at some cost.
-            x2apic: !profile.is_pc || profile.wide_apic_ids,
-            extended_state: true,
-        })?;
+    for (id, recorder) in (0..cpus.count).zip(recorders) {
+        let mut vcpu = vm.create_vcpu(cpus.topology.apic_id(id))?;
+        start.prepare(id, vcpu.as_mut())?;
         if id == 0 {
             stats.tsc_khz = vcpu.tsc_khz()?;
         }
-        let recorder = Arc::new(UserExitRecorder::new());
         stats.vcpus.push((vcpu.stats()?, Arc::clone(&recorder)));
         let affinity = cpus.affinity.get(id as usize);
         handles.push(VcpuHandle::start(

@@ -7,6 +7,7 @@
 //! machine that is gone do not end the next.
 
 mod plug;
+mod pulse;
 mod resize;
 
 use std::collections::BTreeMap;
@@ -24,11 +25,11 @@ use hypervisor::Hypervisor;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::builder::{BuildError, build};
+use super::builder::{BuildError, Origin, build};
 use super::confinement::reachable;
 use super::consoles::{ConsoleError, Consoles};
 use super::deadline::{SHUTDOWN_GRACE, ShutdownWatch};
-use super::device_tree::{DeviceError, assign_macs};
+use super::device_tree::{DeviceError, SaveError, assign_macs};
 use super::machine::Machine;
 use super::reset_loop::ResetLoop;
 use super::state::{TransitionError, VmState};
@@ -79,6 +80,9 @@ pub enum ControlError {
     /// No descriptors for the event loop.
     #[error("Cannot set up the control thread")]
     SetUp(#[source] io::Error),
+    /// The machine cannot be saved as it is.
+    #[error("The VM cannot be saved")]
+    Save(#[from] SaveError),
     /// The machine ended by itself, and not as the guest wanted.
     #[error("The virtual machine failed: {0}")]
     Failed(String),
@@ -93,6 +97,7 @@ impl ControlError {
                 ErrorKind::NotFound
             }
             ControlError::OneVsock
+            | ControlError::Save(SaveError::Leaving(_))
             | ControlError::Build(BuildError::Device(
                 DeviceError::Exists(_) | DeviceError::ImageInUse(..),
             )) => ErrorKind::Conflict,
@@ -298,7 +303,8 @@ impl Vmm {
         let consoles = consoles.clone();
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
-        let (mut machine, stats) = build(&self.hypervisor, &params, &consoles, &sink)?;
+        let (mut machine, stats) =
+            build(&self.hypervisor, &params, &consoles, &sink, Origin::Boot)?;
         self.stats.publish(stats);
         self.state.change(VmState::Running)?;
         machine.resume();
@@ -530,6 +536,7 @@ impl RequestHandler for Vmm {
             VmAction::Resume => self.resume(),
             VmAction::Shutdown => self.shutdown(),
             VmAction::Reboot => self.reboot(),
+            VmAction::Pulse => self.pulse(),
             VmAction::PowerButton => self.booted().map(|machine| {
                 machine.devices().press_power_button();
             }),

@@ -11,11 +11,12 @@ mod net;
 mod singletons;
 mod slots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 pub(super) use net::assign_macs;
@@ -25,12 +26,13 @@ use slots::Slots;
 use crate::bus::{Bus, BusError};
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
 use crate::console_end::{ConsoleEnd, RawTerminal};
-use crate::devices::{HotplugController, ResetControl};
+use crate::devices::{HotplugController, HotplugState, ResetControl};
 use crate::event::{EventSink, MachineEvent};
-use crate::interrupt::MsiVector;
+use crate::interrupt::{InterruptError, MsiVector};
 use crate::memory::MemoryError;
 use crate::memory::layout::{HOTPLUG_PORTS, PCI_CONFIG_PORTS};
 use crate::pci::{PciAddress, PciConfigPorts, PciSegment};
+use crate::state::StateError;
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{FileId, Image, ImageError, ImageFormat, ResizeError};
 use crate::virtio::block::{Block, BlockOptions, DiskImage};
@@ -38,7 +40,7 @@ use crate::virtio::console::ConsoleSize;
 use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::pci::{PciPlatform, TransportError, VirtioPci};
+use crate::virtio::transport::pci::{PciPlatform, TransportError, VirtioPci, VirtioPciState};
 use crate::virtio::{DeviceCounters, VirtioDevice};
 
 /// Why a device cannot be added or removed.
@@ -137,6 +139,37 @@ pub struct DeviceTree {
     console: Option<(String, Arc<ConsoleSize>, ConsoleEnd)>,
     /// The terminal, while the console has it.
     terminal: Option<RawTerminal>,
+    /// Firmware's way to the bus.
+    config_ports: Option<Arc<PciConfigPorts>>,
+    /// Devices that the guest was asked to eject.
+    leaving: BTreeSet<String>,
+    /// By id: the slot that a device had when the machine was saved.
+    kept_slots: BTreeMap<String, u8>,
+}
+
+/// The bus and its devices as they are saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusState {
+    host_bridge: Vec<u8>,
+    /// Only where there is firmware.
+    config_address: Option<u32>,
+    hotplug: HotplugState,
+    /// By id.
+    devices: BTreeMap<String, VirtioPciState>,
+}
+
+/// Why a machine cannot be saved.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    /// A device that is in the machine and not in its configuration.
+    #[error("The device {0} is being removed: the guest has yet to eject it")]
+    Leaving(String),
+    /// A device's interrupts.
+    #[error("The interrupts of {0} cannot be saved")]
+    Interrupts(String, #[source] InterruptError),
+    /// The hypervisor.
+    #[error("The hypervisor does not tell its state")]
+    Hypervisor(#[from] hypervisor::Error),
 }
 
 impl DeviceTree {
@@ -168,18 +201,22 @@ impl DeviceTree {
             balloon: None,
             console: None,
             terminal: None,
+            config_ports: None,
+            leaving: BTreeSet::new(),
+            kept_slots: BTreeMap::new(),
         })
     }
 
     /// Gives firmware its way to the bus.
     pub fn add_config_ports(
-        &self,
+        &mut self,
         ports: &Bus,
         reset_control: Arc<ResetControl>,
     ) -> Result<(), BusError> {
         let (base, length) = PCI_CONFIG_PORTS;
         let segment = Arc::clone(&self.segment);
         let device = Arc::new(PciConfigPorts::new(segment, reset_control));
+        self.config_ports = Some(Arc::clone(&device));
         ports.insert("pci_ports", base.into(), length.into(), device)
     }
 
@@ -298,7 +335,7 @@ impl DeviceTree {
         }
         let address = self
             .slots
-            .take(pci.device)
+            .take(self.kept_slots.get(&id).copied().or(pci.device))
             .map_err(|source| DeviceError::Slot(id.clone(), source))?;
         let function = create(&id, self.events.clone()).and_then(|device| {
             VirtioPci::new(&id, address, device, &self.context)
@@ -341,10 +378,11 @@ impl DeviceTree {
 
     /// Asks the guest to eject a device; false if no device has the id.
     #[must_use]
-    pub fn request_unplug(&self, id: &str) -> bool {
+    pub fn request_unplug(&mut self, id: &str) -> bool {
         let node = self.nodes.get(id);
         if let Some(node) = node {
             self.hotplug.request_unplug(node.address.device);
+            self.leaving.insert(id.to_owned());
         }
         node.is_some()
     }
@@ -356,6 +394,7 @@ impl DeviceTree {
             return false;
         };
         self.disk_images.remove(id);
+        self.leaving.remove(id);
         // What was reported of it must not be read as a report of the next device
         // in its slot.
         self.hotplug.forget(node.address.device);
@@ -367,6 +406,68 @@ impl DeviceTree {
     /// Tells the guest that somebody wants it to shut down.
     pub fn press_power_button(&self) {
         self.hotplug.press_power_button();
+    }
+
+    /// The bus, its devices and what the guest has yet to hear of them, while
+    /// they are paused.
+    ///
+    /// # Errors
+    /// A device is leaving, or interrupts on their way cannot be waited for.
+    pub fn save(&self) -> Result<BusState, SaveError> {
+        if let Some(id) = self.leaving.first() {
+            return Err(SaveError::Leaving(id.clone()));
+        }
+        let devices = self.nodes.iter().map(|(id, node)| {
+            let state = node.function.save();
+            state
+                .map(|state| (id.clone(), state))
+                .map_err(|source| SaveError::Interrupts(id.clone(), source))
+        });
+        Ok(BusState {
+            host_bridge: self.segment.host_bridge().to_vec(),
+            config_address: self.config_ports.as_ref().map(|ports| ports.address()),
+            hotplug: self.hotplug.save(),
+            devices: devices.collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Has devices that are added get the slots that they had.
+    pub fn keep_slots(&mut self, state: &BusState) {
+        let slots = state.devices.iter();
+        self.kept_slots = slots
+            .map(|(id, device)| (id.clone(), device.slot))
+            .collect();
+    }
+
+    /// Makes bus and devices what was saved. The devices are there, as after a
+    /// reset, and they are paused.
+    ///
+    /// # Errors
+    /// It is the state of other devices, or the host does not do what one takes.
+    pub fn restore(&self, state: &BusState) -> Result<(), StateError> {
+        let BusState {
+            host_bridge,
+            config_address,
+            hotplug,
+            devices,
+        } = state;
+        if let Some(unknown) = devices.keys().find(|id| !self.nodes.contains_key(*id)) {
+            return Err(StateError::Unknown(unknown.clone()));
+        }
+        for (id, node) in &self.nodes {
+            let device = devices.get(id);
+            let device = device.ok_or_else(|| StateError::Missing(id.clone()))?;
+            node.function.restore(device)?;
+            self.segment.refresh(node.address);
+        }
+        self.segment
+            .restore_host_bridge(host_bridge)
+            .map_err(|error| StateError::unfit("the host bridge", &error))?;
+        if let (Some(ports), Some(address)) = (&self.config_ports, config_address) {
+            ports.set_address(*address);
+        }
+        self.hotplug.restore(hotplug);
+        Ok(())
     }
 
     /// Has every device leave guest memory and interrupts alone, and waits until

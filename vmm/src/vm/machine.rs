@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use hypervisor::Vm;
+use hypervisor::x86::state::VmState;
+use instrumentation::user_exit::RangeMap;
+use serde::{Deserialize, Serialize};
 
-use super::device_tree::DeviceTree;
+use super::builder::Carried;
+use super::device_tree::{BusState, DeviceTree, SaveError};
+use super::platform::{Platform, PlatformState};
 use crate::devices::serial::SerialInput;
 use crate::memory::{GuestRam, ReadOnlyWindow};
-use crate::vcpu::{Buses, VcpuHandle};
+use crate::vcpu::{Buses, VcpuHandle, VcpuSnapshot};
 
 // A message to one local APIC by its number, delivered as an NMI (Intel SDM
 // vol. 3, "Message Signalled Interrupts").
@@ -23,13 +28,70 @@ pub struct Machine {
     pub(super) apic_ids: Vec<u32>,
     pub(super) input: Option<SerialInput>,
     pub(super) devices: DeviceTree,
+    pub(super) platform: Platform,
+    /// It has what firmware looks for.
+    pub(super) is_pc: bool,
     pub(super) buses: Buses,
+    pub(super) ranges: Arc<RangeMap>,
     pub(super) vm: Arc<dyn Vm>,
     pub(super) _reset_vector: ReadOnlyWindow,
     pub(super) ram: GuestRam,
 }
 
+/// A machine as it is saved, beside its memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineState {
+    pub(super) is_pc: bool,
+    pub(super) vm: VmState,
+    pub(super) vcpus: Vec<VcpuSnapshot>,
+    pub(super) platform: PlatformState,
+    pub(super) bus: BusState,
+}
+
 impl Machine {
+    /// The machine as it is, while it is paused.
+    ///
+    /// # Errors
+    /// A device is being removed, or the hypervisor does not tell.
+    pub fn save(&self) -> Result<MachineState, SaveError> {
+        let Self {
+            vcpus,
+            // From the configuration.
+            apic_ids: _,
+            input,
+            devices,
+            platform,
+            is_pc,
+            buses: _,
+            ranges: _,
+            vm,
+            _reset_vector: _,
+            ram: _,
+        } = self;
+        // Devices first: what they raised is in the vCPUs' state then.
+        let bus = devices.save()?;
+        let platform = platform.save(input.as_ref())?;
+        let vcpus = vcpus.iter().map(VcpuHandle::save);
+        Ok(MachineState {
+            is_pc: *is_pc,
+            vcpus: vcpus.collect::<hypervisor::Result<_>>()?,
+            vm: vm.state()?,
+            platform,
+            bus,
+        })
+    }
+
+    /// What a machine that is made of the state of this one takes over.
+    #[must_use]
+    pub fn carried(&self) -> Carried {
+        let recorders = self.vcpus.iter().map(VcpuHandle::recorder);
+        Carried {
+            ram: self.ram.clone(),
+            recorders: recorders.cloned().collect(),
+            ranges: Arc::clone(&self.ranges),
+        }
+    }
+
     /// The devices on the PCI bus.
     #[must_use]
     pub fn devices(&self) -> &DeviceTree {

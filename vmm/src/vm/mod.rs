@@ -8,11 +8,12 @@ mod control;
 mod deadline;
 mod device_tree;
 mod machine;
+mod platform;
 mod reset_loop;
 mod state;
 
-pub use builder::{BuildError, build};
+pub use builder::{BuildError, Carried, Origin, build};
 pub use control::{ControlError, Ended, Signals, Vmm};
 pub use device_tree::{DeviceError, DeviceTree};
-pub use machine::Machine;
+pub use machine::{Machine, MachineState};
 pub use state::{TransitionError, VmState};

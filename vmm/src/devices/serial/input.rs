@@ -57,14 +57,16 @@ pub struct SerialInput {
 }
 
 impl SerialInput {
-    /// Starts the thread. `drained` is the event that `serial` signals.
+    /// Starts the thread. `drained` is the event that `serial` signals; `pending`
+    /// was typed before and has yet to reach it.
     ///
     /// # Errors
     /// The host gives no thread or descriptor.
     pub fn start(
         serial: Arc<Serial>,
         end: ConsoleEnd,
-        drained: EventFd,
+        drained: Arc<EventFd>,
+        pending: Vec<u8>,
         events: EventSink,
     ) -> Result<Self, InputError> {
         let prepare = |error| InputError::Prepare(io_error(error));
@@ -81,7 +83,7 @@ impl SerialInput {
             listening: None,
             drained,
             serial,
-            pending: Vec::new(),
+            pending,
         });
         let ended = Arc::new(AtomicBool::new(false));
         let end = Arc::clone(&ended);
@@ -125,6 +127,15 @@ impl SerialInput {
         };
     }
 
+    /// What was typed and the port had no room for, while the input is paused.
+    #[must_use]
+    pub fn pending(&self) -> &[u8] {
+        match &self.place {
+            Place::Paused(input) => &input.pending,
+            Place::Thread(_) | Place::Lost => &[],
+        }
+    }
+
     /// Carries what is typed to the port again.
     pub fn resume(&mut self) {
         self.place = match std::mem::replace(&mut self.place, Place::Lost) {
@@ -163,7 +174,7 @@ struct Input {
     end: ConsoleEnd,
     /// The input that is waited for.
     listening: Option<Arc<File>>,
-    drained: EventFd,
+    drained: Arc<EventFd>,
     serial: Arc<Serial>,
     /// Typed, but the port's buffer was full.
     pending: Vec<u8>,
@@ -171,7 +182,7 @@ struct Input {
 
 impl MutEventSubscriber for Input {
     fn init(&mut self, ops: &mut EventOps) {
-        let drained = ops.add_source(&self.drained, DRAINED);
+        let drained = ops.add_source(&*self.drained, DRAINED);
         let listener = self
             .end
             .listener()
@@ -179,6 +190,7 @@ impl MutEventSubscriber for Input {
         if let Err(error) = drained.and(listener) {
             log::error!("the serial port's input is not heard: {error}");
         }
+        self.hand_over();
         self.listen(ops);
     }
 
@@ -188,13 +200,18 @@ impl MutEventSubscriber for Input {
             LISTENER => self.accept(ops),
             _ => self.read(ops),
         }
-        let taken = self.serial.receive(&self.pending);
-        self.pending.drain(..taken);
+        self.hand_over();
         self.listen(ops);
     }
 }
 
 impl Input {
+    /// Gives the port as much as it has room for.
+    fn hand_over(&mut self) {
+        let taken = self.serial.receive(&self.pending);
+        self.pending.drain(..taken);
+    }
+
     /// Waits for input if there is any and the guest has taken what there was;
     /// while it is behind, the rest stays where it is typed. Where the host
     /// refuses to wait, the next event tries again.

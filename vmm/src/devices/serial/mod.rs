@@ -6,6 +6,7 @@ mod input;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -13,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::BusDevice;
 use crate::console_end::ConsoleEnd;
 use crate::interrupt::MsiVector;
+use crate::state::StateError;
 
 pub use input::{InputError, SerialInput};
 
@@ -28,7 +30,7 @@ impl Trigger for IrqTrigger {
 }
 
 /// Tells the input thread that the guest has taken everything.
-struct DrainNotice(Option<EventFd>);
+struct DrainNotice(Option<Arc<EventFd>>);
 
 impl SerialEvents for DrainNotice {
     fn buffer_read(&self) {}
@@ -44,9 +46,29 @@ impl SerialEvents for DrainNotice {
 
 type Model = Uart<IrqTrigger, DrainNotice, ConsoleEnd>;
 
+/// A serial port as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    in_buffer: Vec<u8>,
+}
+
 /// A serial port. Its lock is taken by vCPU threads and the input thread; the
 /// only lock that is taken while it is held is that of the console's end.
-pub struct Serial(Mutex<Model>);
+pub struct Serial {
+    model: Mutex<Model>,
+    // What a model is made with.
+    interrupt: Arc<MsiVector>,
+    output: ConsoleEnd,
+    drained: Option<Arc<EventFd>>,
+}
 
 impl Serial {
     /// A port that writes to `output` and signals `drained` whenever the guest
@@ -55,10 +77,85 @@ impl Serial {
     pub fn new(
         interrupt: Arc<MsiVector>,
         output: ConsoleEnd,
-        drained: Option<EventFd>,
+        drained: Option<Arc<EventFd>>,
     ) -> Arc<Self> {
-        let model = Uart::with_events(IrqTrigger(interrupt), DrainNotice(drained), output);
-        Arc::new(Self(Mutex::new(model)))
+        let (trigger, notice) = (
+            IrqTrigger(Arc::clone(&interrupt)),
+            DrainNotice(drained.clone()),
+        );
+        let model = Uart::with_events(trigger, notice, output.clone());
+        Arc::new(Self {
+            model: Mutex::new(model),
+            interrupt,
+            output,
+            drained,
+        })
+    }
+
+    /// The registers and what the guest has yet to read.
+    #[must_use]
+    pub fn save(&self) -> SerialState {
+        let vm_superio::SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer,
+        } = self.lock().state();
+        SerialState {
+            baud_divisor: [baud_divisor_low, baud_divisor_high],
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer,
+        }
+    }
+
+    /// Puts back what [`save`](Self::save) told.
+    ///
+    /// # Errors
+    /// More waits to be read than the port has room for.
+    pub fn restore(&self, state: &SerialState) -> Result<(), StateError> {
+        let SerialState {
+            baud_divisor: [baud_divisor_low, baud_divisor_high],
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            ref in_buffer,
+        } = *state;
+        let registers = vm_superio::SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: in_buffer.clone(),
+        };
+        let (trigger, notice) = (
+            IrqTrigger(Arc::clone(&self.interrupt)),
+            DrainNotice(self.drained.clone()),
+        );
+        let model = Uart::from_state(&registers, trigger, notice, self.output.clone())
+            .map_err(|error| StateError::unfit("the serial port", &format_args!("{error:?}")))?;
+        *self.lock() = model;
+        Ok(())
     }
 
     /// Puts bytes into the receive buffer; says how many fitted.
@@ -78,7 +175,7 @@ impl Serial {
     }
 
     fn lock(&self) -> MutexGuard<'_, Model> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

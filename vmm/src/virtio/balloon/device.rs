@@ -4,12 +4,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 
 use super::request::PAGE;
 use super::worker::BalloonService;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
+use crate::state::{StateError, device_state, from_device_state};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice, copy_config};
 
@@ -54,6 +57,13 @@ pub struct BalloonParams {
     pub deflate_on_oom: bool,
     /// The guest reports memory that it does not use.
     pub free_page_reporting: bool,
+}
+
+/// A balloon as it is saved, in pages.
+#[derive(Serialize, Deserialize)]
+struct BalloonState {
+    wanted: u32,
+    actual: u32,
 }
 
 /// A balloon device.
@@ -145,6 +155,21 @@ impl VirtioDevice for Balloon {
 
     fn workers(&self) -> &[Worker] {
         std::slice::from_ref(&self.worker)
+    }
+
+    fn save(&self) -> Value {
+        let BalloonSize { wanted, actual } = &*self.size;
+        device_state(&BalloonState {
+            wanted: wanted.load(Ordering::Relaxed),
+            actual: actual.load(Ordering::Relaxed),
+        })
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), StateError> {
+        let BalloonState { wanted, actual } = from_device_state("the memory balloon", state)?;
+        self.size.wanted.store(wanted, Ordering::Relaxed);
+        self.size.actual.store(actual, Ordering::Relaxed);
+        Ok(())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

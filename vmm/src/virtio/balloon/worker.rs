@@ -63,6 +63,10 @@ impl Service for BalloonService {
         Ok(())
     }
 
+    fn queues(&self) -> Vec<&VirtQueue> {
+        self.queues.iter().map(|(_, queue)| queue).collect()
+    }
+
     fn stop(&mut self) {
         self.queues.clear();
     }

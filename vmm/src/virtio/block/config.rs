@@ -99,6 +99,11 @@ impl DiskConfig {
         }
     }
 
+    /// Sets the write cache's switch.
+    pub(super) fn set_writeback(&self, on: bool) {
+        self.writeback.store(on, Ordering::Release);
+    }
+
     pub(super) fn reset(&self) {
         self.writeback.store(true, Ordering::Release);
     }

@@ -4,6 +4,8 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 use super::config::{DiskConfig, LENGTH};
@@ -13,6 +15,7 @@ use super::image::{FileId, Image, ImageFormat, ResizeError};
 use super::worker::{BlockService, open_ring};
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
+use crate::state::{StateError, device_state, from_device_state};
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::worker::Worker;
 use crate::virtio::{
@@ -56,6 +59,13 @@ impl DiskImage {
     pub fn change(&self, bytes: u64) -> Result<(), ResizeError> {
         self.0.image.resize(bytes)
     }
+}
+
+/// What the driver has set of a disk.
+#[derive(Serialize, Deserialize)]
+struct BlockState {
+    /// It flushes what is to be durable.
+    writeback: bool,
 }
 
 /// A disk.
@@ -154,6 +164,18 @@ impl VirtioDevice for Block {
 
     fn workers(&self) -> &[Worker] {
         &self.workers
+    }
+
+    fn save(&self) -> Value {
+        device_state(&BlockState {
+            writeback: self.disk.config.writeback(),
+        })
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), StateError> {
+        let BlockState { writeback } = from_device_state("the disk", state)?;
+        self.disk.config.set_writeback(writeback);
+        Ok(())
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

@@ -179,6 +179,10 @@ impl Service for BlockService {
         }
     }
 
+    fn queues(&self) -> Vec<&VirtQueue> {
+        self.active.iter().map(|active| &active.queue).collect()
+    }
+
     fn stop(&mut self) {
         let Some(mut ring) = self.active.take().and_then(|active| active.ring) else {
             return;

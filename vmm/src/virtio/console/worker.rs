@@ -177,6 +177,13 @@ impl Service for ConsoleService {
         Ok(())
     }
 
+    fn queues(&self) -> Vec<&VirtQueue> {
+        self.active
+            .iter()
+            .flat_map(|active| active.receive.iter().chain(&active.transmit))
+            .collect()
+    }
+
     fn stop(&mut self) {
         self.active = None;
     }

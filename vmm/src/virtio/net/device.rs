@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 
 use super::counters::{NetCounters, PairCounters};
@@ -13,6 +15,7 @@ use super::tap::{InterfaceParams, Tap, TapError};
 use super::worker::PairService;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
+use crate::state::{StateError, device_state, from_device_state};
 use crate::virtio::rate_limit::{LimitParams, RateLimit, RateLimiter};
 use crate::virtio::worker::Worker;
 use crate::virtio::{
@@ -72,6 +75,13 @@ pub enum NetError {
     /// No threads, events or timers.
     #[error("Cannot start the device's threads")]
     Start(#[from] io::Error),
+}
+
+/// What the driver has set of a network device.
+#[derive(Serialize, Deserialize)]
+struct NetState {
+    /// Queue pairs in use.
+    pairs: usize,
 }
 
 /// A network device.
@@ -177,6 +187,20 @@ impl VirtioDevice for Net {
 
     fn workers(&self) -> &[Worker] {
         &self.workers
+    }
+
+    fn save(&self) -> Value {
+        device_state(&NetState {
+            pairs: self.steering.pairs_in_use(),
+        })
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), StateError> {
+        const DEVICE: &str = "the network device";
+        let NetState { pairs } = from_device_state(DEVICE, state)?;
+        self.steering.use_pairs(pairs).map_err(|error| {
+            StateError::unfit(DEVICE, &format_args!("{pairs} queue pairs: {error}"))
+        })
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {

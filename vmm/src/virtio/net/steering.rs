@@ -58,6 +58,11 @@ impl Steering {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many lanes the interface uses.
+    pub(super) fn pairs_in_use(&self) -> usize {
+        *self.attached()
+    }
+
     /// Whether the interface uses a lane.
     pub(super) fn uses(&self, lane: usize) -> bool {
         lane < *self.attached()

@@ -253,6 +253,17 @@ impl Service for PairService {
         Ok(())
     }
 
+    fn queues(&self) -> Vec<&VirtQueue> {
+        self.active
+            .iter()
+            .flat_map(|active| {
+                [active.receiver.queue(), active.transmitter.queue()]
+                    .into_iter()
+                    .chain(&active.control)
+            })
+            .collect()
+    }
+
     fn stop(&mut self) {
         self.active = None;
     }

@@ -69,6 +69,10 @@ impl Service for RngService {
         Ok(())
     }
 
+    fn queues(&self) -> Vec<&VirtQueue> {
+        self.queue.iter().collect()
+    }
+
     fn stop(&mut self) {
         self.queue = None;
         self.waiting = false;

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde_json::Value;
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -12,6 +14,7 @@ use super::switchboard::Switchboard;
 use super::worker::{FIRST_STREAM, VsockService};
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
+use crate::state::StateError;
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice, copy_config};
 
@@ -20,6 +23,7 @@ const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 /// A socket device.
 pub struct Vsock {
     cid: u64,
+    restored: Arc<AtomicBool>,
     faults: Arc<GuestFaults>,
     worker: Worker,
 }
@@ -29,12 +33,14 @@ impl Vsock {
     pub fn new(id: &str, cid: u32, path: &Path, events: EventSink) -> io::Result<Self> {
         let cid = u64::from(cid);
         let faults = Arc::new(GuestFaults::new(id));
+        let restored = Arc::new(AtomicBool::new(false));
         let listener = Listener::bind(path)?;
         let service = VsockService {
             switchboard: Switchboard::new(cid, listener, Arc::clone(&faults), FIRST_STREAM),
             faults: Arc::clone(&faults),
             timer: TimerFd::new()?,
             ticking: false,
+            restored: Arc::clone(&restored),
             active: None,
         };
         let worker = Worker::spawn(
@@ -46,6 +52,7 @@ impl Vsock {
         )?;
         Ok(Self {
             cid,
+            restored,
             faults,
             worker,
         })
@@ -79,6 +86,13 @@ impl VirtioDevice for Vsock {
 
     fn workers(&self) -> &[Worker] {
         std::slice::from_ref(&self.worker)
+    }
+
+    /// Connections end with the sockets of the host: the driver hears of it when
+    /// the device goes on.
+    fn restore(&mut self, _state: &Value) -> Result<(), StateError> {
+        self.restored.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

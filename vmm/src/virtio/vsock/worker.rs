@@ -2,9 +2,11 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use event_manager::EventOps;
+use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::packet::HEADER_LENGTH;
@@ -18,11 +20,14 @@ const TO_GUEST: u32 = 0;
 const FROM_GUEST: u32 = 1;
 const LISTENER: u32 = 2;
 const TIMER: u32 = 3;
+const EVENTS: u32 = 4;
 /// Connections and visitors.
 pub(super) const FIRST_STREAM: u32 = 16;
 
 /// The guest's packets wait while so many of ours do: each may cause one.
 const MAX_BACKLOG: usize = 256;
+/// The event that the connections are gone (5.10.6.6.2): its number.
+const TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
 /// Turns of both queues before the thread looks at what else there is: each
 /// turn may make room for the next for as long as the guest likes.
 const TURNS: usize = 4;
@@ -45,6 +50,8 @@ pub(super) struct VsockService {
     pub(super) faults: Arc<GuestFaults>,
     pub(super) timer: TimerFd,
     pub(super) ticking: bool,
+    /// The driver has yet to hear that its connections are gone.
+    pub(super) restored: Arc<AtomicBool>,
     pub(super) active: Option<Active>,
 }
 
@@ -54,7 +61,7 @@ pub(super) struct Active {
     from_guest: VirtQueue,
     /// The standard's third queue carries events; there are none to report as
     /// long as a machine does not move to another host.
-    _events: Option<VirtQueue>,
+    events: Option<VirtQueue>,
     packet: ScatterList,
 }
 
@@ -176,6 +183,44 @@ impl VsockService {
         Ok(())
     }
 
+    fn is_restored(&self) -> bool {
+        self.restored.load(Ordering::Relaxed)
+    }
+
+    /// Tells the driver that the connections of before are gone (5.10.6.6.2), as
+    /// soon as it has a buffer for that.
+    fn report_reset(&mut self, ops: &mut EventOps) -> Result<(), ServiceError> {
+        let Some(queue) = self
+            .active
+            .as_mut()
+            .and_then(|active| active.events.as_mut())
+        else {
+            return Ok(());
+        };
+        let _ = queue.kick().read();
+        let Some(chain) = queue.pop()? else {
+            return Ok(());
+        };
+        let written = match chain.clone().writable().next() {
+            Some(buffer) if buffer.len() as usize >= TRANSPORT_RESET.len() => {
+                let place = GuestAddress(buffer.addr().0);
+                let memory = chain.memory();
+                memory.write_slice(&TRANSPORT_RESET, place).is_ok()
+            }
+            _ => false,
+        };
+        if !written {
+            self.faults
+                .report(&"An event buffer without room for an event");
+        }
+        let length = if written { TRANSPORT_RESET.len() } else { 0 };
+        queue.complete(chain.head_index(), length as u32)?;
+        queue.notify()?;
+        ops.remove_source(queue.kick())?;
+        self.restored.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn set_ticking(&mut self, wanted: bool) -> io::Result<()> {
         if wanted != self.ticking {
             self.ticking = wanted;
@@ -199,7 +244,7 @@ impl Service for VsockService {
         self.active = Some(Active {
             to_guest,
             from_guest,
-            _events: activation.take_queue(2),
+            events: activation.take_queue(2),
             packet: ScatterList::new(activation.memory),
         });
         Ok(())
@@ -213,6 +258,11 @@ impl Service for VsockService {
         active.from_guest.listen(ops, FROM_GUEST)?;
         ops.add_source(self.switchboard.listener(), LISTENER)?;
         ops.add_source(&self.timer, TIMER)?;
+        if self.is_restored()
+            && let Some(queue) = &active.events
+        {
+            queue.listen(ops, EVENTS)?;
+        }
         self.switchboard.attach(ops);
         Ok(())
     }
@@ -223,6 +273,7 @@ impl Service for VsockService {
                 // Nothing to read: somebody else has looked already.
                 TO_GUEST => drop(active.to_guest.kick().read()),
                 FROM_GUEST => drop(active.from_guest.kick().read()),
+                EVENTS => self.report_reset(ops)?,
                 LISTENER => self.switchboard.accept(ops),
                 TIMER => {
                     let _ = self.timer.wait();
@@ -237,6 +288,17 @@ impl Service for VsockService {
     fn pause(&mut self) -> Result<(), ServiceError> {
         self.switchboard.detach();
         Ok(())
+    }
+
+    fn queues(&self) -> Vec<&VirtQueue> {
+        self.active
+            .iter()
+            .flat_map(|active| {
+                [&active.to_guest, &active.from_guest]
+                    .into_iter()
+                    .chain(&active.events)
+            })
+            .collect()
     }
 
     fn stop(&mut self) {

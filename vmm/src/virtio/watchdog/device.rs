@@ -2,11 +2,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::worker::WatchdogService;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
+use crate::state::{StateError, device_state, from_device_state};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice};
 
@@ -16,8 +21,15 @@ const QUEUE_SIZES: [u16; 1] = [8];
 /// How long the guest may be silent.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// A watchdog as it is saved. The time of a guest that pinged begins anew.
+#[derive(Serialize, Deserialize)]
+struct WatchdogState {
+    armed: bool,
+}
+
 /// A watchdog.
 pub struct Watchdog {
+    armed: Arc<AtomicBool>,
     faults: Arc<GuestFaults>,
     worker: Worker,
 }
@@ -30,7 +42,13 @@ impl Watchdog {
 
     pub(super) fn with_timeout(id: &str, events: EventSink, timeout: Duration) -> io::Result<Self> {
         let faults = Arc::new(GuestFaults::new(id));
-        let service = WatchdogService::new(Arc::clone(&faults), events.clone(), timeout)?;
+        let armed = Arc::new(AtomicBool::new(false));
+        let service = WatchdogService::new(
+            Arc::clone(&faults),
+            events.clone(),
+            timeout,
+            Arc::clone(&armed),
+        )?;
         let worker = Worker::spawn(
             id,
             ThreadKind::VirtioWatchdog,
@@ -38,7 +56,11 @@ impl Watchdog {
             events,
             service,
         )?;
-        Ok(Self { faults, worker })
+        Ok(Self {
+            armed,
+            faults,
+            worker,
+        })
     }
 }
 
@@ -61,6 +83,18 @@ impl VirtioDevice for Watchdog {
 
     fn workers(&self) -> &[Worker] {
         std::slice::from_ref(&self.worker)
+    }
+
+    fn save(&self) -> Value {
+        device_state(&WatchdogState {
+            armed: self.armed.load(Ordering::Relaxed),
+        })
+    }
+
+    fn restore(&mut self, state: &Value) -> Result<(), StateError> {
+        let WatchdogState { armed } = from_device_state("the watchdog", state)?;
+        self.armed.store(armed, Ordering::Relaxed);
+        Ok(())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use event_manager::EventOps;
@@ -23,7 +24,7 @@ pub(super) struct WatchdogService {
     timeout: Duration,
     timer: TimerFd,
     /// The guest has pinged: it is reset when it falls silent.
-    armed: bool,
+    armed: Arc<AtomicBool>,
     queue: Option<VirtQueue>,
 }
 
@@ -32,13 +33,14 @@ impl WatchdogService {
         faults: Arc<GuestFaults>,
         events: EventSink,
         timeout: Duration,
+        armed: Arc<AtomicBool>,
     ) -> io::Result<Self> {
         Ok(Self {
             faults,
             events,
             timeout,
             timer: TimerFd::new()?,
-            armed: false,
+            armed,
             queue: None,
         })
     }
@@ -66,7 +68,7 @@ impl Service for WatchdogService {
         };
         queue.listen(ops, PINGS)?;
         ops.add_source(&self.timer, TIMER)?;
-        if self.armed {
+        if self.armed.load(Ordering::Relaxed) {
             // It could not ping while it stood still: the time begins anew.
             self.set_timer()?;
         }
@@ -88,7 +90,7 @@ impl Service for WatchdogService {
         {
             // Begins with the first ping: a guest without a watchdog program
             // is never reset.
-            self.armed = true;
+            self.armed.store(true, Ordering::Relaxed);
             self.set_timer()?;
         }
         Ok(())
@@ -99,9 +101,13 @@ impl Service for WatchdogService {
         Ok(())
     }
 
+    fn queues(&self) -> Vec<&VirtQueue> {
+        self.queue.iter().collect()
+    }
+
     fn stop(&mut self) {
         self.queue = None;
-        self.armed = false;
+        self.armed.store(false, Ordering::Relaxed);
         self.clear_timer();
     }
 }

@@ -94,8 +94,8 @@ impl Vmm {
         }
         let leaves = self
             .machine
-            .as_ref()
-            .is_some_and(|machine| machine.devices().request_unplug(id));
+            .as_mut()
+            .is_some_and(|machine| machine.devices_mut().request_unplug(id));
         let forgotten = forget_device(config, id);
         // What was sent along for it is closed.
         let named: BTreeSet<i32> = config

@@ -47,11 +47,12 @@ fn config() -> Box<VmConfig> {
     Box::new(config)
 }
 
-const NEED_A_RUNNING_VM: [VmAction; 6] = [
+const NEED_A_RUNNING_VM: [VmAction; 7] = [
     VmAction::Pause,
     VmAction::Resume,
     VmAction::Shutdown,
     VmAction::Reboot,
+    VmAction::Pulse,
     VmAction::PowerButton,
     VmAction::Nmi,
 ];

@@ -1,6 +1,7 @@
 //! The common configuration structure (virtio 1.3, 4.1.4.3): what the driver
 //! sets up, until the device is activated with it.
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
@@ -35,6 +36,47 @@ impl QueueSetup {
         }
     }
 
+    fn save(&self) -> QueueSetupState {
+        let Self {
+            max_size,
+            size,
+            vector,
+            enabled,
+            areas,
+        } = *self;
+        QueueSetupState {
+            max_size,
+            size,
+            vector,
+            enabled,
+            areas,
+        }
+    }
+
+    fn restore(&mut self, state: &QueueSetupState, vectors: u16) -> Result<(), String> {
+        let QueueSetupState {
+            max_size,
+            size,
+            vector,
+            enabled,
+            areas,
+        } = *state;
+        if max_size != self.max_size || !size.is_power_of_two() || size > max_size {
+            return Err(format!(
+                "a queue of {size} of {max_size} entries, the device's has {}",
+                self.max_size
+            ));
+        }
+        *self = Self {
+            max_size,
+            size,
+            vector: known_vector(vector, vectors),
+            enabled,
+            areas,
+        };
+        Ok(())
+    }
+
     /// The queue, if it is enabled and its parts lie in guest memory.
     fn build(&self, memory: &GuestRam, event_idx: bool) -> Result<Queue, String> {
         let [descriptors, driver, device] = self.areas;
@@ -62,6 +104,35 @@ impl QueueSetup {
         queue.set_ready(true);
         Ok(queue)
     }
+}
+
+/// What the driver told of a queue, as it is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct QueueSetupState {
+    max_size: u16,
+    size: u16,
+    vector: u16,
+    enabled: bool,
+    areas: [u64; 3],
+}
+
+/// The registers as they are saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct CommonState {
+    offered: u64,
+    device_select: u32,
+    driver_select: u32,
+    accepted: u64,
+    config_vector: u16,
+    status: u8,
+    generation: u8,
+    queue_select: u16,
+    queues: Vec<QueueSetupState>,
+}
+
+/// A vector that the device has, or none.
+fn known_vector(vector: u16, vectors: u16) -> u16 {
+    if vector < vectors { vector } else { NO_VECTOR }
 }
 
 /// The registers.
@@ -93,6 +164,78 @@ impl CommonConfig {
                 .map(|&size| QueueSetup::new(size))
                 .collect(),
         }
+    }
+
+    /// The registers as they are.
+    pub(super) fn save(&self) -> CommonState {
+        let Self {
+            offered,
+            device_select,
+            driver_select,
+            accepted,
+            config_vector,
+            status,
+            generation,
+            queue_select,
+            queues,
+        } = self;
+        CommonState {
+            offered: *offered,
+            device_select: *device_select,
+            driver_select: *driver_select,
+            accepted: *accepted,
+            config_vector: *config_vector,
+            status: status.bits(),
+            generation: *generation,
+            queue_select: *queue_select,
+            queues: queues.iter().map(QueueSetup::save).collect(),
+        }
+    }
+
+    /// Puts them back, for a device with so many interrupt vectors.
+    ///
+    /// # Errors
+    /// The device offers less than the saved one did, or other queues.
+    pub(super) fn restore(&mut self, state: &CommonState, vectors: u16) -> Result<(), String> {
+        let CommonState {
+            offered,
+            device_select,
+            driver_select,
+            accepted,
+            config_vector,
+            status,
+            generation,
+            queue_select,
+            queues,
+        } = state;
+        let missing = offered & !self.offered;
+        if missing != 0 {
+            return Err(format!("the device lacks the features {missing:#x}"));
+        }
+        if queues.len() != self.queues.len() {
+            let count = self.queues.len();
+            return Err(format!("{} queues, the device has {count}", queues.len()));
+        }
+        if accepted & !offered != 0 {
+            return Err(format!("features {accepted:#x} of {offered:#x}"));
+        }
+        for (setup, state) in self.queues.iter_mut().zip(queues) {
+            setup.restore(state, vectors)?;
+        }
+        self.offered = *offered;
+        self.device_select = *device_select;
+        self.driver_select = *driver_select;
+        self.accepted = *accepted;
+        self.config_vector = known_vector(*config_vector, vectors);
+        self.status = DeviceStatus::from_bits(*status);
+        self.generation = *generation;
+        self.queue_select = *queue_select;
+        Ok(())
+    }
+
+    /// Whether the driver has taken the device into use.
+    pub(super) fn is_active(&self) -> bool {
+        self.status.is_active()
     }
 
     /// Forgets what the driver set.
@@ -169,7 +312,7 @@ impl CommonConfig {
     /// one, to a register that cannot be written, or at a time when it has no
     /// meaning, change nothing.
     pub(super) fn write(&mut self, offset: usize, data: &[u8], vectors: u16) -> Transition {
-        let vector = |value: u16| if value < vectors { value } else { NO_VECTOR };
+        let vector = |value: u16| known_vector(value, vectors);
         match (offset, data) {
             (0, &[a, b, c, d]) => self.device_select = u32::from_le_bytes([a, b, c, d]),
             (8, &[a, b, c, d]) => self.driver_select = u32::from_le_bytes([a, b, c, d]),

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use hypervisor::Vm;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::common::{self, CommonConfig};
+use super::common::{self, CommonConfig, CommonState};
 use super::interrupt::PciInterrupt;
 use super::{
     BAR_SIZE, COMMON, DEVICE, DEVICE_END, ISR, MAX_VECTORS, NOTIFY, NOTIFY_STEP, PENDING,
@@ -18,13 +21,14 @@ use crate::interrupt::{InterruptError, MsiRouter};
 use crate::log_limit::LogLimit;
 use crate::memory::{GuestRam, MemoryError, PCI_DEVICE_SLOTS, ReadOnlyWindow};
 use crate::pci::{
-    BarPlacer, CONFIG_SIZE, ConfigSpace, Identity, MsixCapability, MsixTable, MsixVectors,
-    PciAddress, PciFunction, capability,
+    BarPlacer, CONFIG_SIZE, ConfigSpace, Identity, MsixCapability, MsixState, MsixTable,
+    MsixVectors, PciAddress, PciFunction, capability,
 };
+use crate::state::StateError;
 use crate::virtio::worker::Worker;
 use crate::virtio::{
-    Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, Transition, VirtQueue, VirtioDevice,
-    VirtioInterrupt,
+    Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, QueuePosition, Transition, VirtQueue,
+    VirtioDevice, VirtioInterrupt,
 };
 
 const VENDOR: u16 = 0x1af4;
@@ -81,6 +85,25 @@ struct State {
     /// A driver has taken the device into use.
     active: bool,
     device: Box<dyn VirtioDevice>,
+}
+
+/// A function and its device as they are saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioPciState {
+    /// Its slot on the bus.
+    pub slot: u8,
+    /// The configuration registers.
+    config: Vec<u8>,
+    table: MsixState,
+    common: CommonState,
+    /// A driver has taken the device into use.
+    active: bool,
+    isr: u8,
+    /// The driver was asked for a reset.
+    failed: bool,
+    queues: Vec<QueuePosition>,
+    /// What only the device knows.
+    device: Value,
 }
 
 /// The function. Lock order: `state`, then whatever is below: bus, interrupt
@@ -211,6 +234,97 @@ impl VirtioPci {
         }
     }
 
+    /// The function and its device as they are, while the device is paused.
+    ///
+    /// # Errors
+    /// Interrupts that are on their way cannot be waited for.
+    pub fn save(&self) -> Result<VirtioPciState, InterruptError> {
+        let state = self.state();
+        let State {
+            config,
+            // Follows from the registers.
+            msix_capability: _,
+            table,
+            placer: _,
+            common,
+            active,
+            device,
+        } = &*state;
+        let (isr, failed) = self.interrupt.pending();
+        Ok(VirtioPciState {
+            slot: self.address.device,
+            config: config.bytes().to_vec(),
+            table: table.save()?,
+            common: common.save(),
+            active: *active,
+            isr,
+            failed,
+            queues: device
+                .workers()
+                .iter()
+                .flat_map(Worker::positions)
+                .collect(),
+            device: device.save(),
+        })
+    }
+
+    /// Makes the function and its device what was saved. They are as after a
+    /// reset, and the device is paused.
+    ///
+    /// # Errors
+    /// It is the state of another device, or the host does not do what it takes.
+    pub fn restore(&self, saved: &VirtioPciState) -> Result<(), StateError> {
+        let unfit = |why: &dyn std::fmt::Display| StateError::unfit(&self.name, why);
+        let VirtioPciState {
+            // Decided on where this function is.
+            slot: _,
+            config,
+            table,
+            common,
+            active,
+            isr,
+            failed,
+            queues,
+            device,
+        } = saved;
+        let mut guard = self.state();
+        let state = &mut *guard;
+        state
+            .config
+            .restore(config)
+            .map_err(|error| unfit(&error))?;
+        let vectors = self.kicks.len() as u16 + 1;
+        state
+            .common
+            .restore(common, vectors)
+            .map_err(|error| unfit(&error))?;
+        self.follow_vectors(state);
+        self.interrupt.set_pending(*isr, *failed);
+        // A device that failed has no queues, until it is reset.
+        if state.common.is_active() && !failed {
+            self.try_activate(state, Some(queues))
+                .map_err(|error| unfit(&error))?;
+        }
+        state.active = *active;
+        state.device.restore(device)?;
+        let masks = state.msix_capability.state(&state.config);
+        state
+            .table
+            .restore(table, masks)
+            .map_err(|error| unfit(&error))?;
+        let wanted = state.config.bar(0);
+        self.place(state, wanted);
+        self.show(state);
+        Ok(())
+    }
+
+    fn follow_vectors(&self, state: &State) {
+        self.interrupt.set_vectors(
+            state.common.config_vector,
+            state.common.queues.iter().map(|queue| queue.vector),
+        );
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,15 +398,12 @@ impl VirtioPci {
             }
             Transition::Activate => self.activate(state),
         }
-        self.interrupt.set_vectors(
-            state.common.config_vector,
-            state.common.queues.iter().map(|queue| queue.vector),
-        );
+        self.follow_vectors(state);
         self.show(state);
     }
 
     fn activate(&self, state: &mut State) {
-        if let Err(error) = self.try_activate(state) {
+        if let Err(error) = self.try_activate(state, None) {
             self.faults.report(&format!("cannot activate: {error}"));
             self.interrupt.needs_reset();
             return;
@@ -313,14 +424,29 @@ impl VirtioPci {
         self.events.send(event(self.name.clone()));
     }
 
-    fn try_activate(&self, state: &mut State) -> Result<(), String> {
+    /// Activates the device with the queues that the driver set up, from their
+    /// beginning or from where it was in them.
+    fn try_activate(
+        &self,
+        state: &mut State,
+        positions: Option<&[QueuePosition]>,
+    ) -> Result<(), String> {
         let memory = &self.memory;
         let interrupt = Arc::clone(&self.interrupt) as Arc<dyn VirtioInterrupt>;
         let queues = state
             .common
             .build_queues(memory)?
             .into_iter()
-            .map(|(index, queue)| {
+            .map(|(index, mut queue)| {
+                if let Some(positions) = positions {
+                    let position = positions.iter().find(|position| position.index == index);
+                    // A queue that nobody took over stays at its beginning.
+                    let (next_available, next_used) = position.map_or((0, 0), |position| {
+                        (position.next_available, position.next_used)
+                    });
+                    queue.set_next_avail(next_available);
+                    queue.set_next_used(next_used);
+                }
                 let kick = Arc::clone(&self.kicks[usize::from(index)]);
                 let memory = Arc::clone(memory);
                 VirtQueue::new(index, queue, memory, kick, Arc::clone(&interrupt))

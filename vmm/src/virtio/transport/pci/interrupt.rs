@@ -64,6 +64,21 @@ impl PciInterrupt {
         self.isr.store(0, Ordering::Release);
     }
 
+    /// What is pending beside the vectors, and whether the driver is asked for a
+    /// reset.
+    pub(super) fn pending(&self) -> (u8, bool) {
+        (
+            self.isr.load(Ordering::Acquire),
+            self.failed.load(Ordering::Acquire),
+        )
+    }
+
+    /// Sets what [`pending`](Self::pending) told.
+    pub(super) fn set_pending(&self, isr: u8, failed: bool) {
+        self.isr.store(isr, Ordering::Release);
+        self.failed.store(failed, Ordering::Release);
+    }
+
     /// Reads the interrupt status, which clears it.
     pub(super) fn take_isr(&self) -> u8 {
         self.isr.swap(0, Ordering::AcqRel)
