@@ -15,6 +15,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "vm",
         &[
+            "state",
             "api",
             "config",
             "stats",
@@ -54,6 +55,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "virtio",
         &[
+            "state",
             "pci",
             "interrupt",
             "bus",
@@ -70,6 +72,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "devices",
         &[
+            "state",
             "interrupt",
             "bus",
             "memory",
@@ -89,6 +92,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("log_limit", &[]),
     ("sandbox", &["event"]),
     ("sources", &[]),
+    ("state", &[]),
     ("event", &[]),
     ("host_file", &[]),
 ];
