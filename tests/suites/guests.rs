@@ -43,7 +43,7 @@ pub const LONG: Suite = Suite {
 };
 
 /// How long a payload may take to get somewhere on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(240);
+const STEP_TIMEOUT: Duration = Duration::from_secs(240);
 
 fn has_payloads(site: &Site) -> bool {
     site.is_patched() && Path::new(IN_HOST).exists()
@@ -93,10 +93,10 @@ fn memory_tests_run_on_the_serial_console_and_reset_the_machine(site: &Site) -> 
         let mut machine = Machine::boot(&site.bin(), &site.fresh_dir()?, &spec)?;
         for boot in 1..=1 + resets_of(site) {
             machine
-                .wait_for_after((MEMTEST_UP, boot), MEMTEST_WORKS, PATIENCE)
+                .wait_for_after((MEMTEST_UP, boot), MEMTEST_WORKS, STEP_TIMEOUT)
                 .with_context(|| format!("{}, boot {boot}", test.display()))?;
             machine
-                .wait_for_after((MEMTEST_UP, boot), MEMTEST_SMP, PATIENCE)
+                .wait_for_after((MEMTEST_UP, boot), MEMTEST_SMP, STEP_TIMEOUT)
                 .with_context(|| format!("{}, boot {boot}", test.display()))?;
             // The escape key means a reset to it.
             machine.type_text("\x1b")?;
@@ -141,7 +141,7 @@ fn firmware_resets_the_machine_by_either_flag(site: &Site) -> Result<()> {
             ];
             for (shown, keys) in steps {
                 machine
-                    .wait_for_after(mark, shown, PATIENCE)
+                    .wait_for_after(mark, shown, STEP_TIMEOUT)
                     .with_context(|| format!("By {flag}, boot {boot}"))?;
                 machine.type_text(keys)?;
             }
@@ -190,7 +190,7 @@ fn kernels(site: &Site, wanted: impl Fn(&str) -> bool) -> Result<()> {
             let mark = format!("@kernel {release}");
             let boots = 1 + resets_of(site);
             machine
-                .wait_for_nth(&mark, boots as u64, PATIENCE * boots as u32)
+                .wait_for_nth(&mark, boots as u64, STEP_TIMEOUT * boots as u32)
                 .with_context(|| format!("{release}, {command}, {option:?}"))?;
         }
         println!("{release} resets the machine");

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use lab::oracle;
 
 use crate::site::{Site, skip};
-use crate::{Suite, keeper, trials};
+use crate::{Suite, keep_vm, trials};
 
 pub const SUITE: Suite = Suite {
     name: "host",
@@ -34,7 +34,7 @@ fn no_vm_is_left(site: &Site) -> Result<()> {
         .filter(|name| {
             name.to_string_lossy()
                 .split_once('-')
-                .is_some_and(|(process, _)| process.parse().ok() != keeper::process())
+                .is_some_and(|(process, _)| process.parse().ok() != keep_vm::process())
         })
         .collect();
     ensure!(left.is_empty(), "KVM still has {left:?}");

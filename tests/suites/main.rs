@@ -22,7 +22,6 @@ mod consoles;
 mod cpus;
 mod debian;
 mod demo;
-mod denied;
 mod descriptors;
 mod devices;
 mod emulation;
@@ -36,7 +35,7 @@ mod hotplug;
 mod hypervisor;
 mod images;
 mod isolation;
-mod keeper;
+mod keep_vm;
 mod leaks;
 mod leaves;
 mod lifecycle;
@@ -46,6 +45,7 @@ mod memory;
 mod modules;
 mod nested;
 mod nets;
+mod no_io_uring;
 mod pause;
 mod pulse;
 mod resets;
@@ -215,7 +215,7 @@ fn main() -> ExitCode {
         Command::Demo => report("The demonstration", demo::show(&site)),
         Command::Bench { sections } => report("The bench", bench::run(&site, &sections)),
         Command::Study { cases } => report("The study", study::run(&site, &cases)),
-        Command::KeepVm => report("The kept VM", keeper::keep()),
+        Command::KeepVm => report("The kept VM", keep_vm::keep()),
         Command::WriteZeroes {
             disk,
             offset,
@@ -223,7 +223,9 @@ fn main() -> ExitCode {
             free,
         } => report("The zeroes", zeroes::write(&disk, offset, length, free)),
         Command::HoldVsock { port, count } => report("The connections", sockets::hold(port, count)),
-        Command::WithoutIoUring { command } => report("The program", denied::become_it(&command)),
+        Command::WithoutIoUring { command } => {
+            report("The program", no_io_uring::become_it(&command))
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use lab::guest::{Instruction, Program};
 use lab::vmm::Machine;
 use serde_json::{Value, json};
 
-use crate::shell::{Guest, PATIENCE};
+use crate::shell::{Guest, STEP_TIMEOUT};
 use crate::site::Site;
 use crate::{Suite, trials};
 
@@ -270,7 +270,7 @@ fn balloon_of(guest: &Guest, memory: u64, size: u64) -> Result<()> {
     let text = size.to_string();
     let resize = ["resize", "--balloon", &text];
     guest.machine.ch_remote_text(&resize)?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + STEP_TIMEOUT;
     while actual(guest)? != memory - size {
         ensure!(
             Instant::now() < deadline,
@@ -354,7 +354,7 @@ fn free_pages_go_back_to_the_host(site: &Site) -> Result<()> {
     guest.run(fill)?;
     let full = guest.resident()?;
     guest.run("rm /t/fill")?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + STEP_TIMEOUT;
     // The guest reports what is free for some seconds.
     while guest.resident()? + (128 << 10) > full {
         ensure!(

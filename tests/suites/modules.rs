@@ -12,7 +12,7 @@ use lab::oracle::DebugfsTable;
 use lab::vmm::Machine;
 use rustix::system::finit_module;
 
-use crate::keeper;
+use crate::keep_vm;
 use crate::site::Site;
 use crate::{Suite, trials};
 
@@ -33,7 +33,7 @@ pub const SUITE: Suite = Suite {
 
 /// Whether the host is ours alone and has no VM that stays.
 pub fn can_be_swapped(site: &Site) -> bool {
-    site.is_patched() && !site.is_shared() && keeper::process().is_none()
+    site.is_patched() && !site.is_shared() && keep_vm::process().is_none()
 }
 
 const UNDEFINED_REASON: CpuidQuery = CpuidQuery {

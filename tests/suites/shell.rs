@@ -16,7 +16,7 @@ use crate::site::Site;
 
 const DONE: &str = "@done ";
 /// How long a command in the guest may take.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A Linux guest whose shell listens on the serial port.
 pub struct Guest {
@@ -89,7 +89,7 @@ impl Guest {
     /// What the guest says to a command that has to succeed.
     pub fn run(&mut self, command: &str) -> Result<String> {
         self.shell.write_all(format!("{command}\n").as_bytes())?;
-        self.answer(PATIENCE)
+        self.answer(STEP_TIMEOUT)
             .with_context(|| format!("The guest was told: {command}"))
     }
 
@@ -123,7 +123,7 @@ impl Guest {
 
     /// Runs a command until it prints this.
     pub fn run_until(&mut self, command: &str, wanted: &str) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STEP_TIMEOUT;
         loop {
             let said = self.run(command)?;
             if said == wanted {

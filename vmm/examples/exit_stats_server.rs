@@ -1,5 +1,5 @@
 //! The API server as the VMM has it, over a machine that is made up: where the
-//! time to serve figures is wanted and not the time that KVM takes, or figures
+//! time to serve statistics is wanted and not the time that KVM takes, or statistics
 //! that are known beforehand. The lab uses it in both ways.
 //!
 //!     exit_stats_server SOCKET vmx|svm VCPUS moving|still

@@ -22,7 +22,7 @@ pub const WORK: &str = "/work";
 /// How long the guest may take to any one thing that it does at once. The clock
 /// of an emulated host on a busy machine runs fast, four times as fast at the
 /// worst that was seen: what limits a trial is the lab outside.
-pub const SOON: Duration = Duration::from_secs(500);
+pub const STEP_TIMEOUT: Duration = Duration::from_secs(500);
 /// How long systemd may take.
 pub const BOOT: Duration = Duration::from_secs(1500);
 
@@ -132,7 +132,7 @@ impl Guest {
     pub fn boot(site: &Site, spec: &Spec) -> Result<Guest> {
         let mut guest = Guest::start(site, spec)?;
         match spec.first {
-            First::Shell => guest.wait_for_text(READY, SOON)?,
+            First::Shell => guest.wait_for_text(READY, STEP_TIMEOUT)?,
             First::Systemd => guest.log_in(0)?,
         }
         Ok(guest)
@@ -165,10 +165,10 @@ impl Guest {
     fn log_in(&mut self, from: usize) -> Result<()> {
         self.wait_from(from, " login: ", BOOT)?;
         self.type_line("root")?;
-        self.wait_from(from, ":~# ", SOON)?;
+        self.wait_from(from, ":~# ", STEP_TIMEOUT)?;
         // No colours from here on.
         self.type_line("TERM=dumb exec lab-shell")?;
-        self.wait_from(from, READY, SOON).map(drop)
+        self.wait_from(from, READY, STEP_TIMEOUT).map(drop)
     }
 
     /// Waits until the serial console shows a text, which need not be a line.
@@ -251,7 +251,7 @@ impl Guest {
 
     /// The same for what takes no time.
     pub fn run(&mut self, line: &str) -> Result<String> {
-        self.run_within(line, SOON)
+        self.run_within(line, STEP_TIMEOUT)
     }
 
     /// Has systemd reboot the machine, and waits for a shell.
@@ -269,7 +269,7 @@ impl Guest {
             for action in actions {
                 self.must("PUT", &format!("/api/v1/{action}"), None)?;
             }
-            self.wait_from(from, READY, SOON)
+            self.wait_from(from, READY, STEP_TIMEOUT)
                 .with_context(|| actions.join(", "))?;
         }
         Ok(())

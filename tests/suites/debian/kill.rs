@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 
 use super::disk::images;
-use super::guest::{Guest, SOON, Spec, WORK, hosts, run_on_host};
+use super::guest::{Guest, STEP_TIMEOUT, Spec, WORK, hosts, run_on_host};
 use crate::site::Site;
 
 /// Bytes of a record: its number, again and again.
@@ -82,7 +82,7 @@ fn killed(mut guest: Guest, from: [u64; 2], flushes: u64) -> Result<[u64; 2]> {
         ));
     }
     guest.begin(&format!("{line} wait"))?;
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + STEP_TIMEOUT;
     loop {
         let shown = guest.serial().text();
         let done = DISKS.iter().zip(from).all(|(&disk, from)| {

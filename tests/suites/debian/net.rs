@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::guest::{Guest, SOON, Spec, hosts};
+use super::guest::{Guest, STEP_TIMEOUT, Spec, hosts};
 use crate::site::Site;
 
 pub const TAP: &str = "lab0";
@@ -83,7 +83,7 @@ pub fn iperf(guest: &mut Guest, more: &str) -> Result<u64> {
     let client = format!(
         "for i in 1 2 3 4 5; do iperf3 -c {HOST} {more} >/tmp/iperf && break; sleep 1; done; tail -n 5 /tmp/iperf"
     );
-    let said = guest.run_within(&client, SOON)?;
+    let said = guest.run_within(&client, STEP_TIMEOUT)?;
     let out = server.wait_with_output()?;
     let report: Value = serde_json::from_slice(&out.stdout)
         .with_context(|| format!("The guest's iperf3 said {said}"))?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use lab::oracle::own_memory;
 
-use super::guest::{Guest, SOON, Spec, WORK};
+use super::guest::{Guest, STEP_TIMEOUT, Spec, WORK};
 use crate::site::Site;
 
 /// The kernel's own announcements, a line each.
@@ -54,7 +54,7 @@ impl Holdings {
 
 /// Waits until the guest's kernel has announced all of these.
 fn announced(guest: &mut Guest, from: usize, wanted: &[(&str, &str)]) -> Result<()> {
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + STEP_TIMEOUT;
     loop {
         let text = guest.serial().text();
         let shown = text.get(from..).unwrap_or_default();

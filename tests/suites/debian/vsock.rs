@@ -7,7 +7,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use super::guest::{Guest, SOON, Spec};
+use super::guest::{Guest, STEP_TIMEOUT, Spec};
 use crate::site::Site;
 
 /// Bytes that go over a connection.
@@ -25,8 +25,8 @@ fn with_socket(site: &Site) -> Result<(Guest, PathBuf)> {
 fn connect(socket: &Path, port: u32) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(socket)
         .with_context(|| format!("Cannot connect to {}", socket.display()))?;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.set_write_timeout(Some(SOON))?;
+    stream.set_read_timeout(Some(STEP_TIMEOUT))?;
+    stream.set_write_timeout(Some(STEP_TIMEOUT))?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
     let mut answer = String::new();
     // Byte by byte: what follows the line is the guest's.
@@ -98,13 +98,16 @@ pub fn guest_reaches_a_port_of_the_host(site: &Site) -> Result<()> {
         .with_context(|| format!("Cannot listen on {}", port.display()))?;
     let server = thread::spawn(move || -> Result<String> {
         let (mut stream, _) = listener.accept()?;
-        stream.set_read_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(STEP_TIMEOUT))?;
         let mut line = String::new();
         BufReader::new(stream.try_clone()?).read_line(&mut line)?;
         stream.write_all(b"from the host\n")?;
         Ok(line)
     });
-    let answer = guest.run_within("echo from the guest | socat - VSOCK-CONNECT:2:6000", SOON)?;
+    let answer = guest.run_within(
+        "echo from the guest | socat - VSOCK-CONNECT:2:6000",
+        STEP_TIMEOUT,
+    )?;
     let asked = server
         .join()
         .map_err(|_| anyhow!("The server panicked"))??;
@@ -113,7 +116,7 @@ pub fn guest_reaches_a_port_of_the_host(site: &Site) -> Result<()> {
         "The host got {asked:?}, the guest {answer:?}"
     );
     let refused = guest.begin("socat - VSOCK-CONNECT:2:6001 </dev/null")?;
-    let (_, status) = guest.end(&refused, SOON)?;
+    let (_, status) = guest.end(&refused, STEP_TIMEOUT)?;
     ensure!(status != 0, "A port was reached on which nobody listens");
     guest.hold_accounts().map(drop)
 }

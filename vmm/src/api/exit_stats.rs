@@ -59,14 +59,14 @@ fn parse_number(key: &str, text: &str) -> Result<u32, String> {
 /// snapshot's is large, and to have it from the kernel anew takes as long as to
 /// fill it.
 #[derive(Debug, Default)]
-pub struct Bodies(Vec<Arc<Vec<u8>>>);
+pub struct BufferPool(Vec<Arc<Vec<u8>>>);
 
 /// Answers whose memory is kept.
-const KEPT: usize = 4;
+const POOL_LEN: usize = 4;
 /// The largest answer whose memory is kept.
 const LARGEST_KEPT: usize = 1 << 20;
 
-impl Bodies {
+impl BufferPool {
     fn take(&mut self) -> Vec<u8> {
         let free = self.0.iter().position(|body| Arc::strong_count(body) == 1);
         free.and_then(|place| Arc::into_inner(self.0.swap_remove(place)))
@@ -75,7 +75,7 @@ impl Bodies {
 
     fn keep(&mut self, response: &Response) {
         if let Some((_, body)) = &response.body
-            && self.0.len() < KEPT
+            && self.0.len() < POOL_LEN
             && body.capacity() <= LARGEST_KEPT
         {
             self.0.push(Arc::clone(body));
@@ -84,13 +84,13 @@ impl Bodies {
 }
 
 /// Answers with a snapshot.
-pub fn snapshot(hub: &StatsHub, query: &Query, bodies: &mut Bodies) -> Response {
+pub fn snapshot(hub: &StatsHub, query: &Query, pool: &mut BufferPool) -> Response {
     match hub.snapshot(query) {
         Ok(snapshot) => {
-            let mut body = bodies.take();
+            let mut body = pool.take();
             encode::json_into(&mut body, &snapshot);
             let response = Response::text(ContentType::Json, body);
-            bodies.keep(&response);
+            pool.keep(&response);
             response
         }
         Err(error) => refuse(&error),
@@ -98,7 +98,7 @@ pub fn snapshot(hub: &StatsHub, query: &Query, bodies: &mut Bodies) -> Response 
 }
 
 /// Answers with a snapshot in OpenMetrics. Without a machine there are no
-/// figures, which is no error to a scraper.
+/// statistics, which is no error to a scraper.
 pub fn metrics(hub: &StatsHub, vm: &str) -> Response {
     let snapshot = match hub.snapshot(&Query::default()) {
         Ok(snapshot) => Some(snapshot),
@@ -179,8 +179,8 @@ mod tests {
             1,
             crate::stats::tests::PATCHED,
         ));
-        let mut bodies = Bodies::default();
-        let mut ask = || snapshot(&hub, &Query::default(), &mut bodies);
+        let mut pool = BufferPool::default();
+        let mut ask = || snapshot(&hub, &Query::default(), &mut pool);
         let place = |response: &Response| response.body.as_ref().map(|(_, body)| body.as_ptr());
         let first = ask();
         let second = ask();

@@ -25,7 +25,7 @@ use super::router::{Call, route, route_statistics};
 use super::socket::{ApiSocket, SocketError};
 use super::{answer, exit_stats};
 use crate::log_limit::LogLimit;
-use crate::sandbox::{Filter, ThreadKind, confine_early, watch_panics};
+use crate::sandbox::{Filter, ThreadKind, catch_panic, confine_early};
 use crate::stats::StatsHub;
 
 /// Clients of the API that may be connected at a time.
@@ -108,7 +108,7 @@ pub struct ApiServer {
     thread: Option<JoinHandle<Result<(), ServerError>>>,
 }
 
-/// What other threads reach of the event loop.
+/// What other threads access of the event loop.
 struct Shared {
     wake: EventFd,
     stopping: AtomicBool,
@@ -175,7 +175,7 @@ pub fn serve_on(
             next_sweep: None,
             limit: LogLimit::new("api"),
             shared_answers: Vec::new(),
-            bodies: exit_stats::Bodies::default(),
+            bodies: exit_stats::BufferPool::default(),
         };
         Ok((event_loop, shared))
     };
@@ -184,7 +184,7 @@ pub fn serve_on(
     let thread = Builder::new()
         .name("api".into())
         .spawn(move || {
-            let outcome = watch_panics(|| {
+            let outcome = catch_panic(|| {
                 let sockets = event_loop.listeners.iter();
                 let paths: Vec<_> = sockets
                     .filter_map(|(_, socket)| socket.reachable())
@@ -198,7 +198,7 @@ pub fn serve_on(
                 Ok(Err(error)) => chain_of(&error).join(": "),
                 Err(panic) => format!("its thread {panic}"),
             };
-            // A machine that nobody can reach any more is not left running.
+            // A machine that nobody can access any more is not left running.
             event_loop
                 .context
                 .sender
@@ -255,7 +255,7 @@ struct EventLoop {
     context: ApiContext,
     shared: Arc<Shared>,
     connections: HashMap<u64, Client>,
-    // Never used twice: a late answer cannot reach the wrong client.
+    // Never used twice: a late answer cannot access the wrong client.
     next_token: u64,
     /// Requests that came together with earlier ones of the same clients. They
     /// wait for their turn: nobody waits for more than one of each client.
@@ -271,7 +271,7 @@ struct EventLoop {
     /// they are no older than the question. Many clients then cost little more
     /// than one.
     shared_answers: Vec<(Option<Query>, Response)>,
-    bodies: exit_stats::Bodies,
+    bodies: exit_stats::BufferPool,
 }
 
 impl EventLoop {

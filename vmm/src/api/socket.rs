@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::acceptor::Acceptor;
 use crate::host_file::{Purpose, is_served, open_with};
-use crate::sandbox::{Reachable, keep_files_private};
+use crate::sandbox::{PathRule, set_private_umask};
 
 /// Why there is no socket to listen on.
 #[derive(Debug, Error)]
@@ -70,7 +70,7 @@ struct Place {
 }
 
 impl ApiSocket {
-    /// Listens at `path`, which only the user may then reach. From here on
+    /// Listens at `path`, which only the user may then access. From here on
     /// every file that the process makes is the user's alone.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let lock = LockFile::acquire(path)?;
@@ -90,7 +90,7 @@ impl ApiSocket {
             }
             Ok(_) => fs::remove_file(path).map_err(listen_error)?,
         }
-        keep_files_private();
+        set_private_umask();
         let listener = UnixListener::bind(path).map_err(listen_error)?;
         let identity = FileIdentity::of(&fs::symlink_metadata(path).map_err(listen_error)?);
         Self::adopt(listener, path).map(|mut socket| {
@@ -146,9 +146,9 @@ impl ApiSocket {
     }
 
     /// What its end needs of the file system.
-    pub(super) fn reachable(&self) -> Option<Reachable> {
+    pub(super) fn reachable(&self) -> Option<PathRule> {
         let place = self.place.as_ref()?;
-        Some(Reachable::for_socket(&place.path))
+        Some(PathRule::for_socket(&place.path))
     }
 
     /// A name for the machine behind it: the path; empty if it is not known.

@@ -46,7 +46,7 @@ const MAX_XAPIC_ID: u8 = 254;
 
 /// What the tables describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Platform {
+pub struct AcpiParams {
     /// The local APIC of each vCPU.
     pub apic_ids: Vec<u32>,
     /// There is a serial port.
@@ -57,7 +57,7 @@ pub struct Platform {
 }
 
 /// Writes all tables; says where the root pointer is.
-pub fn write_tables(ram: &GuestRam, platform: &Platform) -> Result<u64, BootError> {
+pub fn write_tables(ram: &GuestRam, platform: &AcpiParams) -> Result<u64, BootError> {
     let mut area = Area {
         start: RSDP_START,
         bytes: vec![0; Rsdp::len()],
@@ -167,7 +167,7 @@ fn local_apic(vcpu: u32, apic_id: u32) -> Vec<u8> {
     x2apic
 }
 
-fn dsdt(platform: &Platform) -> Sdt {
+fn dsdt(platform: &AcpiParams) -> Sdt {
     let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE, OEM_REVISION);
     let mut body = Vec::new();
     aml::Name::new(
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_root_and_sums_to_zero() {
         let ram = plain(16 << 20);
-        let platform = Platform {
+        let platform = AcpiParams {
             apic_ids: (0..64).collect(),
             serial: true,
             pm_timer: false,

@@ -8,7 +8,7 @@ use api_client::config::{
 };
 
 use super::{ConfigError, PciParams};
-use crate::console_end::ConsoleTarget;
+use crate::chardev::ConsoleTarget;
 
 /// The consoles of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -21,7 +21,7 @@ pub use devices::{DeviceParams, PciParams, RngParams};
 pub use disk::{DiskLimit, DiskParams};
 pub use memory::{MemoryConfigError, total as memory_size};
 pub use names::{forget_device, name_devices};
-pub use net::{NicCable, NicError, NicParams};
+pub use net::{NetBackend, NicError, NicParams};
 pub use vsock::VsockParams;
 
 use crate::boot::{Identity, Payload};

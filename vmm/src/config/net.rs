@@ -23,7 +23,7 @@ const LOWEST_DESCRIPTOR: RawFd = 3;
 
 /// The host's end of the cable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NicCable {
+pub enum NetBackend {
     /// A tap interface, by its name.
     Interface {
         /// Made up if absent.
@@ -41,7 +41,7 @@ pub struct NicParams {
     /// Name and place.
     pub pci: PciParams,
     /// The host's end.
-    pub cable: NicCable,
+    pub cable: NetBackend,
     /// The guest's hardware address; made up if absent.
     pub mac: Option<[u8; 6]>,
     /// The largest packet; the interface's if absent.
@@ -151,7 +151,7 @@ impl NicParams {
     }
 }
 
-fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NicCable, NicError> {
+fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NetBackend, NicError> {
     let Some(descriptors) = &config.fds else {
         if config.mask.is_some_and(|mask| {
             config
@@ -160,7 +160,7 @@ fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NicCabl
         }) {
             return Err(NicError::Mask);
         }
-        return Ok(NicCable::Interface {
+        return Ok(NetBackend::Interface {
             name: config.tap.clone(),
             params: InterfaceParams {
                 ip: config.ip,
@@ -185,7 +185,7 @@ fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NicCabl
     }
     match descriptors.iter().find(|&&fd| fd < LOWEST_DESCRIPTOR) {
         Some(&descriptor) => Err(NicError::Descriptor(descriptor)),
-        None => Ok(NicCable::Descriptors(descriptors.clone())),
+        None => Ok(NetBackend::Descriptors(descriptors.clone())),
     }
 }
 

@@ -5,7 +5,7 @@ use api_client::config::{
 };
 
 use super::*;
-use crate::console_end::ConsoleTarget;
+use crate::chardev::ConsoleTarget;
 
 fn config() -> VmConfig {
     VmConfig {

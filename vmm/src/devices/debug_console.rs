@@ -2,19 +2,19 @@
 //! be seen before they have a driver for anything.
 
 use crate::bus::BusDevice;
-use crate::console_end::ConsoleEnd;
+use crate::chardev::CharBackend;
 
 /// What the port reads as, by which programs find out that it is there.
 const PRESENT: u8 = 0xe9;
 
 /// A port whose bytes go to the host's end of a console.
 #[derive(Debug)]
-pub struct DebugConsole(ConsoleEnd);
+pub struct DebugConsole(CharBackend);
 
 impl DebugConsole {
     /// A port that leads to `end`.
     #[must_use]
-    pub fn new(end: ConsoleEnd) -> Self {
+    pub fn new(end: CharBackend) -> Self {
         Self(end)
     }
 }
@@ -32,13 +32,13 @@ impl BusDevice for DebugConsole {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::console_end::ConsoleTarget;
+    use crate::chardev::ConsoleTarget;
 
     #[test]
     fn bytes_arrive_as_they_are_and_the_port_says_that_it_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("debug");
-        let end = ConsoleEnd::open(&ConsoleTarget::File(path.clone())).unwrap();
+        let end = CharBackend::open(&ConsoleTarget::File(path.clone())).unwrap();
         let device = DebugConsole::new(end);
         for byte in b"early\n" {
             device.write(0, &[*byte]);

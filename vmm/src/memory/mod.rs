@@ -3,10 +3,10 @@
 //!
 //! Built by the control thread; afterwards any thread may use it.
 
+mod iovecs;
 pub mod layout;
 mod mapping;
 mod ring;
-mod scatter;
 mod transfer;
 mod window;
 
@@ -16,9 +16,9 @@ use std::path::PathBuf;
 use hypervisor::Vm;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
 
+pub use iovecs::{IoVecs, IoVecsError};
 pub use mapping::{Backing, RamRegion};
 pub use ring::{IoRing, RingCompletion, RingOperation};
-pub use scatter::{ScatterError, ScatterList};
 pub use transfer::{AlignedBuffer, GuestBuffers, OutOfRange};
 pub use window::ReadOnlyWindow;
 

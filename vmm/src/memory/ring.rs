@@ -35,7 +35,7 @@ pub struct RingCompletion {
     pub buffers: Option<GuestBuffers>,
 }
 
-struct Flight {
+struct InFlight {
     token: u64,
     buffers: Option<GuestBuffers>,
     _file: Arc<File>,
@@ -46,7 +46,7 @@ pub struct IoRing {
     ring: IoUring,
     event: EventFd,
     /// By the number that the kernel gives back.
-    flights: Vec<Option<Flight>>,
+    flights: Vec<Option<InFlight>>,
     free: Vec<usize>,
     unsubmitted: bool,
 }
@@ -136,7 +136,7 @@ impl IoRing {
         };
         // Moving the buffers does not move the array of vectors, which is on
         // the heap.
-        self.flights[number] = Some(Flight {
+        self.flights[number] = Some(InFlight {
             token,
             buffers,
             _file: Arc::clone(file),

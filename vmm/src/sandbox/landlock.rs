@@ -1,5 +1,5 @@
 //! Which files the calling thread, and every thread it starts from then on,
-//! can reach. What is open already stays open.
+//! can access. What is open already stays open.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ const WANTED: ABI = ABI::V3;
 
 /// What may be done below a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum PathAccess {
     /// Read files.
     Read,
     /// Write and make files.
@@ -30,14 +30,14 @@ pub enum Reach {
 
 /// A path that stays reachable.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reachable {
+pub struct PathRule {
     /// A file, or a folder with everything in it.
     pub path: PathBuf,
     /// What may be done.
-    pub reach: Reach,
+    pub access: PathAccess,
 }
 
-impl Reachable {
+impl PathRule {
     /// What making and removing a socket takes: rights on its folder.
     #[must_use]
     pub fn for_socket(socket: &Path) -> Self {
@@ -47,7 +47,7 @@ impl Reachable {
         };
         Self {
             path: folder.to_owned(),
-            reach: Reach::Sockets,
+            access: PathAccess::Sockets,
         }
     }
 }
@@ -69,17 +69,17 @@ pub enum LandlockError {
     Kernel(#[source] RulesetError),
 }
 
-fn rights(reach: Reach) -> BitFlags<AccessFs> {
-    match reach {
-        Reach::Read => AccessFs::from_read(WANTED),
-        Reach::Write => AccessFs::from_write(WANTED),
-        Reach::ReadWrite => AccessFs::from_all(WANTED),
-        Reach::Sockets => make_bitflags!(AccessFs::{MakeSock | RemoveFile}),
+fn rights(access: PathAccess) -> BitFlags<AccessFs> {
+    match access {
+        PathAccess::Read => AccessFs::from_read(WANTED),
+        PathAccess::Write => AccessFs::from_write(WANTED),
+        PathAccess::ReadWrite => AccessFs::from_all(WANTED),
+        PathAccess::Sockets => make_bitflags!(AccessFs::{MakeSock | RemoveFile}),
     }
 }
 
 /// Takes everything away but these paths, for good.
-pub fn confine(paths: &[Reachable]) -> Result<(), LandlockError> {
+pub fn confine(paths: &[PathRule]) -> Result<(), LandlockError> {
     let needed = AccessFs::from_all(NEEDED);
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::HardRequirement)
@@ -89,10 +89,10 @@ pub fn confine(paths: &[Reachable]) -> Result<(), LandlockError> {
         .handle_access(AccessFs::from_all(WANTED) & !needed)
         .and_then(Ruleset::create)
         .map_err(LandlockError::Kernel)?;
-    for Reachable { path, reach } in paths {
+    for PathRule { path, access } in paths {
         let place =
             PathFd::new(path).map_err(|source| LandlockError::Path(path.clone(), source))?;
-        let mut allowed = rights(*reach);
+        let mut allowed = rights(*access);
         if !path.is_dir() {
             // A file has nothing below it.
             allowed &= AccessFs::from_file(WANTED);
@@ -111,7 +111,7 @@ pub fn confine(paths: &[Reachable]) -> Result<(), LandlockError> {
 /// Takes everything away but these paths, for good, from a thread that exists
 /// before a configuration says whether the VM is confined: what the thread
 /// does needs no more, confined or not. Without Landlock nothing changes.
-pub fn confine_early(paths: &[Reachable]) -> Result<(), LandlockError> {
+pub fn confine_early(paths: &[PathRule]) -> Result<(), LandlockError> {
     match confine(paths) {
         Err(LandlockError::Unavailable) => Ok(()),
         other => other,
@@ -128,7 +128,7 @@ mod tests {
 
     /// Runs what confines itself on a thread of its own. False where the
     /// kernel has no Landlock, which is then what it says.
-    fn confined(paths: Vec<Reachable>, check: impl FnOnce() + Send + 'static) -> bool {
+    fn confined(paths: Vec<PathRule>, check: impl FnOnce() + Send + 'static) -> bool {
         let thread = std::thread::spawn(move || match confine(&paths) {
             Ok(()) => {
                 check();
@@ -140,10 +140,10 @@ mod tests {
         thread.join().unwrap()
     }
 
-    fn reachable(path: impl Into<PathBuf>, reach: Reach) -> Reachable {
-        Reachable {
+    fn reachable(path: impl Into<PathBuf>, access: PathAccess) -> PathRule {
+        PathRule {
             path: path.into(),
-            reach,
+            access,
         }
     }
 
@@ -155,8 +155,8 @@ mod tests {
             fs::write(path, "text").unwrap();
         }
         let paths = vec![
-            reachable(&read, Reach::Read),
-            reachable(&both, Reach::ReadWrite),
+            reachable(&read, PathAccess::Read),
+            reachable(&both, PathAccess::ReadWrite),
         ];
         let outside = other.clone();
         confined(paths, move || {
@@ -176,7 +176,7 @@ mod tests {
     fn a_folder_for_sockets_takes_sockets_only() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().to_owned();
-        confined(vec![reachable(&folder, Reach::Sockets)], move || {
+        confined(vec![reachable(&folder, PathAccess::Sockets)], move || {
             let path = folder.join("socket");
             drop(UnixListener::bind(&path).unwrap());
             fs::remove_file(&path).unwrap();
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_path_that_is_not_there_is_named() {
-        let paths = vec![reachable("/no/such/path", Reach::Read)];
+        let paths = vec![reachable("/no/such/path", PathAccess::Read)];
         let error = std::thread::spawn(move || confine(&paths))
             .join()
             .unwrap()

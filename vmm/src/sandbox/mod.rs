@@ -27,7 +27,7 @@ pub use preemption::{is_scheduled_normally, preempt_when_woken};
 
 use crate::event::{EventSink, MachineEvent};
 
-pub use landlock::{LandlockError, Reach, Reachable, confine, confine_early};
+pub use landlock::{LandlockError, PathAccess, PathRule, confine, confine_early};
 pub use seccomp::{Filter, OnViolation, SeccompError, enforce};
 pub use signal::explain_faults;
 
@@ -132,7 +132,7 @@ where
             events.send(MachineEvent::Failed(format!("Thread {label}: {error}")));
             return;
         }
-        if let Err(panic) = watch_panics(body) {
+        if let Err(panic) = catch_panic(body) {
             events.send(MachineEvent::Failed(format!("Thread {label} {panic}")));
         }
     })
@@ -162,7 +162,7 @@ pub fn quiet_watched_panics() {
 }
 
 /// Does the work of a thread, and tells of a panic in it.
-pub fn watch_panics<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+pub fn catch_panic<T>(body: impl FnOnce() -> T) -> Result<T, String> {
     // It may be part of what is watched already.
     let outer = PANIC_PLACE.replace(Some(String::new()));
     let outcome = catch_unwind(AssertUnwindSafe(body));
@@ -172,7 +172,7 @@ pub fn watch_panics<T>(body: impl FnOnce() -> T) -> Result<T, String> {
 
 /// From now on, every file and socket that the process makes is its user's
 /// alone.
-pub fn keep_files_private() {
+pub fn set_private_umask() {
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
 }
 

@@ -35,9 +35,9 @@ impl Sampler for StatsFd {
     }
 }
 
-/// Everything that the figures of a running machine are read from.
+/// Everything that the statistics of a running machine are read from.
 pub struct VmStats<S = StatsFd> {
-    /// Per vCPU, by number: the kernel's figures and the thread's own.
+    /// Per vCPU, by number: the kernel's statistics and the thread's own.
     pub vcpus: Vec<(S, Arc<UserExitRecorder>)>,
     /// Names of the device ranges in the recorders.
     pub ranges: Arc<RangeMap>,
@@ -243,7 +243,7 @@ enum State {
 struct Entry {
     state: State,
     isa: Option<Isa>,
-    /// Of the last machine whose figures were readable.
+    /// Of the last machine whose statistics were readable.
     boot_id: String,
 }
 
@@ -257,7 +257,7 @@ impl Entry {
     }
 }
 
-/// Where the figures of the machine are found, whatever state it is in. The
+/// Where the statistics of the machine are found, whatever state it is in. The
 /// lock is held to exchange a pointer only.
 pub struct StatsHub {
     entry: RwLock<Entry>,
@@ -271,12 +271,12 @@ impl StatsHub {
         }
     }
 
-    /// Makes the figures of a machine readable, in place of an earlier one's.
+    /// Makes the statistics of a machine readable, in place of an earlier one's.
     pub fn publish<S: Sampler + 'static>(&self, stats: VmStats<S>) {
         self.publish_as(stats, random_id());
     }
 
-    /// Makes the figures of a machine readable that goes on from another one's
+    /// Makes the statistics of a machine readable that goes on from another one's
     /// state: for readers it is the same boot.
     pub fn carry_on<S: Sampler + 'static>(&self, stats: VmStats<S>) {
         let boot_id = {
@@ -295,8 +295,8 @@ impl StatsHub {
         self.replace(entry);
     }
 
-    /// Takes the last figures of the machine and lets go of its vCPUs. To be
-    /// called when the vCPU threads have ended; the figures stay readable.
+    /// Takes the last statistics of the machine and lets go of its vCPUs. To be
+    /// called when the vCPU threads have ended; the statistics stay readable.
     pub fn retire(&self) {
         let last = match self.current().0 {
             State::Empty => return,
@@ -332,12 +332,12 @@ impl StatsHub {
         drop(old);
     }
 
-    /// Forgets the figures: the machine was deleted.
+    /// Forgets the statistics: the machine was deleted.
     pub fn clear(&self) {
         self.replace(Entry::empty());
     }
 
-    /// The figures as they are now, or as they were at the end.
+    /// The statistics as they are now, or as they were at the end.
     pub fn snapshot(&self, query: &Query) -> Result<ExitSnapshot, StatsError> {
         let (state, isa) = self.current();
         let snapshot = match state {

@@ -113,16 +113,16 @@ pub trait VirtioDevice: Send {
     /// driver that starts it again and again gets no more lines for that.
     fn faults(&self) -> &Arc<GuestFaults>;
 
-    /// Figures for `vm.counters`, if the device has any.
+    /// Counters for `vm.counters`, if the device has any.
     fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
         None
     }
 }
 
-/// Figures of a device, by name. Read on the API's thread at any time, so the
+/// Counters of a device, by name. Read on the API's thread at any time, so the
 /// reading takes no lock that the device holds while it works.
 pub trait DeviceCounters: Send + Sync {
-    /// The figures as they are now. What has no value yet is left out.
+    /// The counters as they are now. What has no value yet is left out.
     fn read(&self) -> BTreeMap<String, u64>;
 }
 

@@ -11,8 +11,8 @@ use instrumentation::user_exit::{AddressSpace, RangeMap, UserExitRecorder};
 
 use super::consoles::Consoles;
 use super::device_tree::{DeviceError, DeviceTree};
+use super::legacy::LegacyDevices;
 use super::machine::{Machine, MachineState};
-use super::platform::Platform;
 use crate::boot::registers::Entry;
 use crate::boot::{self, BootError, acpi};
 use crate::bus::{Bus, BusError};
@@ -27,7 +27,7 @@ use crate::state::StateError;
 use crate::stats::VmStats;
 use crate::vcpu::cpuid::{self, CpuProfile, MAX_XAPIC_ID};
 use crate::vcpu::{Buses, VcpuError, VcpuHandle, VcpuSnapshot, msr};
-use crate::virtio::transport::pci::PciPlatform;
+use crate::virtio::transport::pci::PciContext;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -152,9 +152,9 @@ pub fn build(
         mmio: Arc::new(Bus::new(AddressSpace::Mmio, Arc::clone(&ranges))),
     };
     let debug_port = params.debug_port;
-    let platform = Platform::new(&vm, &router, &buses, is_pc, debug_port, consoles, events)?;
+    let legacy = LegacyDevices::new(&vm, &router, &buses, is_pc, debug_port, consoles, events)?;
     let mut devices = DeviceTree::new(
-        PciPlatform {
+        PciContext {
             vm: Arc::clone(&vm),
             router,
             mmio: Arc::clone(&buses.mmio),
@@ -162,11 +162,11 @@ pub fn build(
             events: events.clone(),
         },
         &buses.pio,
-        platform.ioapic.line(Pin::Hotplug),
+        legacy.ioapic.line(Pin::Hotplug),
         events.clone(),
     )?;
     if is_pc {
-        devices.add_config_ports(&buses.pio, Arc::clone(&platform.reset_control))?;
+        devices.add_config_ports(&buses.pio, Arc::clone(&legacy.reset_control))?;
     }
     if let Some(state) = saved {
         devices.keep_slots(&state.bus);
@@ -197,11 +197,11 @@ pub fn build(
             vm.set_state(&state.vm, ClockPolicy::Continue)?;
             devices.pause();
             devices.restore(&state.bus)?;
-            platform.restore(&state.platform)?
+            legacy.restore(&state.legacy)?
         }
         None => Vec::new(),
     };
-    let input = platform.start_input(typed, events)?;
+    let input = legacy.start_input(typed, events)?;
     let stats = VmStats {
         vcpus: stats.vcpus,
         ranges: Arc::clone(&ranges),
@@ -227,7 +227,7 @@ pub fn build(
         apic_ids,
         input,
         devices,
-        platform,
+        legacy,
         is_pc,
         buses,
         ranges,
@@ -245,7 +245,7 @@ fn load(params: &VmParams, apic_ids: &[u32], serial: bool) -> Result<Guest, Buil
     let is_pc = !kernel.is_linux();
     let rsdp = acpi::write_tables(
         &ram,
-        &acpi::Platform {
+        &acpi::AcpiParams {
             apic_ids: apic_ids.to_vec(),
             serial,
             pm_timer: is_pc,

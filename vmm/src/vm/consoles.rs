@@ -6,8 +6,8 @@ use std::io;
 
 use api_client::config::VmConfig;
 
+use crate::chardev::{CharBackend, ConsoleTarget};
 use crate::config::{ConfigError, ConsoleTargets};
-use crate::console_end::{ConsoleEnd, ConsoleTarget};
 
 /// Why consoles cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +23,9 @@ pub enum ConsoleError {
 /// Serial port, virtio console and debug port, as far as there are any.
 #[derive(Debug, Clone)]
 pub struct Consoles {
-    pub(super) serial: Option<ConsoleEnd>,
-    pub(super) console: Option<ConsoleEnd>,
-    pub(super) debug: Option<ConsoleEnd>,
+    pub(super) serial: Option<CharBackend>,
+    pub(super) console: Option<CharBackend>,
+    pub(super) debug: Option<CharBackend>,
 }
 
 impl Consoles {
@@ -56,7 +56,7 @@ impl Consoles {
                 &mut config.debug_console.file,
             ),
         ] {
-            if let Some(path) = end.as_ref().and_then(ConsoleEnd::pseudo_terminal_path) {
+            if let Some(path) = end.as_ref().and_then(CharBackend::pseudo_terminal_path) {
                 log::info!("the {name} is at {}", path.display());
                 *file = Some(path.to_owned());
             }
@@ -68,9 +68,9 @@ impl Consoles {
 fn open(
     name: &'static str,
     target: Option<&ConsoleTarget>,
-) -> Result<Option<ConsoleEnd>, ConsoleError> {
+) -> Result<Option<CharBackend>, ConsoleError> {
     target
-        .map(|target| ConsoleEnd::open(target).map_err(|source| ConsoleError::Open(name, source)))
+        .map(|target| CharBackend::open(target).map_err(|source| ConsoleError::Open(name, source)))
         .transpose()
 }
 

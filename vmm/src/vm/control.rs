@@ -26,10 +26,10 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::builder::{BuildError, Origin, build};
-use super::confinement::reachable;
 use super::consoles::{ConsoleError, Consoles};
 use super::deadline::{SHUTDOWN_GRACE, ShutdownWatch};
 use super::device_tree::{DeviceError, SaveError, assign_macs};
+use super::landlock_rules::landlock_rules;
 use super::machine::Machine;
 use super::reset_loop::ResetLoop;
 use super::state::{TransitionError, VmState};
@@ -268,7 +268,7 @@ impl Vmm {
         }
         let consoles = Consoles::open(&mut config)?;
         if config.landlock_enable {
-            confine(&reachable(&config)?)?;
+            confine(&landlock_rules(&config)?)?;
             log::info!("Landlock confines the machine");
         } else if config.landlock_rules.is_some() {
             log::warn!("the rules for Landlock have no effect: it is not switched on");
@@ -399,7 +399,7 @@ impl Vmm {
         if let Some(watch) = &self.watch {
             watch.arm();
         }
-        // Joins the vCPU threads, so the figures are final afterwards.
+        // Joins the vCPU threads, so the statistics are final afterwards.
         self.machine = None;
         if let Some(watch) = &self.watch {
             watch.disarm();

@@ -24,8 +24,8 @@ pub use slots::SlotError;
 use slots::Slots;
 
 use crate::bus::{Bus, BusError};
+use crate::chardev::{CharBackend, RawTerminal};
 use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
-use crate::console_end::{ConsoleEnd, RawTerminal};
 use crate::devices::{HotplugController, HotplugState, ResetControl};
 use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::{InterruptError, MsiVector};
@@ -40,7 +40,7 @@ use crate::virtio::console::ConsoleSize;
 use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::pci::{PciPlatform, TransportError, VirtioPci, VirtioPciState};
+use crate::virtio::transport::pci::{PciContext, TransportError, VirtioPci, VirtioPciState};
 use crate::virtio::{DeviceCounters, VirtioDevice};
 
 /// Why a device cannot be added or removed.
@@ -126,7 +126,7 @@ struct Node {
 pub struct DeviceTree {
     segment: Arc<PciSegment>,
     hotplug: Arc<HotplugController>,
-    context: PciPlatform,
+    context: PciContext,
     events: EventSink,
     nodes: BTreeMap<String, Node>,
     slots: Slots,
@@ -136,7 +136,7 @@ pub struct DeviceTree {
     /// Name and size of the memory balloon.
     balloon: Option<(String, Arc<BalloonSize>)>,
     /// Name and size of the console, and what it leads to.
-    console: Option<(String, Arc<ConsoleSize>, ConsoleEnd)>,
+    console: Option<(String, Arc<ConsoleSize>, CharBackend)>,
     /// The terminal, while the console has it.
     terminal: Option<RawTerminal>,
     /// Firmware's way to the bus.
@@ -175,7 +175,7 @@ pub enum SaveError {
 impl DeviceTree {
     /// A bus with nothing on it but the host bridge.
     pub fn new(
-        context: PciPlatform,
+        context: PciContext,
         ports: &Bus,
         line: Arc<MsiVector>,
         events: EventSink,
@@ -225,7 +225,7 @@ impl DeviceTree {
     pub fn add_all(
         &mut self,
         params: &DeviceParams,
-        console: Option<&ConsoleEnd>,
+        console: Option<&CharBackend>,
     ) -> Result<(), DeviceError> {
         self.limit_groups = params
             .limit_groups

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::builder::Carried;
 use super::device_tree::{BusState, DeviceTree, SaveError};
-use super::platform::{Platform, PlatformState};
+use super::legacy::{LegacyDevices, LegacyState};
 use crate::devices::serial::SerialInput;
 use crate::memory::{GuestRam, ReadOnlyWindow};
 use crate::vcpu::{Buses, VcpuHandle, VcpuSnapshot};
@@ -28,7 +28,7 @@ pub struct Machine {
     pub(super) apic_ids: Vec<u32>,
     pub(super) input: Option<SerialInput>,
     pub(super) devices: DeviceTree,
-    pub(super) platform: Platform,
+    pub(super) legacy: LegacyDevices,
     /// It has what firmware looks for.
     pub(super) is_pc: bool,
     pub(super) buses: Buses,
@@ -44,7 +44,7 @@ pub struct MachineState {
     pub(super) is_pc: bool,
     pub(super) vm: VmState,
     pub(super) vcpus: Vec<VcpuSnapshot>,
-    pub(super) platform: PlatformState,
+    pub(super) legacy: LegacyState,
     pub(super) bus: BusState,
 }
 
@@ -60,7 +60,7 @@ impl Machine {
             apic_ids: _,
             input,
             devices,
-            platform,
+            legacy,
             is_pc,
             buses: _,
             ranges: _,
@@ -70,13 +70,13 @@ impl Machine {
         } = self;
         // Devices first: what they raised is in the vCPUs' state then.
         let bus = devices.save()?;
-        let platform = platform.save(input.as_ref())?;
+        let legacy = legacy.save(input.as_ref())?;
         let vcpus = vcpus.iter().map(VcpuHandle::save);
         Ok(MachineState {
             is_pc: *is_pc,
             vcpus: vcpus.collect::<hypervisor::Result<_>>()?,
             vm: vm.state()?,
-            platform,
+            legacy,
             bus,
         })
     }

@@ -2,13 +2,13 @@
 //! that owns every change.
 
 mod builder;
-mod confinement;
 mod consoles;
 mod control;
 mod deadline;
 mod device_tree;
+mod landlock_rules;
+mod legacy;
 mod machine;
-mod platform;
 mod reset_loop;
 mod state;
 

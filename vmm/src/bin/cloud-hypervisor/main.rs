@@ -93,7 +93,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     let (signals, shutdown) = watch_signals().context("Cannot watch signals")?;
     vmm::vcpu::install_kick_handler()?;
 
-    sandbox::keep_files_private();
+    sandbox::set_private_umask();
     if let Err(error) = sandbox::raise_descriptor_limit() {
         log::warn!("the limit of descriptors stays as it is: {error}");
     }

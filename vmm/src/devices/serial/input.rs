@@ -14,7 +14,7 @@ use event_manager::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Serial;
-use crate::console_end::{ConsoleEnd, RawTerminal};
+use crate::chardev::{CharBackend, RawTerminal};
 use crate::event::EventSink;
 use crate::sandbox::{ThreadKind, spawn};
 use crate::sources::{Sources, io_error};
@@ -64,7 +64,7 @@ impl SerialInput {
     /// The host gives no thread or descriptor.
     pub fn start(
         serial: Arc<Serial>,
-        end: ConsoleEnd,
+        end: CharBackend,
         drained: Arc<EventFd>,
         pending: Vec<u8>,
         events: EventSink,
@@ -171,7 +171,7 @@ impl Drop for SerialInput {
 }
 
 struct Input {
-    end: ConsoleEnd,
+    end: CharBackend,
     /// The input that is waited for.
     listening: Option<Arc<File>>,
     drained: Arc<EventFd>,

@@ -12,7 +12,7 @@ use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
-use crate::console_end::ConsoleEnd;
+use crate::chardev::CharBackend;
 use crate::interrupt::MsiVector;
 use crate::state::StateError;
 
@@ -44,7 +44,7 @@ impl SerialEvents for DrainNotice {
     }
 }
 
-type Model = Uart<IrqTrigger, DrainNotice, ConsoleEnd>;
+type Model = Uart<IrqTrigger, DrainNotice, CharBackend>;
 
 /// A serial port as it is saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +66,7 @@ pub struct Serial {
     model: Mutex<Model>,
     // What a model is made with.
     interrupt: Arc<MsiVector>,
-    output: ConsoleEnd,
+    output: CharBackend,
     drained: Option<Arc<EventFd>>,
 }
 
@@ -76,7 +76,7 @@ impl Serial {
     #[must_use]
     pub fn new(
         interrupt: Arc<MsiVector>,
-        output: ConsoleEnd,
+        output: CharBackend,
         drained: Option<Arc<EventFd>>,
     ) -> Arc<Self> {
         let (trigger, notice) = (

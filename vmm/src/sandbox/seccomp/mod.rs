@@ -100,13 +100,13 @@ fn build(kind: ThreadKind, mode: OnViolation) -> Result<BpfProgram, seccompiler:
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for entry in rules::of(kind) {
         let rules = entry
-            .only
+            .conditions
             .iter()
-            .map(|only| {
+            .map(|argument| {
                 let length = SeccompCmpArgLen::Dword;
-                let compare = SeccompCmpOp::MaskedEq(u64::from(only.mask));
-                let value = u64::from(only.value);
-                SeccompCondition::new(only.argument, length, compare, value)
+                let compare = SeccompCmpOp::MaskedEq(u64::from(argument.mask));
+                let value = u64::from(argument.value);
+                SeccompCondition::new(argument.argument, length, compare, value)
                     .and_then(|condition| SeccompRule::new(vec![condition]))
             })
             .collect::<Result<Vec<_>, _>>()?;

@@ -8,12 +8,12 @@ use crate::sandbox::ThreadKind;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Entry {
     pub(super) number: c_long,
-    pub(super) only: &'static [Only],
+    pub(super) conditions: &'static [ArgCondition],
 }
 
 /// A condition on an argument, of which the lower half counts.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Only {
+pub(super) struct ArgCondition {
     pub(super) argument: u8,
     pub(super) mask: u32,
     pub(super) value: u32,
@@ -22,7 +22,7 @@ pub(super) struct Only {
 /// Everything that a thread of this kind may do. A call may occur more than
 /// once; it is allowed if one of its entries allows it.
 pub(super) fn of(kind: ThreadKind) -> Vec<Entry> {
-    let mut entries = EVERYONE.to_vec();
+    let mut entries = COMMON.to_vec();
     for list in lists(kind) {
         entries.extend_from_slice(list);
     }
@@ -50,16 +50,19 @@ fn lists(kind: ThreadKind) -> Vec<&'static [Entry]> {
 }
 
 const fn any(number: c_long) -> Entry {
-    Entry { number, only: &[] }
+    Entry {
+        number,
+        conditions: &[],
+    }
 }
 
-const fn with(number: c_long, only: &'static [Only]) -> Entry {
-    Entry { number, only }
+const fn with(number: c_long, conditions: &'static [ArgCondition]) -> Entry {
+    Entry { number, conditions }
 }
 
 /// An argument that has exactly this value.
-const fn equal(argument: u8, value: u32) -> Only {
-    Only {
+const fn equal(argument: u8, value: u32) -> ArgCondition {
+    ArgCondition {
         argument,
         mask: u32::MAX,
         value,
@@ -67,13 +70,13 @@ const fn equal(argument: u8, value: u32) -> Only {
 }
 
 /// A request to a device, whose number is the second argument.
-const fn request(number: c_ulong) -> Only {
+const fn request(number: c_ulong) -> ArgCondition {
     equal(1, number as u32)
 }
 
 /// An argument none of whose bits in the mask is set.
-const fn without(argument: u8, mask: u32) -> Only {
-    Only {
+const fn without(argument: u8, mask: u32) -> ArgCondition {
+    ArgCondition {
         argument,
         mask,
         value: 0,
@@ -82,10 +85,10 @@ const fn without(argument: u8, mask: u32) -> Only {
 
 /// Memory that can be executed is never made, so that what gets into a thread
 /// stays data.
-const NOT_EXECUTABLE: &[Only] = &[without(2, libc::PROT_EXEC as u32)];
+const NOT_EXECUTABLE: &[ArgCondition] = &[without(2, libc::PROT_EXEC as u32)];
 
 /// What the allocator, locks, clocks, messages and the end of a thread take.
-const EVERYONE: &[Entry] = &[
+const COMMON: &[Entry] = &[
     any(libc::SYS_brk),
     any(libc::SYS_clock_gettime),
     any(libc::SYS_close),
@@ -274,7 +277,7 @@ const API: &[Entry] = &[
 ];
 
 /// All of KVM's requests.
-const KVM: Only = Only {
+const KVM: ArgCondition = ArgCondition {
     argument: 1,
     mask: 0xff00,
     value: 0xae00,
@@ -285,7 +288,7 @@ const IORING_REGISTER_EVENTFD: u32 = 4;
 const IORING_REGISTER_RESTRICTIONS: u32 = 11;
 const IORING_REGISTER_ENABLE_RINGS: u32 = 12;
 
-const THREADS_ONLY: &[Only] = &[Only {
+const THREADS_ONLY: &[ArgCondition] = &[ArgCondition {
     argument: 0,
     mask: libc::CLONE_THREAD as u32,
     value: libc::CLONE_THREAD as u32,

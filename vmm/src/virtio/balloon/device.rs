@@ -1,4 +1,4 @@
-//! The device: identity, configuration, and the hold of the thread.
+//! The device: identity, configuration, and the handle of the thread.
 
 use std::io;
 use std::sync::Arc;
@@ -103,7 +103,7 @@ impl Balloon {
         })
     }
 
-    /// The control thread's hold of the balloon's size.
+    /// The control thread's handle of the balloon's size.
     #[must_use]
     pub fn size(&self) -> Arc<BalloonSize> {
         Arc::clone(&self.size)

@@ -21,13 +21,13 @@ pub(super) const MAX_SEGMENTS: u32 = 16;
 pub(super) const MAX_SECTORS: u32 = 1 << 22;
 
 /// What both driver and device know of the disk.
-pub(super) struct DiskConfig {
+pub(super) struct BlkConfigSpace {
     bytes: [u8; LENGTH],
     features: u64,
     writeback: AtomicBool,
 }
 
-impl DiskConfig {
+impl BlkConfigSpace {
     pub(super) fn new(image: &Image, queues: u16, queue_size: u16) -> Self {
         let geometry = image.geometry();
         let mut features = 1 << bits::VIRTIO_BLK_F_BLK_SIZE

@@ -1,4 +1,4 @@
-//! The device: identity, features, configuration, and the hold of a thread per
+//! The device: identity, features, configuration, and the handle of a thread per
 //! queue.
 
 use std::io;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::config::{DiskConfig, LENGTH};
+use super::config::{BlkConfigSpace, LENGTH};
 use super::counters::BlockCounters;
 use super::execute::Disk;
 use super::image::{FileId, Image, ImageFormat, ResizeError};
@@ -83,7 +83,7 @@ impl Block {
         options: &BlockOptions,
         events: &EventSink,
     ) -> io::Result<Self> {
-        let config = DiskConfig::new(&image, options.queues, options.queue_size);
+        let config = BlkConfigSpace::new(&image, options.queues, options.queue_size);
         let serial = options.serial.clone();
         let disk = Arc::new(Disk {
             serial: serial.unwrap_or_else(|| image.serial().to_owned()),

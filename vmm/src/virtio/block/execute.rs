@@ -6,7 +6,7 @@ use std::sync::Arc;
 use vm_memory::Bytes;
 
 use super::SECTOR;
-use super::config::DiskConfig;
+use super::config::BlkConfigSpace;
 use super::counters::BlockCounters;
 use super::image::Image;
 use super::request::{Extent, Kind, Range, Status};
@@ -22,7 +22,7 @@ const ID_LENGTH: usize = 20;
 /// A disk, as the threads of its queues share it.
 pub(super) struct Disk {
     pub(super) image: Image,
-    pub(super) config: DiskConfig,
+    pub(super) config: BlkConfigSpace,
     pub(super) serial: String,
     pub(super) faults: Arc<GuestFaults>,
     pub(super) counters: Arc<BlockCounters>,

@@ -10,18 +10,18 @@
 use crate::sandbox::{is_scheduled_normally, preempt_when_woken};
 
 /// Kicks in a row with a single request after which the CPU is taken at once.
-const ALONE: u16 = 8;
+const SINGLE_KICKS: u16 = 8;
 /// Kicks after which it is tried again whether the guest has more to ask.
-const AGAIN: u16 = 256;
+const RETRY_AFTER: u16 = 256;
 /// Kicks that such a try takes.
-const TRY: u16 = 2;
+const PROBE: u16 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
     /// The CPU is left to the guest; so many kicks in a row had one request.
-    Patient(u16),
+    Deferred(u16),
     /// It is taken; so many kicks ago this began.
-    Eager(u16),
+    Preempting(u16),
     /// Somebody else has decided.
     Fixed,
 }
@@ -30,11 +30,11 @@ impl Mode {
     /// What comes after a kick with so many requests.
     fn after(self, requests: u16) -> Self {
         match (self, requests) {
-            (Mode::Patient(alone), 1) if alone + 1 < ALONE => Mode::Patient(alone + 1),
-            (Mode::Patient(_), 1) => Mode::Eager(0),
-            (Mode::Patient(_), 2..) => Mode::Patient(0),
-            (Mode::Eager(since), _) if since + 1 < AGAIN => Mode::Eager(since + 1),
-            (Mode::Eager(_), _) => Mode::Patient(ALONE - TRY),
+            (Mode::Deferred(alone), 1) if alone + 1 < SINGLE_KICKS => Mode::Deferred(alone + 1),
+            (Mode::Deferred(_), 1) => Mode::Preempting(0),
+            (Mode::Deferred(_), 2..) => Mode::Deferred(0),
+            (Mode::Preempting(since), _) if since + 1 < RETRY_AFTER => Mode::Preempting(since + 1),
+            (Mode::Preempting(_), _) => Mode::Deferred(SINGLE_KICKS - PROBE),
             (same, _) => same,
         }
     }
@@ -49,7 +49,7 @@ impl Wakeups {
     pub(super) fn new() -> Self {
         let mut wakeups = Wakeups(Mode::Fixed);
         if is_scheduled_normally() {
-            wakeups.enter(Mode::Patient(0));
+            wakeups.enter(Mode::Deferred(0));
         }
         wakeups
     }
@@ -57,7 +57,7 @@ impl Wakeups {
     /// There were so many requests when the thread came to look.
     pub(super) fn served(&mut self, requests: u16) {
         let next = self.0.after(requests);
-        if matches!(next, Mode::Eager(_)) == matches!(self.0, Mode::Eager(_)) {
+        if matches!(next, Mode::Preempting(_)) == matches!(self.0, Mode::Preempting(_)) {
             self.0 = next;
         } else {
             self.enter(next);
@@ -65,7 +65,7 @@ impl Wakeups {
     }
 
     fn enter(&mut self, mode: Mode) {
-        self.0 = match preempt_when_woken(matches!(mode, Mode::Eager(_))) {
+        self.0 = match preempt_when_woken(matches!(mode, Mode::Preempting(_))) {
             Ok(()) => mode,
             Err(error) => {
                 log::info!("a disk's thread stays scheduled as it is: {error}");
@@ -85,24 +85,24 @@ mod tests {
 
     #[test]
     fn a_guest_with_one_request_at_a_time_is_served_at_once() {
-        assert_eq!(after(Mode::Patient(0), &[1; 7]), Mode::Patient(7));
-        assert_eq!(after(Mode::Patient(0), &[1; 8]), Mode::Eager(0));
+        assert_eq!(after(Mode::Deferred(0), &[1; 7]), Mode::Deferred(7));
+        assert_eq!(after(Mode::Deferred(0), &[1; 8]), Mode::Preempting(0));
     }
 
     #[test]
     fn one_with_many_is_left_the_cpu() {
         assert_eq!(
-            after(Mode::Patient(0), &[16, 1, 1, 0, 5, 1]),
-            Mode::Patient(1)
+            after(Mode::Deferred(0), &[16, 1, 1, 0, 5, 1]),
+            Mode::Deferred(1)
         );
     }
 
     #[test]
     fn whether_it_has_many_by_now_is_tried_again() {
-        let tried = after(Mode::Eager(0), &[1; 256]);
-        assert_eq!(tried, Mode::Patient(6));
-        assert_eq!(after(tried, &[1, 1]), Mode::Eager(0));
-        assert_eq!(after(tried, &[1, 2]), Mode::Patient(0));
+        let tried = after(Mode::Preempting(0), &[1; 256]);
+        assert_eq!(tried, Mode::Deferred(6));
+        assert_eq!(after(tried, &[1, 1]), Mode::Preempting(0));
+        assert_eq!(after(tried, &[1, 2]), Mode::Deferred(0));
     }
 
     #[test]

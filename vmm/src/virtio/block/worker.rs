@@ -480,7 +480,7 @@ mod tests {
 
     use virtio_bindings::virtio_blk as bits;
 
-    use super::super::config::DiskConfig;
+    use super::super::config::BlkConfigSpace;
     use super::super::counters::BlockCounters;
     use super::super::image::{Image, ImageFormat, ImageOptions, LockRange};
     use super::super::request::Extent;
@@ -503,7 +503,7 @@ mod tests {
             lock: LockRange::Bytes,
         };
         let image = Image::open(&options).unwrap();
-        let config = DiskConfig::new(&image, 1, QUEUE_SIZE);
+        let config = BlkConfigSpace::new(&image, 1, QUEUE_SIZE);
         let disk = Disk {
             image,
             config,

@@ -1,4 +1,4 @@
-//! The device: identity, configuration, and the hold of the thread.
+//! The device: identity, configuration, and the handle of the thread.
 
 use std::io;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
 use super::worker::ConsoleService;
-use crate::console_end::ConsoleEnd;
+use crate::chardev::CharBackend;
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
 use crate::virtio::worker::Worker;
@@ -40,7 +40,7 @@ pub struct Console {
 
 impl Console {
     /// A device called `id`, connected to `end`.
-    pub fn new(id: &str, end: ConsoleEnd, events: EventSink) -> io::Result<Self> {
+    pub fn new(id: &str, end: CharBackend, events: EventSink) -> io::Result<Self> {
         let size = Arc::new(ConsoleSize::default());
         let mut features = 0;
         if let Some((columns, rows)) = end.size() {
@@ -64,7 +64,7 @@ impl Console {
         })
     }
 
-    /// The control thread's hold of the console's size.
+    /// The control thread's handle of the console's size.
     #[must_use]
     pub fn size(&self) -> Arc<ConsoleSize> {
         Arc::clone(&self.size)

@@ -8,7 +8,7 @@
 //! Features offered: the size, where the host's end has one. Refused: several
 //! ports, writing without a queue.
 //!
-//! What it is connected to is a [`ConsoleEnd`](crate::console_end::ConsoleEnd).
+//! What it is connected to is a [`CharBackend`](crate::chardev::CharBackend).
 //! Output that nobody takes is dropped: a guest waits for its console with
 //! interrupts off.
 

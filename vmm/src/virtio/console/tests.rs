@@ -9,16 +9,16 @@ use virtio_queue::desc::split::Descriptor;
 
 use super::Console;
 use super::worker::{Input, MAX_BYTES, receive, transmit};
-use crate::console_end::{ConsoleEnd, ConsoleTarget};
+use crate::chardev::{CharBackend, ConsoleTarget};
 use crate::event::EventSink;
-use crate::memory::ScatterList;
+use crate::memory::IoVecs;
 use crate::virtio::testing::{BUFFERS, Buffer, Driver, MEMORY};
 use crate::virtio::{GuestFaults, VirtioDevice};
 
-fn send(driver: &Driver, end: &ConsoleEnd) -> u64 {
+fn send(driver: &Driver, end: &CharBackend) -> u64 {
     let faults = GuestFaults::new("console");
     let mut queue = driver.queue();
-    let mut buffers = ScatterList::new(Arc::clone(driver.memory()));
+    let mut buffers = IoVecs::new(Arc::clone(driver.memory()));
     transmit(&mut queue, &mut buffers, end, &faults).unwrap();
     faults.count()
 }
@@ -28,7 +28,7 @@ fn output_goes_to_a_file_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("console");
     std::fs::write(&path, "old").unwrap();
-    let end = ConsoleEnd::open(&ConsoleTarget::File(path.clone())).unwrap();
+    let end = CharBackend::open(&ConsoleTarget::File(path.clone())).unwrap();
     let mut driver = Driver::new(8);
     driver.put(0, b"hello\r\nworld\xff");
     driver.offer(&[Buffer::readable(0, 5), Buffer::readable(5, 2)]);
@@ -47,7 +47,7 @@ fn input_takes_one_buffer_at_a_time_and_waits_for_more() {
     terminal.set_nonblocking(true).unwrap();
     let mut driver = Driver::new(8);
     let mut queue = driver.queue();
-    let mut buffers = ScatterList::new(Arc::clone(driver.memory()));
+    let mut buffers = IoVecs::new(Arc::clone(driver.memory()));
     let faults = GuestFaults::new("console");
     let mut read = || receive(&mut queue, &mut buffers, &terminal, &faults).unwrap();
     typist.write_all(b"abcdef").unwrap();
@@ -75,7 +75,7 @@ fn input_takes_one_buffer_at_a_time_and_waits_for_more() {
 fn one_chain_never_writes_more_than_a_mebibyte() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("console");
-    let end = ConsoleEnd::open(&ConsoleTarget::File(path.clone())).unwrap();
+    let end = CharBackend::open(&ConsoleTarget::File(path.clone())).unwrap();
     let mut driver = Driver::new(256);
     driver.offer_everything(256, false);
     assert_eq!(send(&driver, &end), 1);
@@ -86,7 +86,7 @@ fn one_chain_never_writes_more_than_a_mebibyte() {
 fn a_reset_does_not_wait_for_a_reader_that_takes_little_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("console");
-    let end = ConsoleEnd::open(&ConsoleTarget::Socket(path.clone())).unwrap();
+    let end = CharBackend::open(&ConsoleTarget::Socket(path.clone())).unwrap();
     let mut reader = UnixStream::connect(&path).unwrap();
     assert!(end.accept());
     let done = Arc::new(AtomicBool::new(false));
@@ -122,7 +122,7 @@ fn a_reset_does_not_wait_for_a_reader_that_takes_little_at_a_time() {
 #[test]
 fn the_size_is_offered_where_there_is_one_and_can_change() {
     let quiet = EventSink::new(|_| {});
-    let console = Console::new("console", ConsoleEnd::null(), quiet).unwrap();
+    let console = Console::new("console", CharBackend::null(), quiet).unwrap();
     assert_eq!(console.features(), 0);
     console.size().set(0x0102, 0x0304);
     let mut bytes = [0; 4];
@@ -149,11 +149,11 @@ proptest! {
         }
         let faults = GuestFaults::new("console");
         let mut queue = driver.queue();
-        let mut buffers = ScatterList::new(Arc::clone(driver.memory()));
+        let mut buffers = IoVecs::new(Arc::clone(driver.memory()));
         let (mut typist, terminal) = UnixStream::pair().unwrap();
         typist.write_all(&[7; 1000]).unwrap();
         terminal.set_nonblocking(true).unwrap();
         let _ = receive(&mut queue, &mut buffers, &terminal, &faults);
-        let _ = transmit(&mut driver.queue(), &mut buffers, &ConsoleEnd::null(), &faults);
+        let _ = transmit(&mut driver.queue(), &mut buffers, &CharBackend::null(), &faults);
     }
 }

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use crate::console_end::ConsoleEnd;
-use crate::memory::{ScatterError, ScatterList};
+use crate::chardev::CharBackend;
+use crate::memory::{IoVecs, IoVecsError};
 use crate::sources::Sources;
 use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, Chain, GuestFaults, QueueError, VirtQueue};
@@ -30,7 +30,7 @@ enum ChainError {
     #[error("Console output of {0} bytes in one piece is cut off")]
     TooLong(usize),
     #[error(transparent)]
-    Scatter(#[from] ScatterError),
+    Scatter(#[from] IoVecsError),
 }
 
 /// What reading the input came to.
@@ -45,7 +45,7 @@ pub(super) enum Input {
 }
 
 pub(super) struct ConsoleService {
-    end: ConsoleEnd,
+    end: CharBackend,
     faults: Arc<GuestFaults>,
     active: Option<Active>,
 }
@@ -54,13 +54,13 @@ pub(super) struct ConsoleService {
 struct Active {
     receive: Option<VirtQueue>,
     transmit: Option<VirtQueue>,
-    buffers: ScatterList,
+    buffers: IoVecs,
     /// The input is waited for.
     listening: bool,
 }
 
 impl ConsoleService {
-    pub(super) fn new(end: ConsoleEnd, faults: Arc<GuestFaults>) -> Self {
+    pub(super) fn new(end: CharBackend, faults: Arc<GuestFaults>) -> Self {
         Self {
             end,
             faults,
@@ -118,7 +118,7 @@ impl Service for ConsoleService {
         self.active = Some(Active {
             receive: activation.take_queue(0),
             transmit: activation.take_queue(1),
-            buffers: ScatterList::new(activation.memory),
+            buffers: IoVecs::new(activation.memory),
             listening: false,
         });
         Ok(())
@@ -189,7 +189,7 @@ impl Service for ConsoleService {
     }
 }
 
-fn gather(chain: &Chain, buffers: &mut ScatterList, writable: bool) -> Result<(), ChainError> {
+fn gather(chain: &Chain, buffers: &mut IoVecs, writable: bool) -> Result<(), ChainError> {
     buffers.clear();
     for descriptor in chain.clone() {
         if descriptor.is_write_only() == writable {
@@ -205,7 +205,7 @@ fn gather(chain: &Chain, buffers: &mut ScatterList, writable: bool) -> Result<()
 /// Reads once from `input` into the driver's next buffer.
 pub(super) fn receive(
     queue: &mut VirtQueue,
-    buffers: &mut ScatterList,
+    buffers: &mut IoVecs,
     input: impl AsFd,
     faults: &GuestFaults,
 ) -> Result<Input, QueueError> {
@@ -257,8 +257,8 @@ pub(super) fn receive(
 /// Writes everything that the driver has put into the queue.
 pub(super) fn transmit(
     queue: &mut VirtQueue,
-    buffers: &mut ScatterList,
-    end: &ConsoleEnd,
+    buffers: &mut IoVecs,
+    end: &CharBackend,
     faults: &GuestFaults,
 ) -> Result<(), QueueError> {
     let stop = queue.stop_flag().clone();

@@ -69,7 +69,7 @@ impl Command {
         let host = |error: std::io::Error| ControlError::Host(error.to_string());
         match self {
             Self::SetPairs(pairs) => {
-                if pairs == 0 || usize::from(pairs) > steering.lanes().len() {
+                if pairs == 0 || usize::from(pairs) > steering.tap_queues().len() {
                     return Err(ControlError::Pairs(pairs));
                 }
                 steering.use_pairs(usize::from(pairs)).map_err(host)

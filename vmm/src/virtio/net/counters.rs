@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::virtio::DeviceCounters;
 
-/// Figures of one queue pair. Its thread alone writes them. The bytes are
+/// Counters of one queue pair. Its thread alone writes them. The bytes are
 /// those of packets, without the header that goes before each.
 #[derive(Debug, Default)]
 pub(super) struct PairCounters {
@@ -30,7 +30,7 @@ impl PairCounters {
     }
 }
 
-/// Figures of a device: the sums over its pairs.
+/// Counters of a device: the sums over its pairs.
 pub(super) struct NetCounters(Vec<Arc<PairCounters>>);
 
 impl NetCounters {

@@ -1,4 +1,4 @@
-//! The device: identity, configuration, and the hold of the pairs' threads.
+//! The device: identity, configuration, and the handle of the pairs' threads.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -27,7 +27,7 @@ const CONTROL_QUEUE_SIZE: u16 = 64;
 
 /// The host's end of the cable.
 #[derive(Debug)]
-pub enum Cable {
+pub enum TapSource {
     /// A tap interface, by its name, which is made if there is none.
     Interface {
         /// Its name; made up if absent.
@@ -43,7 +43,7 @@ pub enum Cable {
 #[derive(Debug)]
 pub struct NetParams {
     /// The host's end.
-    pub cable: Cable,
+    pub cable: TapSource,
     /// The guest's hardware address.
     pub mac: [u8; 6],
     /// The largest packet; the interface's if absent.
@@ -101,10 +101,10 @@ impl Net {
     pub fn new(id: &str, params: NetParams, events: &EventSink) -> Result<Self, NetError> {
         let pairs = params.pairs;
         let taps = match params.cable {
-            Cable::Interface { name, params } => {
+            TapSource::Interface { name, params } => {
                 Tap::open(name.as_deref(), usize::from(pairs), &params)?
             }
-            Cable::Descriptors(descriptors) => {
+            TapSource::Descriptors(descriptors) => {
                 if descriptors.len() != usize::from(pairs) {
                     return Err(NetError::Descriptors {
                         descriptors: descriptors.len(),

@@ -37,7 +37,7 @@ mod tests;
 mod transmit;
 mod worker;
 
-pub use device::{Cable, Net, NetError, NetParams};
+pub use device::{Net, NetError, NetParams, TapSource};
 pub use header::Offloads;
 pub use ioctl::InterfaceNameError;
 pub use tap::{InterfaceParams, TapError};

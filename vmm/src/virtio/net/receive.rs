@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::counters::PairCounters;
 use super::header::{HEADER_LENGTH, MAX_PACKET, NUM_BUFFERS};
-use crate::memory::{ScatterError, ScatterList};
+use crate::memory::{IoVecs, IoVecsError};
 use crate::virtio::rate_limit::RateLimiter;
 use crate::virtio::{Chain, GuestFaults, QueueError, VirtQueue};
 
@@ -40,7 +40,7 @@ enum BufferError {
     #[error("A receive buffer that the device may not write")]
     ReadOnly,
     #[error(transparent)]
-    Scatter(#[from] ScatterError),
+    Scatter(#[from] IoVecsError),
     #[error("A packet of {0} bytes is too long for its receive buffer")]
     TooShort(usize),
 }
@@ -68,7 +68,7 @@ pub(super) struct Receiver {
     mergeable: bool,
     /// Chains taken, in order, and the buffers of all of them.
     chains: VecDeque<Waiting>,
-    buffers: ScatterList,
+    buffers: IoVecs,
     /// What did not fit into the buffers.
     rest: Vec<u8>,
     spilled: Option<Spilled>,
@@ -84,7 +84,7 @@ impl Receiver {
         faults: Arc<GuestFaults>,
         counters: Arc<PairCounters>,
     ) -> Self {
-        let buffers = ScatterList::new(Arc::clone(queue.memory()));
+        let buffers = IoVecs::new(Arc::clone(queue.memory()));
         Self {
             queue,
             mergeable,
@@ -209,7 +209,7 @@ impl Receiver {
             }
             Err(error) => {
                 self.buffers.truncate(before);
-                let full = matches!(error, BufferError::Scatter(ScatterError::TooMany));
+                let full = matches!(error, BufferError::Scatter(IoVecsError::TooMany));
                 if full && before > 0 {
                     // It may be fine by itself.
                     self.queue.push_back();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::counters::PairCounters;
 use super::header::{HEADER_LENGTH, MAX_PACKET};
-use crate::memory::{ScatterError, ScatterList};
+use crate::memory::{IoVecs, IoVecsError};
 use crate::virtio::rate_limit::RateLimiter;
 use crate::virtio::{Chain, GuestFaults, QueueError, VirtQueue};
 
@@ -28,7 +28,7 @@ enum PacketError {
     #[error("A packet of {0} bytes with its header")]
     Length(usize),
     #[error(transparent)]
-    Scatter(#[from] ScatterError),
+    Scatter(#[from] IoVecsError),
     #[error("A packet that the host refuses: {0}")]
     Refused(std::io::Error),
 }
@@ -36,7 +36,7 @@ enum PacketError {
 /// The transmitting half of a queue pair.
 pub(super) struct Transmitter {
     queue: VirtQueue,
-    buffers: ScatterList,
+    buffers: IoVecs,
     faults: Arc<GuestFaults>,
     counters: Arc<PairCounters>,
 }
@@ -47,7 +47,7 @@ impl Transmitter {
         faults: Arc<GuestFaults>,
         counters: Arc<PairCounters>,
     ) -> Self {
-        let buffers = ScatterList::new(Arc::clone(queue.memory()));
+        let buffers = IoVecs::new(Arc::clone(queue.memory()));
         Self {
             queue,
             buffers,

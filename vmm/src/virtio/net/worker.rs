@@ -12,7 +12,7 @@ use super::control;
 use super::counters::PairCounters;
 use super::header::MRG_RXBUF;
 use super::receive::{Received, Receiver};
-use super::steering::{Lane, Steering};
+use super::steering::{Steering, TapQueue};
 use super::transmit::{Transmitted, Transmitter};
 use crate::sources::Sources;
 use crate::virtio::rate_limit::RateLimiter;
@@ -53,8 +53,8 @@ pub(super) struct Active {
 }
 
 impl PairService {
-    fn lane(&self) -> Option<&Lane> {
-        self.steering.lanes().get(self.pair)
+    fn tap_queue(&self) -> Option<&TapQueue> {
+        self.steering.tap_queues().get(self.pair)
     }
 
     fn receive(&mut self) -> Result<(), ServiceError> {
@@ -63,10 +63,10 @@ impl PairService {
         };
         // Nothing to read: somebody else has looked already.
         let _ = active.receiver.queue().kick().read();
-        if let Some(lane) = self.steering.lanes().get(self.pair) {
+        if let Some(tap_queue) = self.steering.tap_queues().get(self.pair) {
             active.receiving = active
                 .receiver
-                .run(lane.tap().as_fd(), &mut self.receive_limiter)?;
+                .run(tap_queue.tap().as_fd(), &mut self.receive_limiter)?;
         }
         Ok(())
     }
@@ -76,10 +76,10 @@ impl PairService {
             return Ok(());
         };
         let _ = active.transmitter.queue().kick().read();
-        if let Some(lane) = self.steering.lanes().get(self.pair) {
+        if let Some(tap_queue) = self.steering.tap_queues().get(self.pair) {
             active.transmitting = active
                 .transmitter
-                .run(lane.tap().as_fd(), &mut self.transmit_limiter)?;
+                .run(tap_queue.tap().as_fd(), &mut self.transmit_limiter)?;
         }
         Ok(())
     }
@@ -94,10 +94,10 @@ impl PairService {
         Ok(())
     }
 
-    /// The lane was attached or detached.
+    /// The tap queue was attached or detached.
     fn steered(&mut self) {
-        if let Some(lane) = self.lane() {
-            let _ = lane.changed().read();
+        if let Some(tap_queue) = self.tap_queue() {
+            let _ = tap_queue.changed().read();
         }
         let used = self.steering.uses(self.pair);
         if let Some(active) = &mut self.active {
@@ -127,16 +127,18 @@ impl PairService {
             wanted = EventSet::empty();
         }
         let before = active.interest;
-        let Some(lane) = self.steering.lanes().get(self.pair) else {
+        let Some(tap_queue) = self.steering.tap_queues().get(self.pair) else {
             return;
         };
         let updated = match (before.is_empty(), wanted.is_empty()) {
-            (true, false) => ops.add_source(lane.tap(), TAP).and_then(|()| match wanted {
-                EventSet::IN => Ok(()),
-                _ => ops.modify_source(lane.tap(), wanted, TAP),
-            }),
-            (false, true) => ops.remove_source(lane.tap()),
-            (false, false) if before != wanted => ops.modify_source(lane.tap(), wanted, TAP),
+            (true, false) => ops
+                .add_source(tap_queue.tap(), TAP)
+                .and_then(|()| match wanted {
+                    EventSet::IN => Ok(()),
+                    _ => ops.modify_source(tap_queue.tap(), wanted, TAP),
+                }),
+            (false, true) => ops.remove_source(tap_queue.tap()),
+            (false, false) if before != wanted => ops.modify_source(tap_queue.tap(), wanted, TAP),
             _ => Ok(()),
         };
         match updated {
@@ -181,8 +183,8 @@ impl Service for PairService {
         if let Some(control) = &active.control {
             control.listen(ops, CONTROL)?;
         }
-        if let Some(lane) = self.lane() {
-            ops.add_source(lane.changed(), STEERING)?;
+        if let Some(tap_queue) = self.tap_queue() {
+            ops.add_source(tap_queue.changed(), STEERING)?;
         }
         if let Some(limiter) = &self.receive_limiter {
             ops.add_source(limiter, RECEIVE_LIMIT)?;

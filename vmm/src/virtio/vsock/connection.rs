@@ -10,7 +10,7 @@ use std::time::Instant;
 use vmm_sys_util::epoll::EventSet;
 
 use super::packet::{HEADER_LENGTH, MAX_DATA};
-use crate::memory::ScatterList;
+use crate::memory::IoVecs;
 
 /// Bytes that are kept for a host program that reads slowly.
 pub(super) const BUFFER: u32 = 256 << 10;
@@ -144,7 +144,7 @@ impl Connection {
 
     /// Reads from the host behind the header in `buffers`, within the guest's
     /// credit.
-    pub(super) fn read_host(&mut self, buffers: &mut ScatterList) -> io::Result<FromHost> {
+    pub(super) fn read_host(&mut self, buffers: &mut IoVecs) -> io::Result<FromHost> {
         let limit = MAX_DATA.min(self.credit() as usize);
         match buffers.read_from(self.stream.as_fd(), HEADER_LENGTH, limit, &mut []) {
             Ok(0) => Ok(FromHost::End),
@@ -168,11 +168,7 @@ impl Connection {
 
     /// Passes on `length` bytes that lie behind the header in `buffers`, and
     /// keeps what the host does not take.
-    pub(super) fn write_host(
-        &mut self,
-        buffers: &mut ScatterList,
-        length: usize,
-    ) -> io::Result<()> {
+    pub(super) fn write_host(&mut self, buffers: &mut IoVecs, length: usize) -> io::Result<()> {
         let mut done = 0;
         while self.pending.is_empty() && done < length {
             let at = HEADER_LENGTH + done;

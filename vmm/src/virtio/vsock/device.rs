@@ -1,4 +1,4 @@
-//! The device: identity, configuration, and the hold of the thread.
+//! The device: identity, configuration, and the handle of the thread.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::host::Listener;
-use super::switchboard::Switchboard;
+use super::muxer::VsockMuxer;
 use super::worker::{FIRST_STREAM, VsockService};
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
@@ -36,7 +36,7 @@ impl Vsock {
         let restored = Arc::new(AtomicBool::new(false));
         let listener = Listener::bind(path)?;
         let service = VsockService {
-            switchboard: Switchboard::new(cid, listener, Arc::clone(&faults), FIRST_STREAM),
+            muxer: VsockMuxer::new(cid, listener, Arc::clone(&faults), FIRST_STREAM),
             faults: Arc::clone(&faults),
             timer: TimerFd::new()?,
             ticking: false,

@@ -78,15 +78,15 @@ fn is_abandoned(path: &Path) -> bool {
 }
 
 /// A program that has not said yet which port it wants.
-pub(super) struct Visitor {
+pub(super) struct PendingConnect {
     pub(super) stream: UnixStream,
     /// When it has had time enough.
     pub(super) deadline: Instant,
 }
 
-/// What a visitor has said.
+/// What a pending has said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum ConnectRequest {
     /// Not all of it yet.
     Unfinished,
     /// A port of the guest.
@@ -95,21 +95,21 @@ pub(super) enum Wish {
     None,
 }
 
-impl Visitor {
+impl PendingConnect {
     /// Reads the wish. What follows it stays in the stream: it is for the
     /// guest.
-    pub(super) fn listen(&mut self) -> Wish {
+    pub(super) fn listen(&mut self) -> ConnectRequest {
         let mut line = [0u8; LONGEST_LINE];
         let peeked = recv(&self.stream, &mut line, RecvFlags::PEEK);
         let count = match peeked {
             Ok((count, _)) if count > 0 => count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                return Wish::Unfinished;
+                return ConnectRequest::Unfinished;
             }
-            _ => return Wish::None,
+            _ => return ConnectRequest::None,
         };
         let wish = parse(&line[..count]);
-        if let Wish::Port(_) = wish
+        if let ConnectRequest::Port(_) = wish
             && let Some(end) = line.iter().position(|&byte| byte == b'\n')
         {
             // It is there: it was seen just now.
@@ -120,12 +120,12 @@ impl Visitor {
 }
 
 /// Understands `CONNECT <port>` with the end of the line.
-fn parse(bytes: &[u8]) -> Wish {
+fn parse(bytes: &[u8]) -> ConnectRequest {
     let Some(end) = bytes.iter().position(|&byte| byte == b'\n') else {
         return if bytes.len() < LONGEST_LINE {
-            Wish::Unfinished
+            ConnectRequest::Unfinished
         } else {
-            Wish::None
+            ConnectRequest::None
         };
     };
     let port = str::from_utf8(&bytes[..end]).ok().and_then(|line| {
@@ -133,8 +133,8 @@ fn parse(bytes: &[u8]) -> Wish {
         word.eq_ignore_ascii_case("connect").then_some(port)
     });
     match port.map(str::parse) {
-        Some(Ok(port)) => Wish::Port(port),
-        _ => Wish::None,
+        Some(Ok(port)) => ConnectRequest::Port(port),
+        _ => ConnectRequest::None,
     }
 }
 
@@ -146,10 +146,13 @@ mod tests {
 
     #[test]
     fn a_line_is_understood_whatever_its_end() {
-        assert_eq!(parse(b"CONNECT 52\nrest"), Wish::Port(52));
-        assert_eq!(parse(b"connect 4294967295\r\n"), Wish::Port(u32::MAX));
-        assert_eq!(parse(b"CONNECT 52"), Wish::Unfinished);
-        assert_eq!(parse(b""), Wish::Unfinished);
+        assert_eq!(parse(b"CONNECT 52\nrest"), ConnectRequest::Port(52));
+        assert_eq!(
+            parse(b"connect 4294967295\r\n"),
+            ConnectRequest::Port(u32::MAX)
+        );
+        assert_eq!(parse(b"CONNECT 52"), ConnectRequest::Unfinished);
+        assert_eq!(parse(b""), ConnectRequest::Unfinished);
         for line in [
             "CONNECT\n",
             "CONNECT 4294967296\n",
@@ -159,7 +162,7 @@ mod tests {
             "\n",
             "CONNECT 1234567890123456789012345",
         ] {
-            assert_eq!(parse(line.as_bytes()), Wish::None, "{line:?}");
+            assert_eq!(parse(line.as_bytes()), ConnectRequest::None, "{line:?}");
         }
     }
 
@@ -167,20 +170,20 @@ mod tests {
     fn data_behind_the_line_stays_in_the_stream() {
         let (mut program, stream) = UnixStream::pair().unwrap();
         stream.set_nonblocking(true).unwrap();
-        let mut visitor = Visitor {
+        let mut pending = PendingConnect {
             stream,
             deadline: Instant::now(),
         };
-        assert_eq!(visitor.listen(), Wish::Unfinished);
+        assert_eq!(pending.listen(), ConnectRequest::Unfinished);
         program.write_all(b"CONN").unwrap();
-        assert_eq!(visitor.listen(), Wish::Unfinished);
+        assert_eq!(pending.listen(), ConnectRequest::Unfinished);
         program.write_all(b"ECT 7\nhello").unwrap();
-        assert_eq!(visitor.listen(), Wish::Port(7));
+        assert_eq!(pending.listen(), ConnectRequest::Port(7));
         let mut rest = [0; 10];
-        assert_eq!(visitor.stream.read(&mut rest).unwrap(), 5);
+        assert_eq!(pending.stream.read(&mut rest).unwrap(), 5);
         assert_eq!(&rest[..5], b"hello");
         drop(program);
-        assert_eq!(visitor.listen(), Wish::None);
+        assert_eq!(pending.listen(), ConnectRequest::None);
     }
 
     #[test]

@@ -16,13 +16,13 @@
 //! of the host, the socket `<path>_<port>` is connected to.
 //!
 //! [`packet`] is the wire format, [`connection`] one connection with its
-//! credit, [`switchboard`] all of them, [`host`] the Unix sockets.
+//! credit, [`muxer`] all of them, [`host`] the Unix sockets.
 
 mod connection;
 mod device;
 mod host;
+mod muxer;
 mod packet;
-mod switchboard;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -9,9 +9,9 @@ use event_manager::EventOps;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::muxer::{Outgoing, VsockMuxer};
 use super::packet::HEADER_LENGTH;
-use super::switchboard::{Outgoing, Switchboard};
-use crate::memory::{ScatterError, ScatterList};
+use crate::memory::{IoVecs, IoVecsError};
 use crate::sources::Sources;
 use crate::virtio::worker::{Service, ServiceError};
 use crate::virtio::{Activation, Chain, GuestFaults, VirtQueue};
@@ -21,7 +21,7 @@ const FROM_GUEST: u32 = 1;
 const LISTENER: u32 = 2;
 const TIMER: u32 = 3;
 const EVENTS: u32 = 4;
-/// Connections and visitors.
+/// Connections and pending connects.
 pub(super) const FIRST_STREAM: u32 = 16;
 
 /// The guest's packets wait while so many of ours do: each may cause one.
@@ -42,11 +42,11 @@ enum ChainError {
     #[error("A packet of {0} bytes has no room for its header")]
     Short(usize),
     #[error(transparent)]
-    Scatter(#[from] ScatterError),
+    Scatter(#[from] IoVecsError),
 }
 
 pub(super) struct VsockService {
-    pub(super) switchboard: Switchboard,
+    pub(super) muxer: VsockMuxer,
     pub(super) faults: Arc<GuestFaults>,
     pub(super) timer: TimerFd,
     pub(super) ticking: bool,
@@ -62,11 +62,11 @@ pub(super) struct Active {
     /// The standard's third queue carries events; there are none to report as
     /// long as a machine does not move to another host.
     events: Option<VirtQueue>,
-    packet: ScatterList,
+    packet: IoVecs,
 }
 
 /// Lists the buffers of a packet.
-fn gather(chain: &Chain, packet: &mut ScatterList, writable: bool) -> Result<(), ChainError> {
+fn gather(chain: &Chain, packet: &mut IoVecs, writable: bool) -> Result<(), ChainError> {
     packet.clear();
     for descriptor in chain.clone() {
         if descriptor.is_write_only() != writable {
@@ -97,8 +97,8 @@ impl VsockService {
                 break;
             }
         }
-        self.switchboard.hold_readable(ops);
-        self.set_ticking(self.switchboard.has_deadlines())?;
+        self.muxer.hold_readable(ops);
+        self.set_ticking(self.muxer.has_deadlines())?;
         Ok(())
     }
 
@@ -115,11 +115,11 @@ impl VsockService {
             queue.stop_kicks()?;
             while left > 0
                 && !queue.stop_flag().is_set()
-                && self.switchboard.backlog() < MAX_BACKLOG
+                && self.muxer.backlog() < MAX_BACKLOG
                 && let Some(chain) = queue.pop()?
             {
                 match gather(&chain, &mut active.packet, false) {
-                    Ok(()) => self.switchboard.incoming(&mut active.packet, ops),
+                    Ok(()) => self.muxer.incoming(&mut active.packet, ops),
                     Err(error) => self.faults.report(&error),
                 }
                 queue.complete(chain.head_index(), 0)?;
@@ -127,7 +127,7 @@ impl VsockService {
                 served = true;
             }
             queue.notify()?;
-            if self.switchboard.backlog() >= MAX_BACKLOG {
+            if self.muxer.backlog() >= MAX_BACKLOG {
                 // Goes on when the guest has taken some.
                 return Ok(served);
             }
@@ -152,7 +152,7 @@ impl VsockService {
         let queue = &mut active.to_guest;
         let mut left = queue.size();
         queue.stop_kicks()?;
-        while self.switchboard.has_outgoing() {
+        while self.muxer.has_outgoing() {
             if left == 0 || queue.stop_flag().is_set() {
                 queue.kick_again();
                 break;
@@ -169,7 +169,7 @@ impl VsockService {
                 queue.complete(chain.head_index(), 0)?;
                 continue;
             }
-            match self.switchboard.outgoing(&mut active.packet, ops) {
+            match self.muxer.outgoing(&mut active.packet, ops) {
                 Some(Outgoing::Header) => {
                     queue.complete(chain.head_index(), HEADER_LENGTH as u32)?;
                 }
@@ -245,7 +245,7 @@ impl Service for VsockService {
             to_guest,
             from_guest,
             events: activation.take_queue(2),
-            packet: ScatterList::new(activation.memory),
+            packet: IoVecs::new(activation.memory),
         });
         Ok(())
     }
@@ -256,14 +256,14 @@ impl Service for VsockService {
         };
         active.to_guest.listen(ops, TO_GUEST)?;
         active.from_guest.listen(ops, FROM_GUEST)?;
-        ops.add_source(self.switchboard.listener(), LISTENER)?;
+        ops.add_source(self.muxer.listener(), LISTENER)?;
         ops.add_source(&self.timer, TIMER)?;
         if self.is_restored()
             && let Some(queue) = &active.events
         {
             queue.listen(ops, EVENTS)?;
         }
-        self.switchboard.attach(ops);
+        self.muxer.attach(ops);
         Ok(())
     }
 
@@ -274,19 +274,19 @@ impl Service for VsockService {
                 TO_GUEST => drop(active.to_guest.kick().read()),
                 FROM_GUEST => drop(active.from_guest.kick().read()),
                 EVENTS => self.report_reset(ops)?,
-                LISTENER => self.switchboard.accept(ops),
+                LISTENER => self.muxer.accept(ops),
                 TIMER => {
                     let _ = self.timer.wait();
-                    self.switchboard.expire(Instant::now(), ops);
+                    self.muxer.expire(Instant::now(), ops);
                 }
-                _ => self.switchboard.ready(token, ops),
+                _ => self.muxer.ready(token, ops),
             }
         }
         self.run(ops)
     }
 
     fn pause(&mut self) -> Result<(), ServiceError> {
-        self.switchboard.detach();
+        self.muxer.detach();
         Ok(())
     }
 
@@ -303,7 +303,7 @@ impl Service for VsockService {
 
     fn stop(&mut self) {
         self.active = None;
-        self.switchboard.clear();
+        self.muxer.clear();
         if let Err(error) = self.set_ticking(false) {
             log::debug!("cannot stop a timer: {error}");
         }

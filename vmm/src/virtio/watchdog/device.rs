@@ -1,4 +1,4 @@
-//! The device: identity, and the hold of the thread.
+//! The device: identity, and the handle of the thread.
 
 use std::io;
 use std::sync::Arc;

@@ -6,10 +6,10 @@ use std::io::Read;
 use api_client::config::{MacAddr, VmConfig};
 
 use super::{DeviceError, DeviceTree};
-use crate::config::{NicCable, NicParams};
+use crate::config::{NetBackend, NicParams};
 use crate::pci::PciAddress;
 use crate::sandbox::inherited_descriptor;
-use crate::virtio::net::{Cable, Net, NetParams};
+use crate::virtio::net::{Net, NetParams, TapSource};
 
 /// The id of a network device to which the configuration gave none; it gives one
 /// to each.
@@ -20,17 +20,17 @@ impl DeviceTree {
     pub fn add_net(&mut self, params: &NicParams) -> Result<(String, PciAddress), DeviceError> {
         let mac = params.mac.ok_or(DeviceError::NoMac)?;
         let cable = match &params.cable {
-            NicCable::Interface { name, params } => Cable::Interface {
+            NetBackend::Interface { name, params } => TapSource::Interface {
                 name: name.clone(),
                 params: params.clone(),
             },
-            NicCable::Descriptors(numbers) => {
+            NetBackend::Descriptors(numbers) => {
                 // Copies, so that the next boot finds the originals.
                 let copy = |&number| {
                     inherited_descriptor(number)
                         .map_err(|source| DeviceError::Descriptor(number, source))
                 };
-                Cable::Descriptors(numbers.iter().map(copy).collect::<Result<_, _>>()?)
+                TapSource::Descriptors(numbers.iter().map(copy).collect::<Result<_, _>>()?)
             }
         };
         let net = NetParams {

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use super::{DeviceError, DeviceTree};
+use crate::chardev::{CharBackend, RawTerminal};
 use crate::config::{MemoryBalloon, PciParams, VsockParams};
-use crate::console_end::{ConsoleEnd, RawTerminal};
 use crate::pci::PciAddress;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::console::Console;
@@ -22,7 +22,7 @@ impl DeviceTree {
     pub(super) fn add_console(
         &mut self,
         place: &PciParams,
-        end: ConsoleEnd,
+        end: CharBackend,
     ) -> Result<(), DeviceError> {
         if end.is_terminal() {
             self.terminal = RawTerminal::enter().map_err(DeviceError::Console)?;

@@ -28,7 +28,7 @@ fn machine() -> Machine {
     let events = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&events);
     let sink = EventSink::new(move |event| heard.lock().unwrap().push(event));
-    let context = PciPlatform {
+    let context = PciContext {
         vm: Arc::clone(&vm) as Arc<dyn Vm>,
         router,
         mmio: Arc::clone(&mmio),

@@ -63,7 +63,7 @@ pub enum TransportError {
 
 /// What the machine offers to devices on the bus.
 #[derive(Clone)]
-pub struct PciPlatform {
+pub struct PciContext {
     /// The hypervisor's machine.
     pub vm: Arc<dyn Vm>,
     /// Interrupts.
@@ -107,7 +107,7 @@ pub struct VirtioPciState {
 }
 
 /// The function. Lock order: `state`, then whatever is below: bus, interrupt
-/// routes, what is shown. A device's thread takes the last one only, so
+/// routes, what is mirror. A device's thread takes the last one only, so
 /// waiting for it with `state` held is safe.
 pub struct VirtioPci {
     /// Itself, for the bus.
@@ -149,7 +149,7 @@ impl VirtioPci {
         name: &str,
         address: PciAddress,
         device: Box<dyn VirtioDevice>,
-        platform: &PciPlatform,
+        platform: &PciContext,
     ) -> Result<Arc<Self>, TransportError> {
         let queues = device.queue_sizes().len();
         if queues + 1 > MAX_VECTORS {
@@ -189,7 +189,7 @@ impl VirtioPci {
                 device,
             }),
         });
-        function.show(&function.state());
+        function.publish(&function.state());
         Ok(function)
     }
 
@@ -216,7 +216,7 @@ impl VirtioPci {
     pub fn config_changed(&self) {
         let mut state = self.state();
         state.common.next_generation();
-        self.show(&state);
+        self.publish(&state);
         drop(state);
         self.interrupt.config_changed();
     }
@@ -314,7 +314,7 @@ impl VirtioPci {
             .map_err(|error| unfit(&error))?;
         let wanted = state.config.bar(0);
         self.place(state, wanted);
-        self.show(state);
+        self.publish(state);
         Ok(())
     }
 
@@ -330,9 +330,9 @@ impl VirtioPci {
     }
 
     /// Stores what the registers look like now where the guest reads them.
-    fn show(&self, state: &State) {
+    fn publish(&self, state: &State) {
         self.interrupt
-            .show(state.common.bytes(), &device_config(state.device.as_ref()));
+            .publish(state.common.bytes(), &device_config(state.device.as_ref()));
     }
 
     /// Puts registers and doorbells where the guest wants them.
@@ -362,8 +362,8 @@ impl VirtioPci {
         match self.window(base) {
             Ok(window) => {
                 self.interrupt.set_window(Some(window));
-                self.show(state);
-                self.interrupt.show_table(state.table.bytes());
+                self.publish(state);
+                self.interrupt.publish_table(state.table.bytes());
             }
             // Reads then come through `read`, slower.
             Err(error) => self.faults.report_host(&error),
@@ -399,7 +399,7 @@ impl VirtioPci {
             Transition::Activate => self.activate(state),
         }
         self.follow_vectors(state);
-        self.show(state);
+        self.publish(state);
     }
 
     fn activate(&self, state: &mut State) {
@@ -580,14 +580,14 @@ impl BusDevice for VirtioPci {
                 let at = offset - DEVICE;
                 if at + data.len() <= state.device.config_length() {
                     state.device.write_config(at, data);
-                    self.show(&state);
+                    self.publish(&state);
                 }
             }
             TABLE..TABLE_END => {
                 if let Err(error) = state.table.write(offset - TABLE, data) {
                     self.faults.report(&error);
                 }
-                self.interrupt.show_table(state.table.bytes());
+                self.interrupt.publish_table(state.table.bytes());
             }
             NOTIFY..BAR_SIZE => {
                 // Only where the hypervisor would not take the doorbell.

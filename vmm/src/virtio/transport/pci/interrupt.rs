@@ -15,7 +15,7 @@ const ISR_QUEUE: u8 = 1 << 0;
 const ISR_CONFIG: u8 = 1 << 1;
 
 /// What the guest sees in the window.
-struct Shown {
+struct RegisterMirror {
     common: [u8; LENGTH],
     window: Option<ReadOnlyWindow>,
 }
@@ -28,7 +28,7 @@ pub(super) struct PciInterrupt {
     isr: AtomicU8,
     failed: AtomicBool,
     /// The last lock that anybody takes.
-    shown: Mutex<Shown>,
+    mirror: Mutex<RegisterMirror>,
 }
 
 impl PciInterrupt {
@@ -39,15 +39,15 @@ impl PciInterrupt {
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             isr: AtomicU8::new(0),
             failed: AtomicBool::new(false),
-            shown: Mutex::new(Shown {
+            mirror: Mutex::new(RegisterMirror {
                 common: [0; LENGTH],
                 window: None,
             }),
         }
     }
 
-    fn shown(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    fn mirror(&self) -> MutexGuard<'_, RegisterMirror> {
+        self.mirror.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Follows the driver's choice of vectors.
@@ -92,21 +92,21 @@ impl PciInterrupt {
     }
 
     /// Has the guest read `common` and `device` from now on.
-    pub(super) fn show(&self, mut common: [u8; LENGTH], device: &[u8]) {
-        let mut shown = self.shown();
+    pub(super) fn publish(&self, mut common: [u8; LENGTH], device: &[u8]) {
+        let mut mirror = self.mirror();
         if self.failed.load(Ordering::Acquire) {
             common[STATUS] |= NEEDS_RESET;
         }
-        shown.common = common;
-        if let Some(window) = &shown.window {
+        mirror.common = common;
+        if let Some(window) = &mirror.window {
             window.store(COMMON, &common);
             window.store(DEVICE, device);
         }
     }
 
     /// Has the guest read `table` from now on.
-    pub(super) fn show_table(&self, table: &[u8]) {
-        if let Some(window) = &self.shown().window {
+    pub(super) fn publish_table(&self, table: &[u8]) {
+        if let Some(window) = &self.mirror().window {
             window.store(TABLE, table);
         }
     }
@@ -114,13 +114,13 @@ impl PciInterrupt {
     /// Takes the window away; in its place comes another, or none.
     pub(super) fn set_window(&self, window: Option<ReadOnlyWindow>) {
         // Not under the lock: it takes the hypervisor a while.
-        let old = std::mem::replace(&mut self.shown().window, window);
+        let old = std::mem::replace(&mut self.mirror().window, window);
         drop(old);
     }
 
     /// The common configuration with what the device's thread changed.
     pub(super) fn common(&self) -> [u8; LENGTH] {
-        self.shown().common
+        self.mirror().common
     }
 }
 
@@ -136,14 +136,14 @@ impl VirtioInterrupt for PciInterrupt {
     }
 
     fn needs_reset(&self) {
-        let mut shown = self.shown();
+        let mut mirror = self.mirror();
         self.failed.store(true, Ordering::Release);
-        shown.common[STATUS] |= NEEDS_RESET;
-        let word = shown.common;
-        if let Some(window) = &shown.window {
+        mirror.common[STATUS] |= NEEDS_RESET;
+        let word = mirror.common;
+        if let Some(window) = &mirror.window {
             window.store(COMMON, &word);
         }
-        drop(shown);
+        drop(mirror);
         self.config_changed();
     }
 }

@@ -25,7 +25,7 @@ mod interrupt;
 #[cfg(test)]
 mod tests;
 
-pub use function::{PciPlatform, TransportError, VirtioPci, VirtioPciState};
+pub use function::{PciContext, TransportError, VirtioPci, VirtioPciState};
 
 /// Common configuration.
 const COMMON: usize = 0x0000;

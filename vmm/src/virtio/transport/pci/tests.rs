@@ -80,7 +80,7 @@ impl Guest {
         let seen = Arc::new(Seen::default());
         let heard = Arc::clone(&seen);
         let bus = Arc::new(Bus::new(AddressSpace::Mmio, Arc::new(RangeMap::new())));
-        let platform = PciPlatform {
+        let platform = PciContext {
             vm: vm.clone(),
             router: MsiRouter::new(vm.clone()),
             mmio: Arc::clone(&bus),

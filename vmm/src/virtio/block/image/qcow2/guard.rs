@@ -25,7 +25,7 @@ use imago::{Storage, StorageOpenOptions};
 
 use super::header::{FEATURES_AT, REPAIRABLE};
 use crate::memory::AlignedBuffer;
-use crate::sandbox::watch_panics;
+use crate::sandbox::catch_panic;
 
 /// Bytes of stack that one request may take. The threads of a disk have half
 /// a mebibyte.
@@ -61,7 +61,7 @@ pub(super) fn run<T>(
         operations,
         exceeded: None,
     }));
-    let outcome = watch_panics(work);
+    let outcome = catch_panic(work);
     match BUDGET.take().and_then(|budget| budget.exceeded) {
         Some(why) => Err(format!("the image makes the library {why}")),
         None => outcome.map_err(|panic| format!("the library {panic}")),

@@ -10,25 +10,25 @@ use event_manager::EventOps;
 use vmm_sys_util::epoll::EventSet;
 
 use super::connection::{BUFFER, Connection, FromHost, Phase, Ports};
-use super::host::{Listener, Visitor, Wish};
+use super::host::{ConnectRequest, Listener, PendingConnect};
 use super::packet::{
     HEADER_LENGTH, HOST_CID, Header, MAX_DATA, Operation, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE,
     SHUTDOWN_SEND, STREAM,
 };
-use crate::memory::ScatterList;
+use crate::memory::IoVecs;
 use crate::sandbox::descriptor_share;
 use crate::sources::Sources;
 use crate::virtio::GuestFaults;
 
-/// Connections and visitors at a time, where there are descriptors for them.
+/// Connections and pending connects at a time, where there are descriptors for them.
 const MAX_CONNECTIONS: usize = 1023;
 /// Ports that the host's side gets.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 /// How long the guest may take to answer a request, and a program to say what
 /// it wants.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the guest may take to finish after both directions have ended.
-const FAREWELL: Duration = Duration::from_secs(8);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Why a packet is not served.
 #[derive(Debug, thiserror::Error)]
@@ -55,16 +55,16 @@ pub(super) enum Outgoing {
 }
 
 /// The connections of one guest.
-pub(super) struct Switchboard {
+pub(super) struct VsockMuxer {
     guest_cid: u64,
-    /// Connections and visitors at a time: each has a descriptor.
+    /// Connections and pending connects at a time: each has a descriptor.
     max_connections: usize,
     listener: Listener,
     faults: Arc<GuestFaults>,
     connections: HashMap<Ports, Connection>,
     /// Who waits for which token.
     tokens: HashMap<u32, Ports>,
-    visitors: HashMap<u32, Visitor>,
+    pending_connects: HashMap<u32, PendingConnect>,
     next_token: u32,
     first_token: u32,
     next_port: u32,
@@ -74,7 +74,7 @@ pub(super) struct Switchboard {
     readable: VecDeque<Ports>,
 }
 
-impl Switchboard {
+impl VsockMuxer {
     /// Tokens from `first_token` on are for connections.
     pub(super) fn new(
         guest_cid: u64,
@@ -89,7 +89,7 @@ impl Switchboard {
             faults,
             connections: HashMap::new(),
             tokens: HashMap::new(),
-            visitors: HashMap::new(),
+            pending_connects: HashMap::new(),
             next_token: first_token,
             first_token,
             next_port: FIRST_HOST_PORT,
@@ -106,7 +106,7 @@ impl Switchboard {
     pub(super) fn clear(&mut self) {
         self.connections.clear();
         self.tokens.clear();
-        self.visitors.clear();
+        self.pending_connects.clear();
         self.headers.clear();
         self.readable.clear();
         self.next_token = self.first_token;
@@ -122,8 +122,8 @@ impl Switchboard {
     /// Has the thread wait for every stream.
     pub(super) fn attach(&mut self, ops: &mut EventOps) {
         let faults = &self.faults;
-        self.visitors.retain(|&token, visitor| {
-            let added = ops.add_source(&visitor.stream, token);
+        self.pending_connects.retain(|&token, pending| {
+            let added = ops.add_source(&pending.stream, token);
             if let Err(error) = &added {
                 faults.report_host(&format_args!("a connection cannot be waited for: {error}"));
             }
@@ -147,7 +147,7 @@ impl Switchboard {
 
     /// Whether somebody must be given up in time.
     pub(super) fn has_deadlines(&self) -> bool {
-        !self.visitors.is_empty()
+        !self.pending_connects.is_empty()
             || self
                 .connections
                 .values()
@@ -155,7 +155,7 @@ impl Switchboard {
     }
 
     fn is_full(&self) -> bool {
-        self.connections.len() + self.visitors.len() >= self.max_connections
+        self.connections.len() + self.pending_connects.len() >= self.max_connections
     }
 
     /// A token that nobody has. There are fewer connections than tokens, so the
@@ -164,7 +164,7 @@ impl Switchboard {
         loop {
             let token = self.next_token;
             self.next_token = token.checked_add(1).unwrap_or(self.first_token);
-            if !self.tokens.contains_key(&token) && !self.visitors.contains_key(&token) {
+            if !self.tokens.contains_key(&token) && !self.pending_connects.contains_key(&token) {
                 return token;
             }
         }
@@ -183,11 +183,11 @@ impl Switchboard {
                     .report_host(&format_args!("a connection cannot be waited for: {error}"));
                 continue;
             }
-            let visitor = Visitor {
+            let pending = PendingConnect {
                 stream,
-                deadline: Instant::now() + PATIENCE,
+                deadline: Instant::now() + CONNECT_TIMEOUT,
             };
-            self.visitors.insert(token, visitor);
+            self.pending_connects.insert(token, pending);
         }
     }
 
@@ -198,17 +198,17 @@ impl Switchboard {
         ));
     }
 
-    /// A visitor has said something, or a connection can be read or written.
+    /// A pending has said something, or a connection can be read or written.
     pub(super) fn ready(&mut self, token: u32, ops: &mut EventOps) {
-        if let Some(mut visitor) = self.visitors.remove(&token) {
-            match visitor.listen() {
-                Wish::Unfinished => {
-                    self.visitors.insert(token, visitor);
+        if let Some(mut pending) = self.pending_connects.remove(&token) {
+            match pending.listen() {
+                ConnectRequest::Unfinished => {
+                    self.pending_connects.insert(token, pending);
                 }
-                Wish::None => drop(ops.remove_source(&visitor.stream)),
-                Wish::Port(port) => {
-                    let _ = ops.remove_source(&visitor.stream);
-                    self.request(visitor, port);
+                ConnectRequest::None => drop(ops.remove_source(&pending.stream)),
+                ConnectRequest::Port(port) => {
+                    let _ = ops.remove_source(&pending.stream);
+                    self.request(pending, port);
                 }
             }
             return;
@@ -231,7 +231,7 @@ impl Switchboard {
     }
 
     /// Asks the guest to take a connection.
-    fn request(&mut self, visitor: Visitor, guest_port: u32) {
+    fn request(&mut self, pending: PendingConnect, guest_port: u32) {
         let mut ports = Ports {
             host: self.next_port,
             guest: guest_port,
@@ -242,15 +242,15 @@ impl Switchboard {
         }
         self.next_port = ports.host.checked_add(1).unwrap_or(FIRST_HOST_PORT);
         let token = self.take_token();
-        let mut connection = Connection::new(visitor.stream, token, Phase::Requested);
-        connection.deadline = Some(Instant::now() + PATIENCE);
+        let mut connection = Connection::new(pending.stream, token, Phase::Requested);
+        connection.deadline = Some(Instant::now() + CONNECT_TIMEOUT);
         self.connections.insert(ports, connection);
         self.tokens.insert(token, ports);
         self.send(ports, Operation::Request, 0);
     }
 
     /// A packet from the guest, header and data, lies in `packet`.
-    pub(super) fn incoming(&mut self, packet: &mut ScatterList, ops: &mut EventOps) {
+    pub(super) fn incoming(&mut self, packet: &mut IoVecs, ops: &mut EventOps) {
         let mut bytes = [0; HEADER_LENGTH];
         if !packet.read_at(0, &mut bytes) {
             self.faults.report(&PacketError::Short(packet.length()));
@@ -317,7 +317,7 @@ impl Switchboard {
         connection: &mut Connection,
         operation: Operation,
         header: &Header,
-        packet: &mut ScatterList,
+        packet: &mut IoVecs,
         faults: &GuestFaults,
     ) -> bool {
         match operation {
@@ -477,11 +477,7 @@ impl Switchboard {
 
     /// Fills `packet`, empty buffers of the guest's, with the next packet. None
     /// if there is nothing to send.
-    pub(super) fn outgoing(
-        &mut self,
-        packet: &mut ScatterList,
-        ops: &mut EventOps,
-    ) -> Option<Outgoing> {
+    pub(super) fn outgoing(&mut self, packet: &mut IoVecs, ops: &mut EventOps) -> Option<Outgoing> {
         loop {
             if let Some(header) = self.headers.pop_front() {
                 self.write_header(header, packet);
@@ -503,7 +499,7 @@ impl Switchboard {
     }
 
     /// Reads data of a connection into the guest's buffers; says how much.
-    fn read(&mut self, ports: Ports, packet: &mut ScatterList) -> Option<u32> {
+    fn read(&mut self, ports: Ports, packet: &mut IoVecs) -> Option<u32> {
         let connection = self.connections.get_mut(&ports)?;
         if !connection.reads_host() {
             connection.readable = false;
@@ -524,7 +520,7 @@ impl Switchboard {
                 connection.readable = false;
                 connection.host_ended = true;
                 let flags = if connection.host_is_gone() {
-                    connection.deadline = Some(Instant::now() + FAREWELL);
+                    connection.deadline = Some(Instant::now() + SHUTDOWN_TIMEOUT);
                     SHUTDOWN_BOTH
                 } else {
                     SHUTDOWN_SEND
@@ -535,7 +531,7 @@ impl Switchboard {
                 log::debug!("a host program's connection breaks: {error}");
                 connection.readable = false;
                 connection.host_ended = true;
-                connection.deadline = Some(Instant::now() + FAREWELL);
+                connection.deadline = Some(Instant::now() + SHUTDOWN_TIMEOUT);
                 self.send(ports, Operation::Shutdown, SHUTDOWN_BOTH);
             }
         }
@@ -550,7 +546,7 @@ impl Switchboard {
         }
     }
 
-    fn write_header(&mut self, mut header: Header, packet: &ScatterList) {
+    fn write_header(&mut self, mut header: Header, packet: &IoVecs) {
         let ports = Ports {
             host: header.source_port,
             guest: header.target_port,
@@ -565,11 +561,11 @@ impl Switchboard {
 
     /// Gives up whoever has had time enough.
     pub(super) fn expire(&mut self, now: Instant, ops: &mut EventOps) {
-        self.visitors.retain(|_, visitor| {
-            let stays = visitor.deadline > now;
+        self.pending_connects.retain(|_, pending| {
+            let stays = pending.deadline > now;
             if !stays {
                 // It was waited for.
-                let _ = ops.remove_source(&visitor.stream);
+                let _ = ops.remove_source(&pending.stream);
             }
             stays
         });

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-fn opened(target: &ConsoleTarget) -> ConsoleEnd {
-    ConsoleEnd::open(target).unwrap()
+fn opened(target: &ConsoleTarget) -> CharBackend {
+    CharBackend::open(target).unwrap()
 }
 
 #[test]
@@ -23,7 +23,7 @@ fn a_file_is_made_anew_and_shared_by_clones() {
 
 #[test]
 fn a_file_that_cannot_be_made_is_an_error() {
-    assert!(ConsoleEnd::open(&ConsoleTarget::File("/no/such/dir/f".into())).is_err());
+    assert!(CharBackend::open(&ConsoleTarget::File("/no/such/dir/f".into())).is_err());
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn a_named_pipe_takes_a_reader_to_be_opened() {
     let kind = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, &path, kind, Mode::RWXU, 0).unwrap();
     let target = ConsoleTarget::File(path.clone());
-    assert!(ConsoleEnd::open(&target).is_err());
+    assert!(CharBackend::open(&target).is_err());
     let mut reader = File::options()
         .read(true)
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
@@ -93,12 +93,12 @@ fn a_socket_is_replaced_only_if_nobody_serves_it() {
     let path = folder.path().join("console");
     let target = ConsoleTarget::Socket(path.clone());
     let listener = UnixListener::bind(&path).unwrap();
-    assert!(ConsoleEnd::open(&target).is_err());
+    assert!(CharBackend::open(&target).is_err());
     drop(listener);
     let _end = opened(&target);
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "precious").unwrap();
-    assert!(ConsoleEnd::open(&target).is_err());
+    assert!(CharBackend::open(&target).is_err());
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
 
@@ -107,7 +107,7 @@ fn a_full_pipe_that_others_write_to_as_well_is_not_waited_for() {
     let (reader, writer) = io::pipe().unwrap();
     let output = without_waiting(writer.as_fd()).unwrap();
     let start = Instant::now();
-    ConsoleEnd::new(None, Some(output.into()), Shared::default()).send(&vec![7; 1 << 20]);
+    CharBackend::new(None, Some(output.into()), Shared::default()).send(&vec![7; 1 << 20]);
     assert!(start.elapsed() < Duration::from_secs(2));
     // The others' descriptor is as it was.
     assert!(!fcntl_getfl(&writer).unwrap().contains(OFlags::NONBLOCK));
@@ -119,7 +119,7 @@ fn a_slow_reader_holds_one_write_up_for_a_second_and_nobody_else() {
     let (mut reader, writer) = UnixStream::pair().unwrap();
     writer.set_nonblocking(true).unwrap();
     let output: OwnedFd = writer.into();
-    let end = ConsoleEnd::new(None, Some(output.into()), Shared::default());
+    let end = CharBackend::new(None, Some(output.into()), Shared::default());
     let other = end.clone();
     let thread = std::thread::spawn(move || {
         let start = Instant::now();

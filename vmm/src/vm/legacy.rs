@@ -11,7 +11,7 @@ use super::builder::BuildError;
 use super::consoles::Consoles;
 use super::device_tree::SaveError;
 use crate::bus::BusError;
-use crate::console_end::ConsoleEnd;
+use crate::chardev::CharBackend;
 use crate::devices::serial::{InputError, Serial, SerialInput, SerialState};
 use crate::devices::{
     Cmos, DebugConsole, I8042, IoApic, IoApicState, Pin, PmTimer, PowerRegisters, ResetControl,
@@ -27,7 +27,7 @@ use crate::state::StateError;
 use crate::vcpu::Buses;
 
 /// The devices. Those without a state are with the buses only.
-pub(super) struct Platform {
+pub(super) struct LegacyDevices {
     pub(super) ioapic: Arc<IoApic>,
     serial: Option<SerialPort>,
     cmos: Option<Arc<Cmos>>,
@@ -39,14 +39,14 @@ pub(super) struct Platform {
 /// The serial port, and what its input takes.
 struct SerialPort {
     device: Arc<Serial>,
-    end: ConsoleEnd,
+    end: CharBackend,
     /// The event that the port signals when it wants more; none if nobody types.
     drained: Option<Arc<EventFd>>,
 }
 
 /// The devices as they are saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlatformState {
+pub struct LegacyState {
     ioapic: IoApicState,
     serial: Option<SerialState>,
     /// Typed, and the serial port had no room for it.
@@ -59,7 +59,7 @@ pub struct PlatformState {
     reset_control: u8,
 }
 
-impl Platform {
+impl LegacyDevices {
     /// Makes the devices and puts them on the buses. A machine that is a PC has
     /// all that firmware looks for.
     pub(super) fn new(
@@ -72,7 +72,7 @@ impl Platform {
         events: &EventSink,
     ) -> Result<Self, BuildError> {
         let ioapic = add_ioapic(vm, router, buses)?;
-        let platform = Self {
+        let legacy = Self {
             serial: match &consoles.serial {
                 Some(end) => Some(SerialPort::new(&ioapic, end)?),
                 None => None,
@@ -83,8 +83,8 @@ impl Platform {
             system_control: Arc::new(ResetControl::system_control_a(events.clone())),
             reset_control: Arc::new(ResetControl::new(events.clone())),
         };
-        platform.add_ports(buses, debug_port, consoles, events)?;
-        Ok(platform)
+        legacy.add_ports(buses, debug_port, consoles, events)?;
+        Ok(legacy)
     }
 
     /// Puts what is behind ports there. The reset control register of a PC comes
@@ -145,7 +145,7 @@ impl Platform {
     }
 
     /// The devices as they are, while nothing changes them.
-    pub(super) fn save(&self, input: Option<&SerialInput>) -> Result<PlatformState, SaveError> {
+    pub(super) fn save(&self, input: Option<&SerialInput>) -> Result<LegacyState, SaveError> {
         let Self {
             ioapic,
             serial,
@@ -154,7 +154,7 @@ impl Platform {
             system_control,
             reset_control,
         } = self;
-        Ok(PlatformState {
+        Ok(LegacyState {
             ioapic: ioapic
                 .save()
                 .map_err(|source| SaveError::Interrupts("the I/O APIC".to_owned(), source))?,
@@ -168,8 +168,8 @@ impl Platform {
     }
 
     /// Makes the devices what was saved; says what was typed by then.
-    pub(super) fn restore(&self, state: &PlatformState) -> Result<Vec<u8>, StateError> {
-        let PlatformState {
+    pub(super) fn restore(&self, state: &LegacyState) -> Result<Vec<u8>, StateError> {
+        let LegacyState {
             ioapic,
             serial,
             typed,
@@ -195,7 +195,7 @@ impl Platform {
 }
 
 impl SerialPort {
-    fn new(ioapic: &IoApic, end: &ConsoleEnd) -> Result<Self, InputError> {
+    fn new(ioapic: &IoApic, end: &CharBackend) -> Result<Self, InputError> {
         let drained = end
             .has_input()
             .then(|| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC))

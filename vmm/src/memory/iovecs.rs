@@ -16,7 +16,7 @@ const MAX_BUFFERS: usize = 1023;
 
 /// Why a buffer is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ScatterError {
+pub enum IoVecsError {
     /// Not all of it is guest memory.
     #[error("A buffer lies outside of guest memory")]
     OutOfRange,
@@ -32,7 +32,7 @@ struct Piece {
 }
 
 /// A list of buffers, in order. Keeps its own memory from one use to the next.
-pub struct ScatterList {
+pub struct IoVecs {
     /// Keeps the mappings that the pieces lie in.
     memory: Arc<GuestRam>,
     pieces: Vec<Piece>,
@@ -47,9 +47,9 @@ pub struct ScatterList {
 // - `pieces` point into mappings that `memory` keeps and that may be accessed
 //   from any thread.
 // - `call` is empty between calls.
-unsafe impl Send for ScatterList {}
+unsafe impl Send for IoVecs {}
 
-impl ScatterList {
+impl IoVecs {
     /// An empty list of buffers in `memory`.
     #[must_use]
     pub fn new(memory: Arc<GuestRam>) -> Self {
@@ -64,7 +64,7 @@ impl ScatterList {
 
     /// Appends `length` bytes at `address`. After an error the list is as it
     /// was.
-    pub fn push(&mut self, address: GuestAddress, length: usize) -> Result<(), ScatterError> {
+    pub fn push(&mut self, address: GuestAddress, length: usize) -> Result<(), IoVecsError> {
         if length == 0 {
             return Ok(());
         }
@@ -81,8 +81,8 @@ impl ScatterList {
                 })
             });
             let refused = match piece {
-                None => ScatterError::OutOfRange,
-                Some(_) if self.count() >= MAX_BUFFERS => ScatterError::TooMany,
+                None => IoVecsError::OutOfRange,
+                Some(_) if self.count() >= MAX_BUFFERS => IoVecsError::TooMany,
                 Some(piece) => {
                     self.pieces.push(piece);
                     continue;
@@ -280,16 +280,16 @@ mod tests {
     use super::*;
     use crate::memory::{layout, plain};
 
-    fn list(buffers: &[(u64, usize)]) -> ScatterList {
+    fn list(buffers: &[(u64, usize)]) -> IoVecs {
         let memory = Arc::new(plain(16 << 20));
-        let mut list = ScatterList::new(memory);
+        let mut list = IoVecs::new(memory);
         for &(address, length) in buffers {
             list.push(GuestAddress(address), length).unwrap();
         }
         list
     }
 
-    fn contents(list: &ScatterList) -> Vec<u8> {
+    fn contents(list: &IoVecs) -> Vec<u8> {
         let mut bytes = vec![0; list.length()];
         assert!(list.read_at(0, &mut bytes));
         bytes
@@ -349,14 +349,14 @@ mod tests {
         for (address, length) in [(16 << 20, 1), ((16 << 20) - 1, 2), (u64::MAX, 2)] {
             assert_eq!(
                 list.push(GuestAddress(address), length),
-                Err(ScatterError::OutOfRange)
+                Err(IoVecsError::OutOfRange)
             );
         }
         assert_eq!((list.count(), list.length()), (1, 1));
         for _ in 1..MAX_BUFFERS {
             list.push(GuestAddress(0), 1).unwrap();
         }
-        assert_eq!(list.push(GuestAddress(0), 1), Err(ScatterError::TooMany));
+        assert_eq!(list.push(GuestAddress(0), 1), Err(IoVecsError::TooMany));
         assert_eq!(list.length(), MAX_BUFFERS);
     }
 
@@ -364,9 +364,9 @@ mod tests {
     fn buffers_do_not_cross_the_hole() {
         let size = layout::LOW_RAM_END + (2 << 20);
         let memory = Arc::new(plain(size));
-        let mut list = ScatterList::new(memory);
+        let mut list = IoVecs::new(memory);
         let edge = GuestAddress(layout::LOW_RAM_END - 8);
-        assert_eq!(list.push(edge, 16), Err(ScatterError::OutOfRange));
+        assert_eq!(list.push(edge, 16), Err(IoVecsError::OutOfRange));
         assert!(list.push(edge, 8).is_ok());
     }
 }

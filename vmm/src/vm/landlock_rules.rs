@@ -5,35 +5,35 @@ use std::path::{Path, PathBuf};
 use api_client::config::{ConsoleOutputMode, VmConfig};
 
 use crate::config::ConfigError;
-use crate::sandbox::{Reach, Reachable};
+use crate::sandbox::{PathAccess, PathRule};
 
 /// Every path that building, running and rebooting the machine takes, and
 /// those that the client adds.
-pub(super) fn reachable(config: &VmConfig) -> Result<Vec<Reachable>, ConfigError> {
+pub(super) fn landlock_rules(config: &VmConfig) -> Result<Vec<PathRule>, ConfigError> {
     let mut paths = Paths::default();
-    paths.add("/dev/urandom", Reach::Read);
+    paths.add("/dev/urandom", PathAccess::Read);
     if let Some(payload) = &config.payload {
         for file in [&payload.kernel, &payload.firmware, &payload.initramfs] {
-            paths.add_some(file.as_ref(), Reach::Read);
+            paths.add_some(file.as_ref(), PathAccess::Read);
         }
     }
     for disk in config.disks.iter().flatten() {
-        let reach = if disk.readonly {
-            Reach::Read
+        let access = if disk.readonly {
+            PathAccess::Read
         } else {
-            Reach::ReadWrite
+            PathAccess::ReadWrite
         };
-        paths.add_some(disk.path.as_ref(), reach);
+        paths.add_some(disk.path.as_ref(), access);
     }
     if config.net.as_ref().is_some_and(|net| !net.is_empty()) {
         paths.add_network();
     }
-    paths.add(&config.rng.src, Reach::Read);
+    paths.add(&config.rng.src, PathAccess::Read);
     for zone in config.memory.zones.iter().flatten() {
-        paths.add_some(zone.file.as_ref(), Reach::ReadWrite);
+        paths.add_some(zone.file.as_ref(), PathAccess::ReadWrite);
     }
     if let Some(vsock) = &config.vsock {
-        paths.0.push(Reachable::for_socket(&vsock.socket));
+        paths.0.push(PathRule::for_socket(&vsock.socket));
     }
     let serial = &config.serial;
     let console = &config.console;
@@ -44,55 +44,55 @@ pub(super) fn reachable(config: &VmConfig) -> Result<Vec<Reachable>, ConfigError
         (debug.mode, &debug.file, &None),
     ] {
         match mode {
-            ConsoleOutputMode::File => paths.add_some(file.as_ref(), Reach::ReadWrite),
+            ConsoleOutputMode::File => paths.add_some(file.as_ref(), PathAccess::ReadWrite),
             ConsoleOutputMode::Socket => {
                 if let Some(socket) = socket {
-                    paths.0.push(Reachable::for_socket(socket));
+                    paths.0.push(PathRule::for_socket(socket));
                 }
             }
             ConsoleOutputMode::Pty => {
-                paths.add("/dev/ptmx", Reach::ReadWrite);
-                paths.add("/dev/pts", Reach::ReadWrite);
+                paths.add("/dev/ptmx", PathAccess::ReadWrite);
+                paths.add("/dev/pts", PathAccess::ReadWrite);
             }
             _ => {}
         }
     }
     for rule in config.landlock_rules.iter().flatten() {
-        let reach = match rule.access.as_str() {
-            "r" => Reach::Read,
-            "w" => Reach::Write,
-            "rw" => Reach::ReadWrite,
+        let access = match rule.access.as_str() {
+            "r" => PathAccess::Read,
+            "w" => PathAccess::Write,
+            "rw" => PathAccess::ReadWrite,
             _ => return Err(ConfigError::LandlockAccess(rule.access.clone())),
         };
-        paths.add(&rule.path, reach);
+        paths.add(&rule.path, access);
     }
     Ok(paths.0)
 }
 
 #[derive(Default)]
-struct Paths(Vec<Reachable>);
+struct Paths(Vec<PathRule>);
 
 impl Paths {
-    fn add(&mut self, path: impl AsRef<Path>, reach: Reach) {
-        self.0.push(Reachable {
+    fn add(&mut self, path: impl AsRef<Path>, access: PathAccess) {
+        self.0.push(PathRule {
             path: path.as_ref().to_owned(),
-            reach,
+            access,
         });
     }
 
-    fn add_some(&mut self, path: Option<&PathBuf>, reach: Reach) {
+    fn add_some(&mut self, path: Option<&PathBuf>, access: PathAccess) {
         if let Some(path) = path {
-            self.add(path, reach);
+            self.add(path, access);
         }
     }
 
     fn add_network(&mut self) {
         // The second says whether an interface has several queues; a host
         // without virtual interfaces does not have it yet.
-        self.add("/dev/net/tun", Reach::ReadWrite);
+        self.add("/dev/net/tun", PathAccess::ReadWrite);
         let interfaces = Path::new("/sys/devices/virtual/net");
         if interfaces.exists() {
-            self.add(interfaces, Reach::Read);
+            self.add(interfaces, PathAccess::Read);
         }
     }
 }
@@ -103,10 +103,10 @@ mod tests {
 
     use super::*;
 
-    fn has(paths: &[Reachable], path: &str, reach: Reach) -> bool {
+    fn has(paths: &[PathRule], path: &str, access: PathAccess) -> bool {
         paths
             .iter()
-            .any(|known| known.path == Path::new(path) && known.reach == reach)
+            .any(|known| known.path == Path::new(path) && known.access == access)
     }
 
     #[test]
@@ -134,17 +134,17 @@ mod tests {
         };
         config.serial.mode = ConsoleOutputMode::File;
         config.serial.file = Some(log.clone());
-        let paths = reachable(&config).unwrap();
-        for (path, reach) in [
-            ("/k", Reach::Read),
-            ("/i", Reach::Read),
-            ("/d", Reach::ReadWrite),
-            ("/r", Reach::Read),
-            ("/run/vm", Reach::Sockets),
-            ("/dev/urandom", Reach::Read),
-            (log.to_str().unwrap(), Reach::ReadWrite),
+        let paths = landlock_rules(&config).unwrap();
+        for (path, access) in [
+            ("/k", PathAccess::Read),
+            ("/i", PathAccess::Read),
+            ("/d", PathAccess::ReadWrite),
+            ("/r", PathAccess::Read),
+            ("/run/vm", PathAccess::Sockets),
+            ("/dev/urandom", PathAccess::Read),
+            (log.to_str().unwrap(), PathAccess::ReadWrite),
         ] {
-            assert!(has(&paths, path, reach), "{path}: {paths:?}");
+            assert!(has(&paths, path, access), "{path}: {paths:?}");
         }
         assert!(
             !paths
@@ -156,7 +156,7 @@ mod tests {
     #[test]
     fn rules_add_to_it_and_their_access_is_checked() {
         let with = |access: &str| {
-            reachable(&VmConfig {
+            landlock_rules(&VmConfig {
                 landlock_rules: Some(vec![LandlockConfig {
                     path: "/more".into(),
                     access: access.into(),
@@ -164,12 +164,12 @@ mod tests {
                 ..VmConfig::default()
             })
         };
-        for (access, reach) in [
-            ("r", Reach::Read),
-            ("w", Reach::Write),
-            ("rw", Reach::ReadWrite),
+        for (text, access) in [
+            ("r", PathAccess::Read),
+            ("w", PathAccess::Write),
+            ("rw", PathAccess::ReadWrite),
         ] {
-            assert!(has(&with(access).unwrap(), "/more", reach));
+            assert!(has(&with(text).unwrap(), "/more", access));
         }
         assert_eq!(with("x"), Err(ConfigError::LandlockAccess("x".into())));
     }

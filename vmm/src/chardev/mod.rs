@@ -60,7 +60,7 @@ pub enum ConsoleTarget {
 /// Its lock is taken to learn what the streams are, never while one is waited
 /// for, and no other lock is taken while it is held.
 #[derive(Debug, Clone)]
-pub struct ConsoleEnd(Arc<Shared>);
+pub struct CharBackend(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -109,7 +109,7 @@ impl Output {
         });
     }
 
-    /// See [`ConsoleEnd::write_with`].
+    /// See [`CharBackend::write_with`].
     fn write_with(
         &self,
         length: usize,
@@ -169,7 +169,7 @@ impl Drop for Socket {
     }
 }
 
-impl ConsoleEnd {
+impl CharBackend {
     /// Opens what a target names.
     pub fn open(target: &ConsoleTarget) -> io::Result<Self> {
         match target {
@@ -388,7 +388,7 @@ impl ConsoleEnd {
 }
 
 /// Never fails: what nobody takes is lost, as on an unplugged cable.
-impl Write for ConsoleEnd {
+impl Write for CharBackend {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send(bytes);
         Ok(bytes.len())
