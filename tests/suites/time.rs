@@ -75,6 +75,9 @@ pub const SHARED_CPU: Suite = Suite {
 
 /// Two guests that only compute share one CPU: what each waits for the other is
 /// what the scheduler says that its thread waited, and no exit's cost.
+///
+/// Read while they run: both figures grow when a thread gets the CPU again, and
+/// whoever reads has it. Nobody is woken in between, whose wait would be sleep.
 fn time_that_another_task_takes_is_preempted_time(site: &Site) -> Result<()> {
     let guest = Program::new().spin();
     let machines = [site.boot_tiny(&guest)?, site.boot_tiny(&guest)?];
@@ -85,31 +88,22 @@ fn time_that_another_task_takes_is_preempted_time(site: &Site) -> Result<()> {
         let thread = Pid::from_raw(thread.try_into()?);
         sched_setaffinity(thread, &only).context("Cannot move the vCPU")?;
     }
-    let stand_still = || -> Result<[_; 2]> {
-        for machine in &machines {
-            machine.must("PUT", "/api/v1/vm.pause", None)?;
-        }
+    let read = || -> Result<[_; 2]> {
         let [first, second] = &machines;
         Ok([waits(first)?, waits(second)?])
     };
-    let before = stand_still()?;
-    for machine in &machines {
-        machine.must("PUT", "/api/v1/vm.resume", None)?;
-    }
-    std::thread::sleep(Duration::from_secs(4));
-    let after = stand_still()?;
+    std::thread::sleep(Duration::from_secs(1));
+    let before = read()?;
+    std::thread::sleep(Duration::from_secs(6));
+    let after = read()?;
     for ((table, thread), (table_before, thread_before)) in after.iter().zip(&before) {
         let ticks = table.preempted - table_before.preempted;
         let preempted = Duration::from_nanos(ticks * 1_000_000 / table.tsc_khz);
         let waited = thread.waited - thread_before.waited;
         let slices = thread.preemptions - thread_before.preemptions;
         let wakeups = thread.waits - thread_before.waits;
-        // Who is woken waits for a CPU too, which is sleep or user space for us: about
-        // as long as for a slice of the other one's.
-        let slice = waited / u32::try_from(slices + wakeups)?.max(1);
-        let slack = waited / 100 + slice * u32::try_from(wakeups)?;
         ensure!(
-            slices > 20 && preempted.abs_diff(waited) <= slack,
+            slices > 20 && wakeups == 0 && preempted.abs_diff(waited) <= waited / 100,
             "The scheduler says {waited:?} in {slices} slices, we say {preempted:?}, \
              {wakeups} wake-ups"
         );
