@@ -334,6 +334,25 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_ioapic_goes_on_in_another_one() {
+        let (_, first) = device();
+        write(&first, REDIRECTION + 1, 3 << 24);
+        write(&first, REDIRECTION, 0x0000_0931);
+        // Raised while it is masked.
+        first.line(Pin::Hotplug).raise();
+        let saved = first.save().unwrap();
+        let (vm, second) = device();
+        second.restore(&saved).unwrap();
+        assert_eq!(second.save().unwrap(), saved);
+        assert_eq!(read(&second, REDIRECTION + 1), 3 << 24);
+        assert!(vm.calls().contains(&Call::Connect(0)));
+        assert!(second.line(Pin::Hotplug).is_pending());
+        let mut fewer = saved;
+        fewer.entries.pop();
+        assert!(second.restore(&fewer).is_err());
+    }
+
+    #[test]
     fn accesses_of_odd_widths_and_places_are_harmless() {
         let (_, device) = device();
         for offset in 0..0x20 {

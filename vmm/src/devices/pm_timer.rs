@@ -100,4 +100,12 @@ mod tests {
             "{whole} {high} {most}"
         );
     }
+
+    #[test]
+    fn goes_on_from_what_was_counted() {
+        let timer = PmTimer::new();
+        timer.set_count(u32::MAX - 5);
+        let passed = timer.count().wrapping_sub(u32::MAX - 5);
+        assert!(passed < 3_579_545, "{passed} ticks");
+    }
 }

@@ -229,6 +229,23 @@ mod tests {
         assert_eq!(space.u16(register::STATUS), STATUS_CAPABILITIES);
     }
 
+    #[test]
+    fn registers_are_put_back_into_the_same_function_only() {
+        let mut first = space();
+        first.write(register::COMMAND, &[6, 0]);
+        first.write(register::BAR0, &0xd000_0000_u32.to_le_bytes());
+        let saved = *first.bytes();
+        let mut second = space();
+        second.restore(&saved).unwrap();
+        assert_eq!(second.bytes(), &saved);
+        let mut other = saved;
+        other[0] ^= 1;
+        for wrong in [&other[..], &saved[1..], &[saved, saved].concat()] {
+            assert_eq!(second.restore(wrong), Err(ForeignRegisters));
+            assert_eq!(second.bytes(), &saved);
+        }
+    }
+
     proptest! {
         #[test]
         fn the_guest_changes_writable_bits_only(

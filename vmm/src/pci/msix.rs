@@ -323,6 +323,37 @@ mod tests {
     }
 
     #[test]
+    fn a_saved_table_goes_on_in_another_one_and_in_no_smaller_one() {
+        let (mut first, vectors, _) = table(2);
+        first.set_state(true, false).unwrap();
+        program(&mut first, 0, 0x31, false);
+        // Is raised while it is masked.
+        program(&mut first, 1, 0x32, true);
+        assert!(vectors.raise(1));
+        let saved = first.save().unwrap();
+        let (mut second, _, vm) = table(2);
+        second.restore(&saved, (true, false)).unwrap();
+        assert_eq!(second.bytes(), first.bytes());
+        assert_eq!(second.pending(), first.pending());
+        assert_eq!(connections(&vm), [Call::Connect(0)]);
+        program(&mut second, 1, 0x32, false);
+        assert_eq!(second.pending(), [0; 8]);
+        let (mut smaller, ..) = table(1);
+        assert!(smaller.restore(&saved, (true, false)).is_err());
+    }
+
+    #[test]
+    fn what_is_saved_has_reached_the_guest() {
+        let (mut table, _, vm) = table(1);
+        table.set_state(true, false).unwrap();
+        program(&mut table, 0, 0x31, false);
+        table.save().unwrap();
+        // The kernel delivers before it lets go of an event.
+        let calls = [Call::Connect(0), Call::Disconnect(0), Call::Connect(0)];
+        assert_eq!(connections(&vm), calls);
+    }
+
+    #[test]
     fn only_the_mask_bit_of_a_control_word_can_be_set() {
         let (mut table, _, _) = table(1);
         table.write(8, &[0xff; 8]).unwrap();

@@ -101,7 +101,7 @@ pub struct VirtioPciState {
     isr: u8,
     /// The driver was asked for a reset.
     failed: bool,
-    queues: Vec<QueuePosition>,
+    pub(super) queues: Vec<QueuePosition>,
     /// What only the device knows.
     device: Value,
 }

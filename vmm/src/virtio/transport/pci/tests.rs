@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex};
 
 use instrumentation::user_exit::{AddressSpace, RangeMap};
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::bus::{Bus, BusDevice};
@@ -13,7 +14,7 @@ use crate::memory::layout::PCI_WINDOW_START;
 use crate::memory::{PCI_DEVICE_SLOTS, plain};
 use crate::pci::{PciAddress, PciFunction};
 use crate::virtio::worker::Worker;
-use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice};
+use crate::virtio::{ActivateError, Activation, GuestFaults, QueuePosition, VirtioDevice};
 
 const FEATURE: u64 = 1 << 5 | 1 << 40;
 const BASE: u64 = PCI_WINDOW_START + (3 << 16);
@@ -317,6 +318,82 @@ fn the_device_configuration_is_read_and_written_within_its_length() {
     assert_eq!(guest.read(DEVICE, 8), 0x0909_0403_0201);
 }
 
+/// A function whose driver has brought it up, as it is saved.
+fn saved() -> VirtioPciState {
+    let guest = Guest::enabled();
+    guest.accept(VERSION_1 | EVENT_IDX | 1 << 5);
+    guest.set_up_queue(1, 32, 0x10_0000);
+    guest.write(16, &[2, 0]);
+    guest.write(20, &[0xf]);
+    guest.function.write_config(4, &[6, 4]);
+    let mut state = guest.function.save().unwrap();
+    // The device of these tests has no thread that is somewhere in a queue.
+    state.queues = vec![QueuePosition {
+        index: 1,
+        next_available: 7,
+        next_used: 5,
+    }];
+    state
+}
+
+#[test]
+fn a_saved_function_goes_on_in_another_one() {
+    let state = saved();
+    let written: VirtioPciState =
+        serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
+    assert_eq!(written, state);
+    let guest = Guest::new();
+    guest.function.restore(&written).unwrap();
+    assert_eq!((guest.status(), guest.read(16, 2)), (0xf, 2));
+    assert_eq!(guest.function.bar().0, BASE);
+    let activation = guest.seen.activation.lock().unwrap().take().unwrap();
+    assert_eq!(activation.features, VERSION_1 | EVENT_IDX | 1 << 5);
+    assert_eq!(activation.queues.len(), 1);
+    assert_eq!(activation.queues[0].position(), state.queues[0]);
+    // Nobody is told of a driver that took the device long ago.
+    assert_eq!(guest.seen.events.load(Ordering::SeqCst), 0);
+    let mut again = guest.function.save().unwrap();
+    again.queues.clone_from(&state.queues);
+    assert_eq!(again, state);
+}
+
+#[test]
+fn a_function_that_failed_waits_for_its_reset_afterwards_too() {
+    let guest = Guest::enabled();
+    guest.accept(VERSION_1);
+    guest.set_up_queue(0, 16, 1 << 40);
+    guest.write(20, &[0xf]);
+    let state = guest.function.save().unwrap();
+    let other = Guest::new();
+    other.function.restore(&state).unwrap();
+    assert_eq!(other.status(), 0xf | 0x40);
+    assert!(other.seen.activation.lock().unwrap().is_none());
+    other.write(20, &[0]);
+    assert_eq!(other.status(), 0);
+}
+
+#[test]
+fn the_state_of_another_device_is_refused() {
+    let state = serde_json::to_value(saved()).unwrap();
+    for (place, wrong) in [
+        ("/config/0", json!(1)),
+        ("/common/offered", json!(u64::MAX)),
+        ("/common/accepted", json!(u64::MAX)),
+        ("/common/queues/0/max_size", json!(32)),
+        ("/common/queues/1/size", json!(3)),
+        ("/common/queues", json!([])),
+        ("/common/queues/1/areas/0", json!(u64::MAX)),
+        ("/table/entries", json!([])),
+        ("/table/pending", json!([true])),
+    ] {
+        let mut other = state.clone();
+        *other.pointer_mut(place).unwrap() = wrong;
+        let other: VirtioPciState = serde_json::from_value(other).unwrap();
+        let refused = Guest::new().function.restore(&other);
+        assert!(refused.is_err(), "{place}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
@@ -339,5 +416,40 @@ proptest! {
                 guest.read(offset, width);
             }
         }
+    }
+
+    #[test]
+    fn no_saved_numbers_make_anybody_panic(
+        damage in prop::collection::vec((0usize..200, any::<u64>()), 1..4),
+    ) {
+        let mut state = serde_json::to_value(saved()).unwrap();
+        let mut numbers = Vec::new();
+        collect_numbers(&mut state, &mut numbers);
+        let count = numbers.len();
+        for (at, value) in damage {
+            *numbers[at % count] = json!(value);
+        }
+        // A number that its field cannot hold is refused before.
+        if let Ok(state) = serde_json::from_value(state) {
+            let _ = Guest::new().function.restore(&state);
+        }
+    }
+}
+
+/// Every number of a state but the bytes of the registers, which are compared.
+fn collect_numbers<'a>(value: &'a mut Value, numbers: &mut Vec<&'a mut Value>) {
+    match value {
+        Value::Number(_) => numbers.push(value),
+        Value::Array(values) if values.len() < 64 => {
+            values
+                .iter_mut()
+                .for_each(|value| collect_numbers(value, numbers));
+        }
+        Value::Object(values) => {
+            values
+                .values_mut()
+                .for_each(|value| collect_numbers(value, numbers));
+        }
+        _ => {}
     }
 }
