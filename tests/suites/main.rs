@@ -119,6 +119,7 @@ const SUITES: &[Suite] = &[
     pulse::SUITE,
     pulse::LINUX,
     sandbox::SUITE,
+    sandbox::STEPPED,
     errors::SUITE,
     stock_kvm::SUITE,
     any_vmm::SUITE,

@@ -41,8 +41,9 @@ pub fn try_open(pid: u32, path: &Path, timeout: Duration) -> Result<Vec<Attempt>
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let task = task?.path();
         let thread = fs::read_to_string(task.join("comm"))?.trim().to_owned();
-        // The kernel's own threads for a process have no user space.
-        if thread.starts_with("iou-") {
+        // The kernel's own threads for a process have no user space; KVM's is one
+        // since 6.12.
+        if thread.starts_with("iou-") || thread == "kvm-nx-lpage-re" {
             continue;
         }
         let number = task
