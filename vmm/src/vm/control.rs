@@ -396,20 +396,25 @@ impl Vmm {
         self.state.change(VmState::Shutdown)?;
         // How long the host takes to have the memory back is its own affair.
         let memory = self.machine.as_ref().map(Machine::memory);
-        if let Some(watch) = &self.watch {
-            watch.arm();
-        }
-        // Joins the vCPU threads, so the statistics are final afterwards.
-        self.machine = None;
-        if let Some(watch) = &self.watch {
-            watch.disarm();
-        }
+        self.drop_machine();
         drop(memory);
         self.deferred = None;
         self.stats.retire();
         self.state.change(VmState::Created)?;
         log::info!("the machine is shut down");
         Ok(())
+    }
+
+    /// Ends the machine's threads within the deadline of a shutdown, or the process.
+    /// The statistics are final afterwards.
+    fn drop_machine(&mut self) {
+        if let Some(watch) = &self.watch {
+            watch.arm();
+        }
+        self.machine = None;
+        if let Some(watch) = &self.watch {
+            watch.disarm();
+        }
     }
 
     /// Works until the guest, a client or a signal ends it.

@@ -46,7 +46,7 @@ impl Vmm {
         // The VM goes with the files of its statistics, and only then the next one
         // can have its place in debugfs, which goes by the descriptor's number.
         self.stats.suspend();
-        self.machine = None;
+        self.drop_machine();
         let origin = Origin::Saved(&state, carried);
         match build(&self.hypervisor, &params, &consoles, &sink, origin) {
             Ok((mut machine, stats)) => {
