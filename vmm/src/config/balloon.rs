@@ -2,19 +2,10 @@
 
 use api_client::config::BalloonConfig;
 
-use super::{ConfigError, PciParams};
+use super::{ConfigError, PciDevice, PciParams};
 use crate::virtio::balloon::BalloonParams;
 
-/// A memory balloon.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryBalloon {
-    /// Name and place.
-    pub pci: PciParams,
-    /// The device.
-    pub params: BalloonParams,
-}
-
-impl MemoryBalloon {
+impl PciDevice<BalloonParams> {
     /// Checks the balloon of a machine with so much memory.
     pub fn new(config: &BalloonConfig, memory: u64) -> Result<Self, ConfigError> {
         check_size(config.size, memory)?;
@@ -48,7 +39,7 @@ mod tests {
                 size,
                 ..BalloonConfig::default()
             };
-            MemoryBalloon::new(&config, 4096).is_ok()
+            PciDevice::<BalloonParams>::new(&config, 4096).is_ok()
         };
         assert_eq!([check(0), check(4095), check(4096)], [true, true, false]);
     }

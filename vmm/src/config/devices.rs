@@ -5,14 +5,12 @@ use std::path::PathBuf;
 
 use api_client::config::{PciCommon, RngConfig, VmConfig};
 
-use super::balloon::MemoryBalloon;
-use super::console;
-use super::disk::{self, DiskParams};
-use super::memory;
-use super::net::NicParams;
-use super::vsock::VsockParams;
-use super::{ConfigError, check_id};
+use super::{ConfigError, check_id, console, disk, memory};
+use crate::virtio::balloon::BalloonParams;
+use crate::virtio::block::DiskParams;
+use crate::virtio::net::NetParams;
 use crate::virtio::rate_limit::LimitParams;
+use crate::virtio::vsock::VsockParams;
 
 /// Places on the bus; the first belongs to the host bridge.
 const PLACES: u8 = 32;
@@ -26,15 +24,15 @@ pub struct DeviceParams {
     /// Name and place of the console.
     pub console: Option<PciParams>,
     /// Disks.
-    pub disks: Vec<DiskParams>,
+    pub disks: Vec<PciDevice<DiskParams>>,
     /// Network devices.
-    pub net: Vec<NicParams>,
-    /// An entropy device.
-    pub rng: Option<RngParams>,
+    pub net: Vec<PciDevice<NetParams>>,
+    /// An entropy device, and where its random bytes come from.
+    pub rng: Option<PciDevice<PathBuf>>,
     /// Sockets between guest and host.
-    pub vsock: Option<VsockParams>,
+    pub vsock: Option<PciDevice<VsockParams>>,
     /// A memory balloon.
-    pub balloon: Option<MemoryBalloon>,
+    pub balloon: Option<PciDevice<BalloonParams>>,
     /// A watchdog.
     pub watchdog: bool,
 }
@@ -48,13 +46,13 @@ pub struct PciParams {
     pub device: Option<u8>,
 }
 
-/// An entropy device.
+/// A device as it is asked for: what its own folder needs, and where it goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RngParams {
+pub struct PciDevice<P> {
     /// Name and place.
     pub pci: PciParams,
-    /// Where the random bytes come from.
-    pub source: PathBuf,
+    /// The device.
+    pub params: P,
 }
 
 impl TryFrom<&VmConfig> for DeviceParams {
@@ -66,43 +64,39 @@ impl TryFrom<&VmConfig> for DeviceParams {
             .disks
             .iter()
             .flatten()
-            .map(|disk| DiskParams::new(disk, config.cpus.boot_vcpus, &limit_groups))
+            .map(|disk| PciDevice::<DiskParams>::new(disk, config.cpus.boot_vcpus, &limit_groups))
             .collect::<Result<_, _>>()?;
         let net = config
             .net
             .iter()
             .flatten()
-            .map(|net| NicParams::new(net, config.cpus.boot_vcpus))
+            .map(|net| PciDevice::<NetParams>::new(net, config.cpus.boot_vcpus))
             .collect::<Result<_, _>>()?;
         let balloon = config
             .balloon
             .as_ref()
-            .map(|balloon| MemoryBalloon::new(balloon, memory::total(&config.memory)))
+            .map(|balloon| PciDevice::<BalloonParams>::new(balloon, memory::total(&config.memory)))
             .transpose()?;
         Ok(Self {
             limit_groups,
             console: console::place(&config.console)?,
             disks,
             net,
-            rng: Some(RngParams::try_from(&config.rng)?),
-            vsock: config
-                .vsock
-                .as_ref()
-                .map(VsockParams::try_from)
-                .transpose()?,
+            rng: Some(PciDevice::try_from(&config.rng)?),
+            vsock: config.vsock.as_ref().map(PciDevice::try_from).transpose()?,
             balloon,
             watchdog: config.watchdog,
         })
     }
 }
 
-impl TryFrom<&RngConfig> for RngParams {
+impl TryFrom<&RngConfig> for PciDevice<PathBuf> {
     type Error = ConfigError;
 
     fn try_from(config: &RngConfig) -> Result<Self, ConfigError> {
         Ok(Self {
             pci: PciParams::try_from(&config.pci_common)?,
-            source: config.src.clone(),
+            params: config.src.clone(),
         })
     }
 }

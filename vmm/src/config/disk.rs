@@ -8,8 +8,9 @@ use api_client::config::{
     TokenBucketConfig,
 };
 
-use super::{ConfigError, PciParams, check_id};
+use super::{ConfigError, PciDevice, PciParams, check_id};
 use crate::virtio::block::image::{ImageFormat, ImageOptions, LockRange};
+use crate::virtio::block::{DiskLimit, DiskParams};
 use crate::virtio::rate_limit::{BucketParams, LimitParams};
 
 /// A queue holds a request's header, data and status at least.
@@ -19,35 +20,7 @@ const MAX_QUEUE_SIZE: u16 = 32768;
 /// Bytes of a serial number that the guest can see (virtio 1.3, 5.2.6).
 const MAX_SERIAL: usize = 20;
 
-/// A disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskParams {
-    /// Name and place.
-    pub pci: PciParams,
-    /// What it is stored in.
-    pub image: ImageOptions,
-    /// How many queues.
-    pub queues: u16,
-    /// Entries of each.
-    pub queue_size: u16,
-    /// Serial number.
-    pub serial: Option<String>,
-    /// What limits it.
-    pub limit: Option<DiskLimit>,
-    /// CPUs of each queue's thread.
-    pub affinity: Vec<Vec<usize>>,
-}
-
-/// What limits a disk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskLimit {
-    /// Its own limits.
-    Own(LimitParams),
-    /// Those of a group.
-    Group(String),
-}
-
-impl DiskParams {
+impl PciDevice<DiskParams> {
     /// Checks a disk of a machine with so many vCPUs and these groups.
     pub fn new(
         config: &DiskConfig,
@@ -89,23 +62,26 @@ impl DiskParams {
         };
         Ok(Self {
             pci: PciParams::try_from(&config.pci_common)?,
-            image: ImageOptions {
-                path,
-                format,
-                read_only: config.readonly,
-                direct: config.direct,
-                sparse: config.sparse,
-                backing_files: config.backing_files,
-                lock: match config.lock_granularity {
-                    LockGranularity::ByteRange => LockRange::Bytes,
-                    LockGranularity::Full => LockRange::Full,
+            params: DiskParams {
+                image: ImageOptions {
+                    path,
+                    format,
+                    read_only: config.readonly,
+                    direct: config.direct,
+                    sparse: config.sparse,
+                    backing_files: config.backing_files,
+                    lock: match config.lock_granularity {
+                        LockGranularity::ByteRange => LockRange::Bytes,
+                        LockGranularity::Full => LockRange::Full,
+                    },
                 },
+                queues,
+                queue_size: size,
+                serial: config.serial.clone(),
+                limit: limit(config, groups)?,
+                affinity: affinity(config, queues)?,
+                io_uring: true,
             },
-            queues,
-            queue_size: size,
-            serial: config.serial.clone(),
-            limit: limit(config, groups)?,
-            affinity: affinity(config, queues)?,
         })
     }
 }

@@ -15,14 +15,12 @@ mod vsock;
 
 use api_client::config::{CpusConfig, ExitStatsConfig, PayloadConfig, VmConfig};
 
-pub use balloon::{MemoryBalloon, check_size as check_balloon_size};
+pub use balloon::check_size as check_balloon_size;
 pub use console::ConsoleTargets;
-pub use devices::{DeviceParams, PciParams, RngParams};
-pub use disk::{DiskLimit, DiskParams};
+pub use devices::{DeviceParams, PciDevice, PciParams};
 pub use memory::{MemoryConfigError, total as memory_size};
 pub use names::{forget_device, name_devices};
-pub use net::{NetBackend, NicError, NicParams};
-pub use vsock::VsockParams;
+pub use net::NetConfigError;
 
 use crate::boot::{Identity, Payload};
 use crate::memory::Zone;
@@ -141,7 +139,7 @@ pub enum ConfigError {
     NoSuchQueue(u16),
     /// A network device.
     #[error("Invalid network device")]
-    Nic(#[from] NicError),
+    Net(#[from] NetConfigError),
     /// A context identifier with a meaning of its own.
     #[error("{0} is not possible as a guest's context identifier: 3 to 4294967294 are")]
     Cid(u32),

@@ -6,9 +6,8 @@ use std::os::fd::RawFd;
 use api_client::config::{MacAddr, NetConfig};
 
 use super::disk::limits_of;
-use super::{ConfigError, PciParams};
-use crate::virtio::net::{InterfaceParams, Offloads};
-use crate::virtio::rate_limit::LimitParams;
+use super::{ConfigError, PciDevice, PciParams};
+use crate::virtio::net::{InterfaceParams, NetParams, Offloads, TapSource};
 
 /// Entries of a queue.
 const MAX_QUEUE_SIZE: u16 = 1 << 15;
@@ -21,44 +20,9 @@ const FORMER_MASK: IpAddr = IpAddr::V4(Ipv4Addr::new(255, 255, 255, 0));
 /// The standard streams are no interfaces.
 const LOWEST_DESCRIPTOR: RawFd = 3;
 
-/// The host's end of the cable.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NetBackend {
-    /// A tap interface, by its name.
-    Interface {
-        /// Made up if absent.
-        name: Option<String>,
-        /// How it is to look.
-        params: InterfaceParams,
-    },
-    /// Queues of one that somebody else opened.
-    Descriptors(Vec<RawFd>),
-}
-
-/// A network device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NicParams {
-    /// Name and place.
-    pub pci: PciParams,
-    /// The host's end.
-    pub cable: NetBackend,
-    /// The guest's hardware address; made up if absent.
-    pub mac: Option<[u8; 6]>,
-    /// The largest packet; the interface's if absent.
-    pub mtu: Option<u16>,
-    /// Pairs of queues.
-    pub pairs: u16,
-    /// Entries of each.
-    pub queue_size: u16,
-    /// Work that guest and host may leave to each other.
-    pub offloads: Offloads,
-    /// Limits, for each direction.
-    pub limit: Option<LimitParams>,
-}
-
 /// A network device that cannot be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NicError {
+pub enum NetConfigError {
     /// Number of queues.
     #[error(
         "A network device cannot have {asked} queues: they come in pairs, of which there are 1 to {vcpus}, the number of vCPUs"
@@ -99,7 +63,7 @@ pub enum NicError {
     Mask,
 }
 
-impl NicParams {
+impl PciDevice<NetParams> {
     /// Checks a network device of a machine with so many vCPUs.
     pub fn new(config: &NetConfig, vcpus: u32) -> Result<Self, ConfigError> {
         if config.vhost_user || config.vhost_socket.is_some() {
@@ -116,7 +80,7 @@ impl NicParams {
                 pairs
             }
             _ => {
-                return Err(NicError::Queues {
+                return Err(NetConfigError::Queues {
                     asked: config.num_queues,
                     vcpus,
                 }
@@ -125,42 +89,44 @@ impl NicParams {
         };
         let size = config.queue_size;
         if !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
-            return Err(NicError::QueueSize(size).into());
+            return Err(NetConfigError::QueueSize(size).into());
         }
         if let Some(mtu) = config.mtu.filter(|&mtu| mtu < MIN_MTU) {
-            return Err(NicError::Mtu(mtu).into());
+            return Err(NetConfigError::Mtu(mtu).into());
         }
         let mac = |mac: Option<MacAddr>| match mac {
-            Some(mac) if mac.0[0] & 1 != 0 => Err(NicError::Multicast(mac)),
+            Some(mac) if mac.0[0] & 1 != 0 => Err(NetConfigError::Multicast(mac)),
             mac => Ok(mac.map(|mac| mac.0)),
         };
         Ok(Self {
             pci: PciParams::try_from(&config.pci_common)?,
-            cable: cable(config, pairs, mac(config.host_mac)?)?,
-            mac: mac(config.mac)?,
-            mtu: config.mtu,
-            pairs,
-            queue_size: size,
-            offloads: Offloads {
-                tso: config.offload_tso,
-                ufo: config.offload_ufo,
-                csum: config.offload_csum,
+            params: NetParams {
+                tap: tap(config, pairs, mac(config.host_mac)?)?,
+                mac: mac(config.mac)?,
+                mtu: config.mtu,
+                pairs,
+                queue_size: size,
+                offloads: Offloads {
+                    tso: config.offload_tso,
+                    ufo: config.offload_ufo,
+                    csum: config.offload_csum,
+                },
+                limit: config.rate_limiter_config.as_ref().map(limits_of),
             },
-            limit: config.rate_limiter_config.as_ref().map(limits_of),
         })
     }
 }
 
-fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NetBackend, NicError> {
+fn tap(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<TapSource, NetConfigError> {
     let Some(descriptors) = &config.fds else {
         if config.mask.is_some_and(|mask| {
             config
                 .ip
                 .is_none_or(|address| address.is_ipv4() != mask.is_ipv4())
         }) {
-            return Err(NicError::Mask);
+            return Err(NetConfigError::Mask);
         }
-        return Ok(NetBackend::Interface {
+        return Ok(TapSource::Interface {
             name: config.tap.clone(),
             params: InterfaceParams {
                 ip: config.ip,
@@ -175,17 +141,17 @@ fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NetBack
     let default_address = config.ip == Some(FORMER_ADDRESS) && config.mask == Some(FORMER_MASK);
     let has_address = (config.ip.is_some() || config.mask.is_some()) && !default_address;
     if config.tap.is_some() || has_address || mac.is_some() {
-        return Err(NicError::DescriptorsAndInterface);
+        return Err(NetConfigError::DescriptorsAndInterface);
     }
     if descriptors.len() != usize::from(pairs) {
-        return Err(NicError::Descriptors {
+        return Err(NetConfigError::Descriptors {
             descriptors: descriptors.len(),
             pairs,
         });
     }
     match descriptors.iter().find(|&&fd| fd < LOWEST_DESCRIPTOR) {
-        Some(&descriptor) => Err(NicError::Descriptor(descriptor)),
-        None => Ok(NetBackend::Descriptors(descriptors.clone())),
+        Some(&descriptor) => Err(NetConfigError::Descriptor(descriptor)),
+        None => Ok(TapSource::Descriptors(descriptors.clone())),
     }
 }
 
@@ -193,10 +159,10 @@ fn cable(config: &NetConfig, pairs: u16, mac: Option<[u8; 6]>) -> Result<NetBack
 mod tests {
     use super::*;
 
-    fn check(change: impl FnOnce(&mut NetConfig)) -> Result<NicParams, ConfigError> {
+    fn check(change: impl FnOnce(&mut NetConfig)) -> Result<NetParams, ConfigError> {
         let mut config = NetConfig::default();
         change(&mut config);
-        NicParams::new(&config, 2)
+        PciDevice::<NetParams>::new(&config, 2).map(|net| net.params)
     }
 
     #[test]
@@ -209,46 +175,46 @@ mod tests {
     #[test]
     fn each_spoiled_field_is_refused_by_its_own_error() {
         type Change = fn(&mut NetConfig);
-        let queues = |asked| NicError::Queues { asked, vcpus: 2 };
-        let cases: [(Change, NicError); 11] = [
+        let queues = |asked| NetConfigError::Queues { asked, vcpus: 2 };
+        let cases: [(Change, NetConfigError); 11] = [
             (|net| net.num_queues = 0, queues(0)),
             (|net| net.num_queues = 3, queues(3)),
             (|net| net.num_queues = 6, queues(6)),
-            (|net| net.queue_size = 100, NicError::QueueSize(100)),
-            (|net| net.mtu = Some(1279), NicError::Mtu(1279)),
+            (|net| net.queue_size = 100, NetConfigError::QueueSize(100)),
+            (|net| net.mtu = Some(1279), NetConfigError::Mtu(1279)),
             (
                 |net| net.mac = Some(MacAddr([1, 0, 0, 0, 0, 0])),
-                NicError::Multicast(MacAddr([1, 0, 0, 0, 0, 0])),
+                NetConfigError::Multicast(MacAddr([1, 0, 0, 0, 0, 0])),
             ),
             (
                 |net| net.fds = Some(vec![3, 4]),
-                NicError::Descriptors {
+                NetConfigError::Descriptors {
                     descriptors: 2,
                     pairs: 1,
                 },
             ),
-            (|net| net.fds = Some(vec![2]), NicError::Descriptor(2)),
+            (|net| net.fds = Some(vec![2]), NetConfigError::Descriptor(2)),
             (
                 |net| {
                     net.fds = Some(vec![3]);
                     net.tap = Some("tap0".into());
                 },
-                NicError::DescriptorsAndInterface,
+                NetConfigError::DescriptorsAndInterface,
             ),
             (
                 |net| net.mask = Some([255, 255, 255, 0].into()),
-                NicError::Mask,
+                NetConfigError::Mask,
             ),
             (
                 |net| {
                     net.ip = Some([0xfd00u16, 0, 0, 0, 0, 0, 0, 1].into());
                     net.mask = Some([255, 255, 255, 0].into());
                 },
-                NicError::Mask,
+                NetConfigError::Mask,
             ),
         ];
         for (change, error) in cases {
-            assert_eq!(check(change), Err(ConfigError::Nic(error)));
+            assert_eq!(check(change), Err(ConfigError::Net(error)));
         }
     }
 }

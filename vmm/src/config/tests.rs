@@ -211,7 +211,7 @@ fn disks_are_checked_against_the_machine() {
             c.cpus.max_vcpus = 2;
             c.disks = Some(vec![disk]);
         })
-        .map(|params| params.devices.disks[0].clone())
+        .map(|params| params.devices.disks[0].params.clone())
     };
     let disk = with(|disk| disk.num_queues = 2).unwrap();
     assert_eq!((disk.queues, disk.queue_size), (2, 128));

@@ -1,26 +1,14 @@
 //! The socket device, checked.
 
-use std::path::PathBuf;
-
 use api_client::config::VsockConfig;
 
-use super::{ConfigError, PciParams};
+use super::{ConfigError, PciDevice, PciParams};
+use crate::virtio::vsock::VsockParams;
 
 /// Identifiers below belong to the hypervisor, to loopback and to the host.
 const LOWEST_CID: u32 = 3;
 
-/// A socket device.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VsockParams {
-    /// Name and place.
-    pub pci: PciParams,
-    /// The guest's context identifier.
-    pub cid: u32,
-    /// Where the host's programs connect to.
-    pub socket: PathBuf,
-}
-
-impl TryFrom<&VsockConfig> for VsockParams {
+impl TryFrom<&VsockConfig> for PciDevice<VsockParams> {
     type Error = ConfigError;
 
     fn try_from(config: &VsockConfig) -> Result<Self, ConfigError> {
@@ -30,8 +18,10 @@ impl TryFrom<&VsockConfig> for VsockParams {
         }
         Ok(Self {
             pci: PciParams::try_from(&config.pci_common)?,
-            cid: config.cid,
-            socket: config.socket.clone(),
+            params: VsockParams {
+                cid: config.cid,
+                socket: config.socket.clone(),
+            },
         })
     }
 }
@@ -48,7 +38,7 @@ mod tests {
                 ..VsockConfig::default()
             };
             let fine = cid > 2 && cid < u32::MAX;
-            assert_eq!(VsockParams::try_from(&config).is_ok(), fine, "{cid}");
+            assert_eq!(PciDevice::try_from(&config).is_ok(), fine, "{cid}");
         }
     }
 }

@@ -25,33 +25,45 @@ pub enum RingOperation {
     Sync,
 }
 
-/// What was done.
-pub struct RingCompletion {
-    /// The number that the submitter gave.
-    pub token: u64,
-    /// Bytes that moved.
-    pub result: io::Result<usize>,
-    /// The buffers, if the operation had any.
-    pub buffers: Option<GuestBuffers>,
+impl RingOperation {
+    /// Bytes that it is to move.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        match self {
+            RingOperation::Read(buffers, _) | RingOperation::Write(buffers, _) => buffers.length(),
+            RingOperation::Sync => 0,
+        }
+    }
 }
 
-struct InFlight {
-    token: u64,
-    buffers: Option<GuestBuffers>,
+/// What was done.
+pub struct RingCompletion<T> {
+    /// What it was done for.
+    pub request: T,
+    /// What was to be done.
+    pub operation: RingOperation,
+    /// Bytes that moved.
+    pub result: io::Result<usize>,
+}
+
+struct InFlight<T> {
+    request: T,
+    operation: RingOperation,
     _file: Arc<File>,
 }
 
-/// A ring. Belongs to one thread.
-pub struct IoRing {
+/// A ring that carries out operations for requests, which it keeps meanwhile.
+/// Belongs to one thread.
+pub struct IoRing<T> {
     ring: IoUring,
     event: EventFd,
     /// By the number that the kernel gives back.
-    flights: Vec<Option<InFlight>>,
+    flights: Vec<Option<InFlight<T>>>,
     free: Vec<usize>,
     unsubmitted: bool,
 }
 
-impl IoRing {
+impl<T> IoRing<T> {
     /// A ring for about `depth` operations at a time.
     ///
     /// # Errors
@@ -90,24 +102,24 @@ impl IoRing {
         self.flights.len() - self.free.len()
     }
 
-    /// Starts an operation with the next [`submit`](Self::submit). Gives it
-    /// back if the ring cannot take it now.
+    /// Starts an operation for a request with the next [`submit`](Self::submit).
+    /// Gives both back if the ring cannot take it now.
     pub fn push(
         &mut self,
-        token: u64,
+        request: T,
         file: &Arc<File>,
         operation: RingOperation,
-    ) -> Result<(), RingOperation> {
+    ) -> Result<(), (T, RingOperation)> {
         let fd = types::Fd(file.as_raw_fd());
         if let RingOperation::Read(buffers, _) | RingOperation::Write(buffers, _) = &operation
             && buffers.vectors().len() > MAX_BUFFERS
         {
-            return Err(operation);
+            return Err((request, operation));
         }
         if self.ring.submission().is_full()
             && (self.submit().is_err() || self.ring.submission().is_full())
         {
-            return Err(operation);
+            return Err((request, operation));
         }
         let entry = match &operation {
             RingOperation::Read(buffers, offset) => {
@@ -130,15 +142,11 @@ impl IoRing {
             self.flights.push(None);
             self.flights.len() - 1
         });
-        let buffers = match operation {
-            RingOperation::Read(buffers, _) | RingOperation::Write(buffers, _) => Some(buffers),
-            RingOperation::Sync => None,
-        };
         // Moving the buffers does not move the array of vectors, which is on
         // the heap.
         self.flights[number] = Some(InFlight {
-            token,
-            buffers,
+            request,
+            operation,
             _file: Arc::clone(file),
         });
         self.enter(&entry.user_data(number as u64));
@@ -172,7 +180,7 @@ impl IoRing {
     }
 
     /// Takes what has completed.
-    pub fn completed(&mut self) -> Vec<RingCompletion> {
+    pub fn completed(&mut self) -> Vec<RingCompletion<T>> {
         // Nothing to read: nothing new, or looked at already.
         let _ = self.event.read();
         let mut done = Vec::new();
@@ -184,16 +192,16 @@ impl IoRing {
             self.free.push(number);
             let result = entry.result();
             done.push(RingCompletion {
-                token: flight.token,
+                request: flight.request,
+                operation: flight.operation,
                 result: usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result)),
-                buffers: flight.buffers,
             });
         }
         done
     }
 
     /// Waits for everything that is under way.
-    pub fn drain(&mut self) -> io::Result<Vec<RingCompletion>> {
+    pub fn drain(&mut self) -> io::Result<Vec<RingCompletion<T>>> {
         let mut done = Vec::new();
         while self.in_flight() > 0 {
             match self.ring.submit_and_wait(1) {
@@ -207,7 +215,7 @@ impl IoRing {
     }
 }
 
-impl Drop for IoRing {
+impl<T> Drop for IoRing<T> {
     fn drop(&mut self) {
         if let Err(error) = self.drain() {
             // The kernel may still use what is under way: it has to stay.
@@ -224,7 +232,7 @@ mod tests {
     use super::*;
     use crate::memory::{GuestRam, plain};
 
-    fn ring() -> Option<IoRing> {
+    fn ring() -> Option<IoRing<u64>> {
         match IoRing::new(4) {
             Ok(ring) => Some(ring),
             Err(error) => {
@@ -253,9 +261,9 @@ mod tests {
         }
         let done = ring.drain().unwrap();
         assert!(done.iter().all(|done| matches!(done.result, Ok(512))));
-        let mut tokens: Vec<u64> = done.iter().map(|done| done.token).collect();
-        tokens.sort_unstable();
-        assert_eq!(tokens, (0..20).collect::<Vec<_>>());
+        let mut requests: Vec<u64> = done.iter().map(|done| done.request).collect();
+        requests.sort_unstable();
+        assert_eq!(requests, (0..20).collect::<Vec<_>>());
         assert!(ring.push(7, &file, RingOperation::Sync).is_ok());
         let target = buffers(&memory, 0, 0);
         assert!(
@@ -263,9 +271,12 @@ mod tests {
                 .is_ok()
         );
         let mut done = ring.drain().unwrap();
-        done.sort_by_key(|done| done.token);
+        done.sort_by_key(|done| done.request);
         let mut bytes = [0; 512];
-        done[1].buffers.as_ref().unwrap().copy_to(&mut bytes);
+        match &done[1].operation {
+            RingOperation::Read(buffers, _) => buffers.copy_to(&mut bytes),
+            _ => panic!("another operation came back"),
+        }
         assert_eq!(bytes, [20; 512]);
     }
 
@@ -296,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_reported_with_the_token() {
+    fn a_failure_is_reported_with_the_request() {
         let Some(mut ring) = ring() else { return };
         let memory = Arc::new(plain(16 << 20));
         let file = Arc::new(File::open("/dev/null").unwrap());
@@ -305,7 +316,7 @@ mod tests {
         let done = ring.drain().unwrap();
         let error = done[0].result.as_ref().unwrap_err();
         assert_eq!(
-            (done[0].token, error.raw_os_error()),
+            (done[0].request, error.raw_os_error()),
             (5, Some(libc::EBADF))
         );
     }

@@ -12,7 +12,7 @@ mod singletons;
 mod slots;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
@@ -25,7 +25,7 @@ use slots::Slots;
 
 use crate::bus::{Bus, BusError};
 use crate::chardev::{CharBackend, RawTerminal};
-use crate::config::{DeviceParams, DiskLimit, DiskParams, PciParams, RngParams};
+use crate::config::{DeviceParams, PciDevice, PciParams};
 use crate::devices::{HotplugController, HotplugState, ResetControl};
 use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::{InterruptError, MsiVector};
@@ -35,7 +35,7 @@ use crate::pci::{PciAddress, PciConfigPorts, PciSegment};
 use crate::state::StateError;
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{FileId, Image, ImageError, ImageFormat, ResizeError};
-use crate::virtio::block::{Block, BlockOptions, DiskImage};
+use crate::virtio::block::{Block, DiskImage, DiskLimit, DiskParams};
 use crate::virtio::console::ConsoleSize;
 use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
@@ -82,12 +82,6 @@ pub enum DeviceError {
     /// No random bytes for a hardware address.
     #[error("Cannot generate a MAC address")]
     Mac(#[source] std::io::Error),
-    /// The configuration has none; it gets one before a device is made of it.
-    #[error("The network device has no MAC address")]
-    NoMac,
-    /// A descriptor for a network device.
-    #[error("The descriptor {0} cannot be used")]
-    Descriptor(i32, #[source] std::io::Error),
     /// The console's other end.
     #[error("The virtio console cannot be connected")]
     Console(#[source] std::io::Error),
@@ -257,23 +251,19 @@ impl DeviceTree {
     }
 
     /// Adds a disk; says what it is called and where it is.
-    pub fn add_disk(&mut self, params: &DiskParams) -> Result<(String, PciAddress), DeviceError> {
+    pub fn add_disk(
+        &mut self,
+        disk: &PciDevice<DiskParams>,
+    ) -> Result<(String, PciAddress), DeviceError> {
+        let params = &disk.params;
         let limit = match &params.limit {
             None => None,
             Some(DiskLimit::Own(limits)) => Some(RateLimit::new(limits)),
             Some(DiskLimit::Group(id)) => self.limit_groups.get(id).cloned(),
         };
-        let options = BlockOptions {
-            queues: params.queues,
-            queue_size: params.queue_size,
-            serial: params.serial.clone(),
-            limit,
-            affinity: params.affinity.clone(),
-            ring: true,
-        };
         let mut handle = None;
         let disk_images = &self.disk_images.clone();
-        let added = self.add(&params.pci, DISK_ID, |id, events| {
+        let added = self.add(&disk.pci, DISK_ID, |id, events| {
             let image = Image::open(&params.image).map_err(|source| {
                 match (&source, user_of(disk_images, &params.image.path)) {
                     (ImageError::Locked(path, _), Some(user)) => {
@@ -282,7 +272,7 @@ impl DeviceTree {
                     _ => DeviceError::Image(id.to_owned(), source),
                 }
             })?;
-            let disk = Block::new(id, image, &options, &events)
+            let disk = Block::new(id, image, params, limit.as_ref(), &events)
                 .map_err(|source| DeviceError::Disk(id.to_owned(), source))?;
             handle = Some(disk.image());
             Ok(Box::new(disk))
@@ -309,12 +299,11 @@ impl DeviceTree {
         Ok(())
     }
 
-    fn add_rng(&mut self, params: &RngParams) -> Result<(), DeviceError> {
-        self.add(&params.pci, RNG_ID, |id, events| {
-            let failed = |source| DeviceError::Rng(params.source.display().to_string(), source);
-            Ok(Box::new(
-                Rng::new(id, &params.source, events).map_err(failed)?,
-            ))
+    fn add_rng(&mut self, rng: &PciDevice<PathBuf>) -> Result<(), DeviceError> {
+        let source = &rng.params;
+        self.add(&rng.pci, RNG_ID, |id, events| {
+            let failed = |error| DeviceError::Rng(source.display().to_string(), error);
+            Ok(Box::new(Rng::new(id, source, events).map_err(failed)?))
         })?;
         Ok(())
     }

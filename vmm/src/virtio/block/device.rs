@@ -11,19 +11,22 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use super::config::{BlkConfigSpace, LENGTH};
 use super::counters::BlockCounters;
 use super::execute::Disk;
-use super::image::{FileId, Image, ImageFormat, ResizeError};
+use super::image::{FileId, Image, ImageFormat, ImageOptions, ResizeError};
 use super::worker::{BlockService, open_ring};
 use crate::event::EventSink;
 use crate::sandbox::ThreadKind;
 use crate::state::{StateError, device_state, from_device_state};
-use crate::virtio::rate_limit::RateLimit;
+use crate::virtio::rate_limit::{LimitParams, RateLimit};
 use crate::virtio::worker::Worker;
 use crate::virtio::{
     ActivateError, Activation, DeviceCounters, GuestFaults, VirtioDevice, copy_config,
 };
 
-/// How a disk is offered to the guest.
-pub struct BlockOptions {
+/// What a disk is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskParams {
+    /// Where its content is.
+    pub image: ImageOptions,
     /// How many queues, each with a thread.
     pub queues: u16,
     /// Entries of each.
@@ -31,11 +34,20 @@ pub struct BlockOptions {
     /// Serial number; the image's own if absent.
     pub serial: Option<String>,
     /// What limits it.
-    pub limit: Option<RateLimit>,
+    pub limit: Option<DiskLimit>,
     /// CPUs of each queue's thread; none binds it to none.
     pub affinity: Vec<Vec<usize>>,
     /// Use io_uring where the host has it.
-    pub ring: bool,
+    pub io_uring: bool,
+}
+
+/// What limits a disk's rate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskLimit {
+    /// A limit of its own.
+    Own(LimitParams),
+    /// A group of disks that has one together, by name.
+    Group(String),
 }
 
 /// The control thread's handle of a disk's image.
@@ -76,15 +88,17 @@ pub struct Block {
 }
 
 impl Block {
-    /// A device called `id` that shows `image` to the guest.
+    /// A device called `id` that shows `image`, which is the one that `params` name,
+    /// to the guest, limited by `limit`.
     pub fn new(
         id: &str,
         image: Image,
-        options: &BlockOptions,
+        params: &DiskParams,
+        limit: Option<&RateLimit>,
         events: &EventSink,
     ) -> io::Result<Self> {
-        let config = BlkConfigSpace::new(&image, options.queues, options.queue_size);
-        let serial = options.serial.clone();
+        let config = BlkConfigSpace::new(&image, params.queues, params.queue_size);
+        let serial = params.serial.clone();
         let disk = Arc::new(Disk {
             serial: serial.unwrap_or_else(|| image.serial().to_owned()),
             image,
@@ -92,19 +106,19 @@ impl Block {
             faults: Arc::new(GuestFaults::new(id)),
             counters: Arc::new(BlockCounters::new()),
         });
-        let workers = (0..options.queues)
+        let workers = (0..params.queues)
             .map(|queue| {
                 let service = BlockService::new(
                     Arc::clone(&disk),
-                    options.limit.clone(),
-                    options
+                    limit.cloned(),
+                    params
                         .affinity
                         .get(usize::from(queue))
                         .cloned()
                         .unwrap_or_default(),
-                    options
-                        .ring
-                        .then(|| open_ring(options.queue_size, &disk))
+                    params
+                        .io_uring
+                        .then(|| open_ring(params.queue_size, &disk))
                         .flatten(),
                 );
                 let name = format!("{id}_q{queue}");
@@ -120,7 +134,7 @@ impl Block {
             .collect::<io::Result<_>>()?;
         Ok(Self {
             disk,
-            queue_sizes: vec![options.queue_size; usize::from(options.queues)],
+            queue_sizes: vec![params.queue_size; usize::from(params.queues)],
             workers,
         })
     }

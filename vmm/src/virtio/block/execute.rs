@@ -1,5 +1,6 @@
 //! Carries out requests on an image: at once, or through the ring.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::config::BlkConfigSpace;
 use super::counters::BlockCounters;
 use super::image::Image;
 use super::request::{Extent, Kind, Range, Status};
-use crate::memory::{AlignedBuffer, GuestBuffers, GuestRam};
+use crate::memory::{AlignedBuffer, GuestBuffers, GuestRam, RingOperation};
 use crate::virtio::{GuestFaults, StopFlag};
 
 /// Discards and writes of zeroes are done in pieces of this size, between
@@ -28,19 +29,12 @@ pub(super) struct Disk {
     pub(super) counters: Arc<BlockCounters>,
 }
 
-/// Something that needs the image's file, with its memory checked.
-pub(super) enum Transfer {
-    Read(GuestBuffers, u64),
-    Write(GuestBuffers, u64),
-    /// The guest's bytes as they were when they were checked.
-    WriteChecked(AlignedBuffer, u64),
-    Flush,
-}
-
 /// What a request comes to.
 pub(super) enum Plan {
-    /// To be done by file I/O.
-    Transfer(Transfer),
+    /// To be done by file I/O, in memory that is the guest's.
+    Transfer(RingOperation),
+    /// A write of bytes as they were when they were checked, with its outcome.
+    Written(io::Result<()>),
     /// Done, with so many bytes written to the driver's buffers.
     Done(Status, u32),
     /// Begun, and to be done again from the beginning: the thread is to stop.
@@ -57,7 +51,7 @@ impl Disk {
                 offset,
                 data,
                 length,
-            } => self.transfer(*offset, *length, data, memory, Transfer::Read),
+            } => self.transfer(*offset, *length, data, memory, RingOperation::Read),
             Kind::Write {
                 offset,
                 data,
@@ -66,9 +60,9 @@ impl Disk {
                 if geometry.read_only {
                     return self.refuse("a write to a read-only disk");
                 }
-                let plan = self.transfer(*offset, *length, data, memory, Transfer::Write);
+                let plan = self.transfer(*offset, *length, data, memory, RingOperation::Write);
                 match plan {
-                    Plan::Transfer(Transfer::Write(buffers, offset))
+                    Plan::Transfer(RingOperation::Write(buffers, offset))
                         if self.image.touches_mark(offset, *length) =>
                     {
                         self.checked_write(&buffers, offset)
@@ -76,7 +70,7 @@ impl Disk {
                     plan => plan,
                 }
             }
-            Kind::Flush => Plan::Transfer(Transfer::Flush),
+            Kind::Flush => Plan::Transfer(RingOperation::Sync),
             Kind::GetId { data } => self.get_id(data, memory),
             Kind::Discard(extents) if geometry.sparse => self.extents(extents, stop, |extent| {
                 self.image.discard(extent.offset, extent.length)
@@ -123,13 +117,13 @@ impl Disk {
         length: u64,
         data: &[Range],
         memory: &Arc<GuestRam>,
-        transfer: fn(GuestBuffers, u64) -> Transfer,
+        operation: fn(GuestBuffers, u64) -> RingOperation,
     ) -> Plan {
         if !self.within(offset, length) {
             return self.refuse("a request past the end of the disk");
         }
         match GuestBuffers::new(memory, data) {
-            Ok(buffers) => Plan::Transfer(transfer(buffers, offset)),
+            Ok(buffers) => Plan::Transfer(operation(buffers, offset)),
             Err(error) => self.refuse(&error.to_string()),
         }
     }
@@ -143,7 +137,11 @@ impl Disk {
             Ok((!refused).then_some(copy))
         });
         match checked {
-            Ok(Some(copy)) => Plan::Transfer(Transfer::WriteChecked(copy, offset)),
+            Ok(Some(copy)) => Plan::Written(
+                self.image
+                    .write_bytes(&copy, offset, copy.bytes().len())
+                    .and_then(|()| self.flush_unless_cached()),
+            ),
             Ok(None) => self.refuse("a write that would change what kind of image this is"),
             Err(error) => self.fail(&error),
         }
@@ -198,21 +196,27 @@ impl Disk {
         self.image.flush()
     }
 
+    /// The file for the ring to carry an operation out on; `None` if it cannot.
+    pub(super) fn file_for(&self, operation: &RingOperation) -> Option<&Arc<File>> {
+        match operation {
+            RingOperation::Read(buffers, offset) | RingOperation::Write(buffers, offset) => {
+                self.image.plain_file(buffers, *offset)
+            }
+            RingOperation::Sync if self.image.geometry().read_only => None,
+            RingOperation::Sync => self.image.sync_file(),
+        }
+    }
+
     /// Does a transfer at once.
-    pub(super) fn perform(&self, transfer: &Transfer) -> io::Result<()> {
-        match transfer {
-            Transfer::Read(buffers, offset) => self.image.read(buffers, *offset),
-            Transfer::Write(buffers, offset) => {
+    pub(super) fn perform(&self, operation: &RingOperation) -> io::Result<()> {
+        match operation {
+            RingOperation::Read(buffers, offset) => self.image.read(buffers, *offset),
+            RingOperation::Write(buffers, offset) => {
                 self.image.write(buffers, *offset)?;
                 self.flush_unless_cached()
             }
-            Transfer::WriteChecked(bytes, offset) => {
-                self.image
-                    .write_bytes(bytes, *offset, bytes.bytes().len())?;
-                self.flush_unless_cached()
-            }
-            Transfer::Flush if self.image.geometry().read_only => Ok(()),
-            Transfer::Flush => self.image.flush(),
+            RingOperation::Sync if self.image.geometry().read_only => Ok(()),
+            RingOperation::Sync => self.image.flush(),
         }
     }
 }

@@ -13,7 +13,7 @@
 //! driver that does not negotiate FLUSH, or switches the write cache off, gets
 //! durable writes.
 //!
-//! `request` parses a chain and does no I/O; `worker` executes; `image` knows
+//! `request` parses a chain into the request that travels through the rest; `worker` takes, starts and ends requests, `execute` carries them out; `image` knows
 //! formats; `counters` is what `vm.counters` shows.
 
 mod config;
@@ -27,7 +27,7 @@ mod tests;
 mod wakeups;
 mod worker;
 
-pub use device::{Block, BlockOptions, DiskImage};
+pub use device::{Block, DiskImage, DiskLimit, DiskParams};
 
 /// Requests count in these, whatever the image's own unit.
 pub(crate) const SECTOR: u64 = 512;

@@ -1,6 +1,8 @@
 //! From a chain to a typed request (5.2.6). Pure: reads the header and the
 //! lists of ranges from guest memory, and does no I/O.
 
+use std::time::Instant;
+
 use virtio_bindings::virtio_blk as bits;
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
@@ -60,12 +62,24 @@ pub(super) enum Kind {
     Malformed(&'static str),
 }
 
-/// A request, and where its outcome goes.
+impl Kind {
+    /// Bytes that it moves.
+    pub(super) fn length(&self) -> u64 {
+        match self {
+            Kind::Read { length, .. } | Kind::Write { length, .. } => *length,
+            _ => 0,
+        }
+    }
+}
+
+/// A request from the chain to its end: what is asked for, and where the outcome
+/// goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Request {
     pub(super) head: u16,
     pub(super) status: GuestAddress,
     pub(super) kind: Kind,
+    pub(super) since: Instant,
 }
 
 /// A chain that has not even room for an outcome.
@@ -104,6 +118,7 @@ pub(super) fn parse(chain: &Chain, memory: &GuestRam) -> Result<Request, NoStatu
         head: chain.head_index(),
         status,
         kind,
+        since: Instant::now(),
     })
 }
 

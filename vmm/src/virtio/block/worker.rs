@@ -1,16 +1,13 @@
 //! What runs on the thread of one queue: takes requests, starts them, and
 //! gives them back when they are done.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
 
 use event_manager::EventOps;
-use vm_memory::GuestAddress;
 
-use super::execute::{Disk, Plan, Transfer, write_status};
+use super::execute::{Disk, Plan, write_status};
 use super::request::{Kind, Request, Status, parse};
 use super::wakeups::Wakeups;
 use crate::memory::{IoRing, RingCompletion, RingOperation};
@@ -28,48 +25,13 @@ const LIMIT: u32 = 2;
 /// unless a single one moves more: a reset waits for them.
 const MAX_BYTES_IN_FLIGHT: u64 = 64 << 20;
 
-/// A request that the ring works on.
-struct Pending {
-    head: u16,
-    status: GuestAddress,
-    since: Instant,
-    work: Work,
-}
-
-#[derive(Clone, Copy)]
-enum Work {
-    Read {
-        offset: u64,
-        length: u64,
-    },
-    Write {
-        offset: u64,
-        length: u64,
-    },
-    /// The write is done and has to become durable.
-    SyncWrite {
-        length: u64,
-    },
-    Flush,
-}
-
-impl Work {
-    /// Bytes that it still moves.
-    fn bytes(self) -> u64 {
-        match self {
-            Work::Read { length, .. } | Work::Write { length, .. } => length,
-            Work::SyncWrite { .. } | Work::Flush => 0,
-        }
-    }
-}
-
 pub(super) struct BlockService {
     disk: Arc<Disk>,
     limit: Option<RateLimit>,
     affinity: Vec<usize>,
     /// While the device is not active. Made before the thread starts, whose
     /// filter lets it make none.
-    ring: Option<IoRing>,
+    ring: Option<IoRing<Request>>,
     /// From the first activation on: it is the thread's, not the queue's.
     wakeups: Option<Wakeups>,
     active: Option<Active>,
@@ -78,14 +40,12 @@ pub(super) struct BlockService {
 /// What exists while the device is active.
 struct Active {
     queue: VirtQueue,
-    ring: Option<IoRing>,
+    ring: Option<IoRing<Request>>,
     limiter: Option<RateLimiter>,
-    pending: BTreeMap<u64, Pending>,
-    /// Those of `pending`.
+    /// Those that the ring moves.
     bytes: u64,
     /// The queue may hold more, which has to wait for requests under way.
     full: bool,
-    next: u64,
 }
 
 impl BlockService {
@@ -93,7 +53,7 @@ impl BlockService {
         disk: Arc<Disk>,
         limit: Option<RateLimit>,
         affinity: Vec<usize>,
-        ring: Option<IoRing>,
+        ring: Option<IoRing<Request>>,
     ) -> Self {
         Self {
             disk,
@@ -124,10 +84,8 @@ impl Service for BlockService {
             queue,
             ring: self.ring.take(),
             limiter,
-            pending: BTreeMap::new(),
             bytes: 0,
             full: false,
-            next: 0,
         });
         Ok(())
     }
@@ -197,7 +155,7 @@ impl Service for BlockService {
 
 /// A ring for a queue of `depth` entries; none where the image or the host does
 /// without.
-pub(super) fn open_ring(depth: u16, disk: &Disk) -> Option<IoRing> {
+pub(super) fn open_ring(depth: u16, disk: &Disk) -> Option<IoRing<Request>> {
     disk.image.sync_file()?;
     match IoRing::new(depth) {
         Ok(ring) => Some(ring),
@@ -243,7 +201,7 @@ impl Active {
                 left -= 1;
                 let memory = Arc::clone(self.queue.memory());
                 match parse(&chain, &memory) {
-                    Ok(request) => self.begin(&request, disk)?,
+                    Ok(request) => self.begin(request, disk)?,
                     Err(error) => {
                         disk.faults.report(&error);
                         self.queue.complete(chain.head_index(), 0)?;
@@ -266,7 +224,7 @@ impl Active {
     /// again before it was given back has no more requests under way than the
     /// queue has entries, either.
     fn is_full(&self) -> bool {
-        self.pending.len() >= usize::from(self.queue.size()) || self.bytes >= MAX_BYTES_IN_FLIGHT
+        self.in_flight() >= usize::from(self.queue.size()) || self.bytes >= MAX_BYTES_IN_FLIGHT
     }
 
     fn submit(&mut self, disk: &Disk) -> Result<(), QueueError> {
@@ -282,83 +240,48 @@ impl Active {
         Ok(())
     }
 
-    fn begin(&mut self, request: &Request, disk: &Disk) -> Result<(), QueueError> {
-        let since = Instant::now();
-        let (work, length) = match request.kind {
-            Kind::Read { offset, length, .. } => (Work::Read { offset, length }, length),
-            Kind::Write { offset, length, .. } => (Work::Write { offset, length }, length),
-            _ => (Work::Flush, 0),
-        };
+    fn in_flight(&self) -> usize {
+        self.ring.as_ref().map_or(0, IoRing::in_flight)
+    }
+
+    fn begin(&mut self, request: Request, disk: &Disk) -> Result<(), QueueError> {
         if let Some(limiter) = &self.limiter {
-            limiter.charge(length);
+            limiter.charge(request.kind.length());
         }
-        let pending = Pending {
-            head: request.head,
-            status: request.status,
-            since,
-            work,
-        };
         let memory = Arc::clone(self.queue.memory());
         let stop = self.queue.stop_flag().clone();
         match disk.plan(&request.kind, &memory, &stop) {
-            Plan::Done(status, written) => self.end(disk, &pending, status, written),
+            Plan::Done(status, written) => self.end(disk, &request, status, written),
+            Plan::Written(result) => self.end_transfer(disk, &request, result),
             // It was popped last, so it is the next one again.
             Plan::Unfinished => {
                 self.queue.push_back();
                 Ok(())
             }
-            Plan::Transfer(transfer) => {
-                let Some(transfer) = self.push(disk, transfer, &pending) else {
-                    return Ok(());
-                };
-                let result = disk.perform(&transfer);
-                self.end_transfer(disk, &pending, result)
-            }
+            Plan::Transfer(operation) => self.transfer(disk, request, operation),
         }
     }
 
-    /// Gives a transfer to the ring; gives it back if that cannot take it.
-    fn push(&mut self, disk: &Disk, transfer: Transfer, pending: &Pending) -> Option<Transfer> {
-        let Some(ring) = &mut self.ring else {
-            return Some(transfer);
+    /// Gives an operation to the ring, or carries it out if that cannot take it.
+    fn transfer(
+        &mut self,
+        disk: &Disk,
+        request: Request,
+        operation: RingOperation,
+    ) -> Result<(), QueueError> {
+        let length = operation.length() as u64;
+        let (request, operation) = match (&mut self.ring, disk.file_for(&operation)) {
+            (Some(ring), Some(file)) => match ring.push(request, file, operation) {
+                Ok(()) => {
+                    self.bytes += length;
+                    return Ok(());
+                }
+                Err(refused) => refused,
+            },
+            _ => (request, operation),
         };
-        let file = match &transfer {
-            Transfer::Read(buffers, offset) | Transfer::Write(buffers, offset) => {
-                disk.image.plain_file(buffers, *offset)
-            }
-            Transfer::WriteChecked(..) => None,
-            Transfer::Flush if disk.image.geometry().read_only => None,
-            Transfer::Flush => disk.image.sync_file(),
-        };
-        let Some(file) = file else {
-            return Some(transfer);
-        };
-        let operation = match transfer {
-            Transfer::Read(buffers, offset) => RingOperation::Read(buffers, offset),
-            Transfer::Write(buffers, offset) => RingOperation::Write(buffers, offset),
-            Transfer::WriteChecked(..) => return Some(transfer),
-            Transfer::Flush => RingOperation::Sync,
-        };
-        let token = self.next;
-        match ring.push(token, file, operation) {
-            Ok(()) => {
-                self.next += 1;
-                self.bytes += pending.work.bytes();
-                self.pending.insert(
-                    token,
-                    Pending {
-                        head: pending.head,
-                        status: pending.status,
-                        since: pending.since,
-                        work: pending.work,
-                    },
-                );
-                None
-            }
-            Err(RingOperation::Read(buffers, offset)) => Some(Transfer::Read(buffers, offset)),
-            Err(RingOperation::Write(buffers, offset)) => Some(Transfer::Write(buffers, offset)),
-            Err(RingOperation::Sync) => Some(Transfer::Flush),
-        }
+        let result = disk.perform(&operation);
+        self.end_transfer(disk, &request, result)
     }
 
     /// Gives back what the ring has done.
@@ -371,7 +294,7 @@ impl Active {
 
     /// Waits for what is under way, and gives it back.
     fn finish_all(&mut self, disk: &Disk) -> Result<(), ServiceError> {
-        while !self.pending.is_empty()
+        while self.in_flight() > 0
             && let Some(ring) = &mut self.ring
         {
             // A write that has to become durable goes to the ring once more.
@@ -381,25 +304,25 @@ impl Active {
         Ok(())
     }
 
-    fn give_back(&mut self, done: Vec<RingCompletion>, disk: &Disk) -> Result<(), QueueError> {
+    fn give_back(
+        &mut self,
+        done: Vec<RingCompletion<Request>>,
+        disk: &Disk,
+    ) -> Result<(), QueueError> {
         for completion in done {
-            let Some(mut pending) = self.pending.remove(&completion.token) else {
-                continue;
-            };
-            self.bytes -= pending.work.bytes();
-            let result = finish_short_transfer(disk, pending.work, completion);
-            if let (Work::Write { length, .. }, Ok(())) = (pending.work, &result)
-                && !disk.config.writeback()
-            {
-                pending.work = Work::SyncWrite { length };
-                if self.push(disk, Transfer::Flush, &pending).is_none() {
-                    continue;
-                }
-                let result = disk.perform(&Transfer::Flush);
-                self.end_transfer(disk, &pending, result)?;
-                continue;
+            let RingCompletion {
+                request,
+                operation,
+                result,
+            } = completion;
+            self.bytes -= operation.length() as u64;
+            let result = result.and_then(|moved| finish_short_transfer(disk, &operation, moved));
+            let is_write = matches!(operation, RingOperation::Write(..));
+            if is_write && result.is_ok() && !disk.config.writeback() {
+                self.transfer(disk, request, RingOperation::Sync)?;
+            } else {
+                self.end_transfer(disk, &request, result)?;
             }
-            self.end_transfer(disk, &pending, result)?;
         }
         if let Some(ring) = &mut self.ring
             && let Err(error) = ring.submit()
@@ -414,69 +337,66 @@ impl Active {
     fn end_transfer(
         &mut self,
         disk: &Disk,
-        pending: &Pending,
+        request: &Request,
         result: io::Result<()>,
     ) -> Result<(), QueueError> {
         if let Err(error) = result {
             disk.count_error(&error);
-            return self.end(disk, pending, Status::Failed, 0);
+            return self.end(disk, request, Status::Failed, 0);
         }
-        let took = pending.since.elapsed();
-        let written = match pending.work {
-            Work::Read { length, .. } => {
+        let took = request.since.elapsed();
+        let written = match request.kind {
+            Kind::Read { length, .. } => {
                 disk.counters.count_read(length, took);
                 // No request is longer than the field can say.
                 length as u32
             }
-            Work::Write { length, .. } | Work::SyncWrite { length } => {
+            Kind::Write { length, .. } => {
                 disk.counters.count_write(length, took);
                 0
             }
-            Work::Flush => 0,
+            _ => 0,
         };
-        self.end(disk, pending, Status::Ok, written)
+        self.end(disk, request, Status::Ok, written)
     }
 
     fn end(
         &mut self,
         disk: &Disk,
-        pending: &Pending,
+        request: &Request,
         status: Status,
         written: u32,
     ) -> Result<(), QueueError> {
-        let told = write_status(self.queue.memory(), pending.status, status);
+        let told = write_status(self.queue.memory(), request.status, status);
         if let Err(error) = &told {
             disk.faults.report(error);
         }
         let status_byte = u32::from(told.is_ok());
-        self.queue.complete(pending.head, written + status_byte)
+        self.queue.complete(request.head, written + status_byte)
     }
 }
 
-/// The outcome of an operation of the ring. One that moved less than it should
-/// have is finished here.
-fn finish_short_transfer(disk: &Disk, work: Work, completion: RingCompletion) -> io::Result<()> {
-    let moved = completion.result?;
-    let (Some(buffers), Work::Read { offset, .. } | Work::Write { offset, .. }) =
-        (completion.buffers, work)
+/// Moves the rest of what an operation of the ring has not moved.
+fn finish_short_transfer(disk: &Disk, operation: &RingOperation, moved: usize) -> io::Result<()> {
+    let (RingOperation::Read(buffers, offset) | RingOperation::Write(buffers, offset)) = operation
     else {
         return Ok(());
     };
     if moved == buffers.length() {
         return Ok(());
     }
-    let Some(file) = disk.image.plain_file(&buffers, offset) else {
+    let Some(file) = disk.image.plain_file(buffers, *offset) else {
         return Err(io::ErrorKind::UnexpectedEof.into());
     };
-    match work {
-        Work::Read { .. } => buffers.read_from(file.as_fd(), offset, moved),
-        _ => buffers.write_to(file.as_fd(), offset, moved),
+    match operation {
+        RingOperation::Read(..) => buffers.read_from(file.as_fd(), *offset, moved),
+        _ => buffers.write_to(file.as_fd(), *offset, moved),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use virtio_bindings::virtio_blk as bits;
 
@@ -531,10 +451,8 @@ mod tests {
             queue: driver.queue(),
             ring: open_ring(QUEUE_SIZE, &disk),
             limiter: None,
-            pending: BTreeMap::new(),
             bytes: 0,
             full: false,
-            next: 0,
         };
         let (mut offered, mut times_full) = (1, 0);
         for _ in 0..100 {
@@ -549,7 +467,7 @@ mod tests {
                 }
             }
             active.take_requests(&disk).unwrap();
-            assert!(active.pending.len() <= usize::from(QUEUE_SIZE));
+            assert!(active.in_flight() <= usize::from(QUEUE_SIZE));
             assert!(active.bytes < MAX_BYTES_IN_FLIGHT + u64::from(LENGTH));
         }
         assert!(active.ring.is_none() || times_full > 0);
@@ -560,7 +478,7 @@ mod tests {
             active.finish(&disk).unwrap();
             active.take_requests(&disk).unwrap();
         }
-        assert_eq!((active.pending.len(), active.bytes), (0, 0));
+        assert_eq!((active.in_flight(), active.bytes), (0, 0));
     }
 
     #[test]

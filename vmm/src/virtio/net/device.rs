@@ -1,7 +1,7 @@
 //! The device: identity, configuration, and the handle of the pairs' threads.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ use super::steering::Steering;
 use super::tap::{InterfaceParams, Tap, TapError};
 use super::worker::PairService;
 use crate::event::EventSink;
-use crate::sandbox::ThreadKind;
+use crate::sandbox::{ThreadKind, inherited_descriptor};
 use crate::state::{StateError, device_state, from_device_state};
 use crate::virtio::rate_limit::{LimitParams, RateLimit, RateLimiter};
 use crate::virtio::worker::Worker;
@@ -25,8 +25,8 @@ use crate::virtio::{
 /// Commands come one at a time.
 const CONTROL_QUEUE_SIZE: u16 = 64;
 
-/// The host's end of the cable.
-#[derive(Debug)]
+/// The host's end of the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TapSource {
     /// A tap interface, by its name, which is made if there is none.
     Interface {
@@ -35,17 +35,19 @@ pub enum TapSource {
         /// How it is to look.
         params: InterfaceParams,
     },
-    /// Queues of a tap interface that somebody else opened, one per pair.
-    Descriptors(Vec<OwnedFd>),
+    /// Queues of a tap interface that this process has open, one per pair. The
+    /// device takes copies, so that the next one finds the originals.
+    Descriptors(Vec<RawFd>),
 }
 
 /// What a device is made from.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetParams {
     /// The host's end.
-    pub cable: TapSource,
-    /// The guest's hardware address.
-    pub mac: [u8; 6],
+    pub tap: TapSource,
+    /// The guest's hardware address. The configuration gets one before a device is
+    /// made of it.
+    pub mac: Option<[u8; 6]>,
     /// The largest packet; the interface's if absent.
     pub mtu: Option<u16>,
     /// Pairs of queues.
@@ -64,14 +66,12 @@ pub enum NetError {
     /// The host's end.
     #[error("The tap interface cannot be used")]
     Tap(#[from] TapError),
-    /// Not one per pair.
-    #[error("{descriptors} descriptors are given for {pairs} pairs of queues")]
-    Descriptors {
-        /// Descriptors.
-        descriptors: usize,
-        /// Pairs.
-        pairs: u16,
-    },
+    /// A descriptor of the interface.
+    #[error("The descriptor {0} cannot be used")]
+    Descriptor(RawFd, #[source] io::Error),
+    /// The configuration has none.
+    #[error("It has no MAC address")]
+    NoMac,
     /// No threads, events or timers.
     #[error("Cannot start the device's threads")]
     Start(#[from] io::Error),
@@ -98,24 +98,21 @@ pub struct Net {
 
 impl Net {
     /// A device called `id`.
-    pub fn new(id: &str, params: NetParams, events: &EventSink) -> Result<Self, NetError> {
+    pub fn new(id: &str, params: &NetParams, events: &EventSink) -> Result<Self, NetError> {
         let pairs = params.pairs;
-        let taps = match params.cable {
+        let mac = params.mac.ok_or(NetError::NoMac)?;
+        let taps = match &params.tap {
             TapSource::Interface { name, params } => {
-                Tap::open(name.as_deref(), usize::from(pairs), &params)?
+                Tap::open(name.as_deref(), usize::from(pairs), params)?
             }
-            TapSource::Descriptors(descriptors) => {
-                if descriptors.len() != usize::from(pairs) {
-                    return Err(NetError::Descriptors {
-                        descriptors: descriptors.len(),
-                        pairs,
-                    });
-                }
-                descriptors
-                    .into_iter()
-                    .map(Tap::from_descriptor)
-                    .collect::<Result<_, _>>()?
-            }
+            TapSource::Descriptors(numbers) => numbers
+                .iter()
+                .map(|&number| {
+                    let copy = inherited_descriptor(number)
+                        .map_err(|source| NetError::Descriptor(number, source))?;
+                    Ok(Tap::from_descriptor(copy)?)
+                })
+                .collect::<Result<_, NetError>>()?,
         };
         let mtu = params.mtu.or_else(|| taps.first().and_then(Tap::mtu));
         let steering = Arc::new(Steering::new(taps)?);
@@ -149,7 +146,7 @@ impl Net {
         queue_sizes.push(CONTROL_QUEUE_SIZE);
         Ok(Self {
             features: features(params.offloads, mtu.is_some(), pairs > 1),
-            config: config_space(params.mac, pairs, mtu.unwrap_or_default()),
+            config: config_space(mac, pairs, mtu.unwrap_or_default()),
             pairs,
             queue_sizes,
             steering,

@@ -1,7 +1,7 @@
 //! The device: identity, configuration, and the handle of the thread.
 
 use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,6 +20,15 @@ use crate::virtio::{ActivateError, Activation, GuestFaults, VirtioDevice, copy_c
 
 const QUEUE_SIZES: [u16; 3] = [256, 256, 64];
 
+/// What a device is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VsockParams {
+    /// The guest's context identifier.
+    pub cid: u32,
+    /// Where the host's programs connect to.
+    pub socket: PathBuf,
+}
+
 /// A socket device.
 pub struct Vsock {
     cid: u64,
@@ -29,12 +38,12 @@ pub struct Vsock {
 }
 
 impl Vsock {
-    /// A device called `id` for the guest `cid`, with its socket at `path`.
-    pub fn new(id: &str, cid: u32, path: &Path, events: EventSink) -> io::Result<Self> {
-        let cid = u64::from(cid);
+    /// A device called `id`.
+    pub fn new(id: &str, params: &VsockParams, events: EventSink) -> io::Result<Self> {
+        let cid = u64::from(params.cid);
         let faults = Arc::new(GuestFaults::new(id));
         let restored = Arc::new(AtomicBool::new(false));
-        let listener = Listener::bind(path)?;
+        let listener = Listener::bind(&params.socket)?;
         let service = VsockService {
             muxer: VsockMuxer::new(cid, listener, Arc::clone(&faults), FIRST_STREAM),
             faults: Arc::clone(&faults),

@@ -27,4 +27,4 @@ mod packet;
 mod tests;
 mod worker;
 
-pub use device::Vsock;
+pub use device::{Vsock, VsockParams};

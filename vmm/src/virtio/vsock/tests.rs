@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::connection::BUFFER;
-use super::device::Vsock;
+use super::device::{Vsock, VsockParams};
 use super::packet::{
     HEADER_LENGTH, HOST_CID, Header, Operation, SHUTDOWN_BOTH, SHUTDOWN_SEND, STREAM,
 };
@@ -43,7 +43,11 @@ impl Bench {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let quiet = EventSink::new(|_| {});
-        let mut device = Vsock::new("vsock", CID, &folder.path().join("v"), quiet).unwrap();
+        let params = VsockParams {
+            cid: CID,
+            socket: folder.path().join("v"),
+        };
+        let mut device = Vsock::new("vsock", &params, quiet).unwrap();
         let mut to_guest = Driver::new(SIZE);
         let from_guest = to_guest.beside(1);
         for at in 0..u64::from(BUFFERS) {

@@ -6,10 +6,9 @@ use std::io::Read;
 use api_client::config::{MacAddr, VmConfig};
 
 use super::{DeviceError, DeviceTree};
-use crate::config::{NetBackend, NicParams};
+use crate::config::PciDevice;
 use crate::pci::PciAddress;
-use crate::sandbox::inherited_descriptor;
-use crate::virtio::net::{Net, NetParams, TapSource};
+use crate::virtio::net::{Net, NetParams};
 
 /// The id of a network device to which the configuration gave none; it gives one
 /// to each.
@@ -17,33 +16,12 @@ const NET_ID: &str = "_net";
 
 impl DeviceTree {
     /// Adds a network device; says what it is called and where it is.
-    pub fn add_net(&mut self, params: &NicParams) -> Result<(String, PciAddress), DeviceError> {
-        let mac = params.mac.ok_or(DeviceError::NoMac)?;
-        let cable = match &params.cable {
-            NetBackend::Interface { name, params } => TapSource::Interface {
-                name: name.clone(),
-                params: params.clone(),
-            },
-            NetBackend::Descriptors(numbers) => {
-                // Copies, so that the next boot finds the originals.
-                let copy = |&number| {
-                    inherited_descriptor(number)
-                        .map_err(|source| DeviceError::Descriptor(number, source))
-                };
-                TapSource::Descriptors(numbers.iter().map(copy).collect::<Result<_, _>>()?)
-            }
-        };
-        let net = NetParams {
-            cable,
-            mac,
-            mtu: params.mtu,
-            pairs: params.pairs,
-            queue_size: params.queue_size,
-            offloads: params.offloads,
-            limit: params.limit,
-        };
-        self.add(&params.pci, NET_ID, |id, events| {
-            let net = Net::new(id, net, &events)
+    pub fn add_net(
+        &mut self,
+        net: &PciDevice<NetParams>,
+    ) -> Result<(String, PciAddress), DeviceError> {
+        self.add(&net.pci, NET_ID, |id, events| {
+            let net = Net::new(id, &net.params, &events)
                 .map_err(|source| DeviceError::Net(id.to_owned(), source))?;
             Ok(Box::new(net))
         })

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::{DeviceError, DeviceTree};
 use crate::chardev::{CharBackend, RawTerminal};
-use crate::config::{MemoryBalloon, PciParams, VsockParams};
+use crate::config::{PciDevice, PciParams};
 use crate::pci::PciAddress;
-use crate::virtio::balloon::Balloon;
+use crate::virtio::balloon::{Balloon, BalloonParams};
 use crate::virtio::console::Console;
-use crate::virtio::vsock::Vsock;
+use crate::virtio::vsock::{Vsock, VsockParams};
 use crate::virtio::watchdog::Watchdog;
 
 const CONSOLE_ID: &str = "__console";
@@ -49,15 +49,22 @@ impl DeviceTree {
     }
 
     /// Adds a socket device; says what it is called and where it is.
-    pub fn add_vsock(&mut self, params: &VsockParams) -> Result<(String, PciAddress), DeviceError> {
-        self.add(&params.pci, VSOCK_ID, |id, events| {
+    pub fn add_vsock(
+        &mut self,
+        vsock: &PciDevice<VsockParams>,
+    ) -> Result<(String, PciAddress), DeviceError> {
+        let params = &vsock.params;
+        self.add(&vsock.pci, VSOCK_ID, |id, events| {
             let failed = |source| DeviceError::Vsock(params.socket.display().to_string(), source);
-            let vsock = Vsock::new(id, params.cid, &params.socket, events).map_err(failed)?;
+            let vsock = Vsock::new(id, params, events).map_err(failed)?;
             Ok(Box::new(vsock))
         })
     }
 
-    pub(super) fn add_balloon(&mut self, balloon: &MemoryBalloon) -> Result<(), DeviceError> {
+    pub(super) fn add_balloon(
+        &mut self,
+        balloon: &PciDevice<BalloonParams>,
+    ) -> Result<(), DeviceError> {
         let mut size = None;
         let (id, _) = self.add(&balloon.pci, BALLOON_ID, |id, events| {
             let device = Balloon::new(id, &balloon.params, events).map_err(DeviceError::Balloon)?;

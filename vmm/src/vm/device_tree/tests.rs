@@ -46,12 +46,12 @@ fn machine() -> Machine {
 
 impl Machine {
     fn add_rng(&mut self, id: &str) -> PciAddress {
-        let params = RngParams {
+        let params = PciDevice {
             pci: PciParams {
                 id: Some(id.into()),
                 device: None,
             },
-            source: "/dev/urandom".into(),
+            params: "/dev/urandom".into(),
         };
         self.tree.add_rng(&params).unwrap();
         self.tree.nodes[id].address
@@ -119,12 +119,12 @@ fn id_of_a_device_that_is_still_there_is_refused() {
     let address = machine.add_rng("a");
     let _ = machine.tree.request_unplug("a");
     machine.eject(address);
-    let params = RngParams {
+    let params = PciDevice {
         pci: PciParams {
             id: Some("a".into()),
             device: None,
         },
-        source: "/dev/urandom".into(),
+        params: "/dev/urandom".into(),
     };
     let refused = machine.tree.add_rng(&params);
     assert!(matches!(refused, Err(DeviceError::Exists(_))));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk as bits;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{DATA, FLUSH, Guest, HEADER, Host, OK, STATUS, options};
+use super::{DATA, FLUSH, Guest, HEADER, Host, OK, STATUS, params};
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::image::Image;
 use crate::virtio::testing::{Buffer, Driver, MEMORY};
@@ -52,7 +52,7 @@ fn checksum(driver: &Driver) -> u64 {
 fn a_paused_disk_changes_nothing_and_goes_on_where_it_was() {
     let host = Host::new();
     for (ring, features) in [(true, FLUSH), (true, 0), (false, FLUSH)] {
-        let guest = Guest::with(&host, &options(ring), features);
+        let guest = Guest::with(&params(&host, ring), features);
         let mut driver = guest.driver;
         // As many reads and writes as fit, and again whenever some are done.
         for at in 0..5 {

@@ -54,14 +54,15 @@ impl Host {
     }
 }
 
-fn options(ring: bool) -> BlockOptions {
-    BlockOptions {
+fn params(host: &Host, io_uring: bool) -> DiskParams {
+    DiskParams {
+        image: host.options.clone(),
         queues: 1,
         queue_size: 16,
         serial: Some("twenty-one characters".into()),
         limit: None,
         affinity: Vec::new(),
-        ring,
+        io_uring,
     }
 }
 
@@ -73,10 +74,10 @@ struct Guest {
 }
 
 impl Guest {
-    fn with(host: &Host, options: &BlockOptions, features: u64) -> Self {
-        let image = Image::open(&host.options).unwrap();
+    fn with(params: &DiskParams, features: u64) -> Self {
+        let image = Image::open(&params.image).unwrap();
         let events = EventSink::new(|event| panic!("{event:?}"));
-        let mut block = Block::new("disk", image, options, &events).unwrap();
+        let mut block = Block::new("disk", image, params, None, &events).unwrap();
         let driver = Driver::new(16);
         block
             .activate(Activation {
@@ -92,7 +93,7 @@ impl Guest {
     }
 
     fn new(host: &Host) -> Self {
-        Self::with(host, &options(true), FLUSH)
+        Self::with(&params(host, true), FLUSH)
     }
 
     fn header(&self, kind: u32, sector: u64) {
@@ -150,7 +151,7 @@ const UNSUPPORTED: u8 = Status::Unsupported as u8;
 fn reads_and_writes_reach_the_image_with_and_without_a_ring() {
     for (ring, features) in [(true, FLUSH), (false, FLUSH), (true, 0), (false, 0)] {
         let host = Host::new();
-        let mut guest = Guest::with(&host, &options(ring), features);
+        let mut guest = Guest::with(&params(&host, ring), features);
         let read = [
             Buffer::writable(DATA, 1000),
             Buffer::writable(DATA + 2000, 536),
@@ -186,7 +187,7 @@ fn a_disk_past_the_page_cache_takes_any_sector_into_any_buffer() {
             continue;
         }
         for ring in [true, false] {
-            let mut guest = Guest::with(&host, &options(ring), FLUSH);
+            let mut guest = Guest::with(&params(&host, ring), FLUSH);
             let mut config = [0; 4];
             guest.block.read_config(20, &mut config);
             assert_eq!(u32::from_le_bytes(config), 512);
