@@ -12,10 +12,10 @@ mod client;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use rustix::event::epoll;
-use rustix::fs::Timespec;
+use anyhow::{Context, Error, Result, ensure};
+use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use serde_json::Value;
+use vmm_sys_util::timerfd::TimerFd;
 
 use client::Client;
 
@@ -115,7 +115,6 @@ pub fn run(socket: &Path, plan: &Plan) -> Result<Outcome> {
     let period = Duration::from_secs_f64(1.0 / plan.hertz);
     let rounds = (plan.lasting.as_secs_f64() * plan.hertz).floor() as u32;
     ensure!(plan.clients > 0 && rounds > 0, "The plan asks nothing");
-    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).context("Cannot make an epoll set")?;
     let start = Instant::now() + period;
     let mut clients = Vec::with_capacity(plan.clients);
     for number in 0..plan.clients {
@@ -123,44 +122,36 @@ pub fn run(socket: &Path, plan: &Plan) -> Result<Outcome> {
             true => Duration::ZERO,
             false => period.mul_f64(number as f64 / plan.clients as f64),
         };
-        let client = Client::connect(socket, plan, start + offset, rounds)?;
-        let token = epoll::EventData::new_u64(number as u64);
-        epoll::add(&epoll, client.stream(), token, epoll::EventFlags::IN)
-            .context("Cannot watch a client")?;
-        clients.push(client);
+        clients.push(Client::connect(socket, plan, start + offset, rounds)?);
     }
+    let mut manager = EventManager::new().context("Cannot make an event manager")?;
+    let id = manager.add_subscriber(Clients {
+        clients,
+        timer: TimerFd::new().context("Cannot make a timer")?,
+        buffer: vec![0; 256 << 10],
+        failure: None,
+    });
     // A server that answers no more must not hold the lab up for ever.
     let give_up = start + plan.lasting * 4 + Duration::from_secs(30);
-    let mut events = Vec::with_capacity(plan.clients);
-    let mut shared = vec![0; 256 << 10];
     loop {
-        for client in &mut clients {
-            client.ask_if_due(Instant::now())?;
-        }
-        if clients.iter().all(Client::is_done) {
+        let all = manager.subscriber_mut(id)?;
+        let Some(timeout) = all.prepare()? else {
             break;
-        }
+        };
         ensure!(
             Instant::now() < give_up,
             "{} clients still wait for answers",
-            clients.iter().filter(|client| !client.is_done()).count()
+            all.clients
+                .iter()
+                .filter(|client| !client.is_done())
+                .count()
         );
-        let next = clients.iter().filter_map(Client::next_due).min();
-        let wait = next.map_or(Duration::from_secs(1), |due| {
-            due.saturating_duration_since(Instant::now())
-        });
-        events.clear();
-        wait_for_events(&epoll, &mut events, wait)?;
-        for event in &events {
-            let number = event.data.u64() as usize;
-            if let Some(client) = clients.get_mut(number) {
-                client
-                    .receive(&mut shared)
-                    .with_context(|| format!("Client {number}"))?;
-            }
-        }
+        manager
+            .run_with_timeout(timeout)
+            .context("Cannot wait for answers")?;
     }
     let took = start.elapsed();
+    let clients = &manager.subscriber_mut(id)?.clients;
     let mut times: Vec<_> = clients.iter().flat_map(Client::times).copied().collect();
     times.sort_unstable();
     Ok(Outcome {
@@ -175,22 +166,80 @@ pub fn run(socket: &Path, plan: &Plan) -> Result<Outcome> {
     })
 }
 
-fn wait_for_events(
-    epoll: &impl std::os::fd::AsFd,
-    events: &mut Vec<epoll::Event>,
-    wait: Duration,
-) -> Result<()> {
-    let timeout = Timespec {
-        tv_sec: wait.as_secs() as i64,
-        tv_nsec: wait.subsec_nanos().into(),
-    };
-    match epoll::wait(
-        epoll,
-        rustix::buffer::spare_capacity(events),
-        Some(&timeout),
-    ) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error).context("Cannot wait for answers"),
+/// Not a client's number: the next question is due.
+const TIMER: u32 = u32::MAX;
+/// Milliseconds to wait where no question is due before an answer came.
+const LONG: i32 = 1000;
+
+/// All clients, as one subscriber.
+struct Clients {
+    clients: Vec<Client>,
+    /// A wait of the event manager's own has milliseconds, and questions are due
+    /// more often.
+    timer: TimerFd,
+    /// What answers are read into.
+    buffer: Vec<u8>,
+    /// Why it cannot go on.
+    failure: Option<Error>,
+}
+
+impl Clients {
+    /// Asks what is due. Says how long to wait for answers at most; nothing once all
+    /// is asked and answered.
+    fn prepare(&mut self) -> Result<Option<i32>> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        for client in &mut self.clients {
+            client.ask_if_due(Instant::now())?;
+        }
+        if self.clients.iter().all(Client::is_done) {
+            return Ok(None);
+        }
+        let Some(due) = self.clients.iter().filter_map(Client::next_due).min() else {
+            self.timer.clear().context("Cannot stop the timer")?;
+            return Ok(Some(LONG));
+        };
+        let left = due.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(Some(0));
+        }
+        // An expiration that nobody has read is forgotten.
+        self.timer
+            .reset(left, None)
+            .context("Cannot set the timer")?;
+        Ok(Some(LONG))
+    }
+}
+
+impl MutEventSubscriber for Clients {
+    fn init(&mut self, ops: &mut EventOps) {
+        let sources = self.clients.iter().zip(0..);
+        let added = ops
+            .add(Events::with_data(&self.timer, TIMER, EventSet::IN))
+            .and_then(|()| {
+                sources
+                    .map(|(client, number)| {
+                        Events::with_data(client.stream(), number, EventSet::IN)
+                    })
+                    .try_for_each(|events| ops.add(events))
+            });
+        self.failure = added
+            .err()
+            .map(|error| Error::new(error).context("Cannot watch a client"));
+    }
+
+    fn process(&mut self, events: Events, _: &mut EventOps) {
+        let number = events.data() as usize;
+        // The timer has no place among them.
+        let Some(client) = self.clients.get_mut(number) else {
+            return;
+        };
+        if let Err(error) = client.receive(&mut self.buffer)
+            && self.failure.is_none()
+        {
+            self.failure = Some(error.context(format!("Client {number}")));
+        }
     }
 }
 

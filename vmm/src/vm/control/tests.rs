@@ -1,8 +1,15 @@
+use std::io::Write;
+use std::thread::scope;
+
 use hypervisor::x86::CpuidEntry;
 use hypervisor::{Error, ExitStatsSupport, Vm};
 use instrumentation::table::Isa;
 
 use super::*;
+use crate::api::{
+    ApiSender, ErrorKind, ReplySender, RequestHandler, StatusBoard, VmAction, api_channel,
+};
+use crate::event::EventSink;
 
 /// Boots nothing.
 struct NoHypervisor;
@@ -105,4 +112,50 @@ fn boot_that_fails_says_that_it_began_and_one_without_a_vm_says_nothing() {
         vmm.delete().unwrap();
     });
     assert_eq!(said, ["vmm starting", "vm booting", "vm deleted"]);
+}
+
+/// Has a control thread run, and `act` with what it hears.
+fn run(
+    vmm: &mut Vmm,
+    act: impl FnOnce(&EventSink, &ApiSender, &mut UnixStream) + Send,
+) -> Result<Ended, ControlError> {
+    let (end, mut end_sender) = UnixStream::pair().unwrap();
+    let (window, _window_sender) = UnixStream::pair().unwrap();
+    let (sender, requests) = api_channel().unwrap();
+    let sink = vmm.queue.sink(EVERY_MACHINE);
+    scope(|scope| {
+        scope.spawn(|| act(&sink, &sender, &mut end_sender));
+        vmm.run(&requests, &StatusBoard::default(), &Signals { end, window })
+    })
+}
+
+#[test]
+fn signal_ends_the_control_thread_and_the_vm_is_deleted() {
+    let mut vmm = vmm();
+    vmm.create(config()).unwrap();
+    let ended = run(&mut vmm, |_, _, signal| signal.write_all(b"x").unwrap());
+    assert_eq!(ended.unwrap(), Ended::Signal);
+    assert!(vmm.config.is_none());
+}
+
+#[test]
+fn request_to_end_is_answered_before_the_control_thread_ends() {
+    let (answered, answer) = std::sync::mpsc::channel();
+    let ended = run(&mut vmm(), move |_, sender, _| {
+        let reply = ReplySender::new(move |outcome| answered.send(outcome.is_ok()).unwrap());
+        sender.send(VmAction::VmmShutdown, reply);
+    });
+    assert_eq!(ended.unwrap(), Ended::Request);
+    assert_eq!(answer.try_recv(), Ok(true));
+}
+
+#[test]
+fn failure_of_a_machine_ends_the_control_thread_with_its_reason() {
+    let mut vmm = vmm();
+    vmm.queue
+        .sink(EVERY_MACHINE)
+        .send(MachineEvent::Failed("as told".into()));
+    let ended = run(&mut vmm, |_, _, _| {});
+    let text = ended.unwrap_err().to_string();
+    assert_eq!(text, "The virtual machine failed: as told");
 }
