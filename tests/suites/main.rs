@@ -39,6 +39,7 @@ mod keep_vm;
 mod leaks;
 mod leaves;
 mod lifecycle;
+mod live_view;
 mod load;
 mod many_exits;
 mod memory;
@@ -100,6 +101,7 @@ const SUITES: &[Suite] = &[
     load::SUITE,
     ch_remote::SUITE,
     views::SUITE,
+    live_view::SUITE,
     lifecycle::SUITE,
     lifecycle::REBOOTS,
     resets::SUITE,

@@ -173,10 +173,10 @@ fn accounting_that_is_off_at_load_counts_nothing_until_switched_on(site: &Site) 
 }
 
 /// Counting, off until this ends.
-struct CountingOff;
+pub struct CountingOff;
 
 impl CountingOff {
-    fn now() -> Result<Self> {
+    pub fn now() -> Result<Self> {
         switch_counting("0")?;
         Ok(CountingOff)
     }

@@ -71,6 +71,21 @@ pub enum ClientError {
     },
 }
 
+impl ClientError {
+    /// Whether there is a VMM that does not answer in time.
+    pub fn is_timeout(&self) -> bool {
+        let source = match self {
+            ClientError::Connect { source, .. } | ClientError::Send { source, .. } => source,
+            ClientError::Receive {
+                source: ResponseError::Io(source),
+                ..
+            } => source,
+            ClientError::Receive { .. } => return false,
+        };
+        source.kind() == io::ErrorKind::TimedOut
+    }
+}
+
 /// A VMM's API.
 #[derive(Clone, Debug)]
 pub struct Client {

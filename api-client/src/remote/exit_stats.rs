@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use instrumentation::encode::{RowOptions, SortBy, csv, openmetrics, table};
+use instrumentation::encode::{RowOptions, SortBy, csv, notes, openmetrics, table};
 use instrumentation::snapshot::{ExitSnapshot, Query};
 use instrumentation::table::{ExitReason, Isa, ReasonStatus};
 use instrumentation::user_exit::UserExitKind;
@@ -178,11 +178,13 @@ pub fn run(client: &Client, args: &ExitStatsArgs) -> Result<(), Failure> {
     }
     if let Some(path) = &args.since {
         let delta = since(client, path, &narrow)?;
+        render.tell(&delta);
         return print(&render.snapshot(&delta)?);
     }
     let Some(reading) = reading else {
         return Ok(());
     };
+    render.tell(&reading.snapshot);
     match args.format {
         // As it came, fields that this client does not know included.
         Format::Json => print(&format!("{}\n", reading.text)),
@@ -319,6 +321,16 @@ impl Render<'_> {
             Format::Csv => csv(snapshot, &self.rows()),
             Format::Openmetrics => openmetrics(&[(&self.name, snapshot)]),
         })
+    }
+
+    /// Says what a reader has to know of these counters where the format has no
+    /// place for it.
+    fn tell(&self, snapshot: &ExitSnapshot) {
+        if matches!(self.args.format, Format::Csv | Format::Openmetrics) {
+            for note in notes(snapshot).iter().chain(&snapshot.unavailable) {
+                eprintln!("{note}");
+            }
+        }
     }
 
     /// Zeros mean something else where KVM has no handler.

@@ -67,7 +67,7 @@ const RETRY: Duration = Duration::from_millis(20);
 enum End {
     /// The user ended it.
     Signal,
-    /// The VM ended or rebooted, or counting was switched.
+    /// The VM ended, rebooted or hangs, or counting was switched.
     Vm(&'static str),
 }
 
@@ -130,6 +130,9 @@ pub fn record(client: &Client, args: &RecordArgs) -> Result<(), Failure> {
                 }
             }
             Err(ReadError::Refused(_)) if samples == 0 => {}
+            Err(ReadError::Client(error)) if error.is_timeout() => {
+                break End::Vm("The VMM does not answer");
+            }
             Err(ReadError::Client(_) | ReadError::Refused(_)) => break End::Vm("The VM ended"),
             Err(error) => return Err(error.into()),
         }

@@ -61,6 +61,10 @@ pub fn as_lines(
                 last = None;
                 continue;
             }
+            Err(ReadError::Client(error)) if error.is_timeout() => {
+                say(Some("The VMM does not answer: waiting for it"));
+                continue;
+            }
             // The VMM ended, which is how a watch ends.
             Err(ReadError::Client(_)) => {
                 eprintln!("The VMM is gone.");

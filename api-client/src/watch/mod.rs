@@ -24,6 +24,9 @@ use ratatui::{TerminalOptions, Viewport};
 /// How long a key may wait for the screen.
 const TICK: Duration = Duration::from_millis(50);
 
+/// How long an answer may take before what is shown counts as old.
+const ANSWER: Duration = Duration::from_secs(2);
+
 /// Runs the view on the terminal until the user quits. `read` takes a reading.
 /// The terminal is given back as it was, also after a panic.
 pub fn run(
@@ -44,7 +47,12 @@ pub fn run(
             }
         })?;
     let mut terminal = init()?;
-    let outcome = watch(&mut terminal, &mut Model::new(vm), &readings);
+    let outcome = watch(
+        &mut terminal,
+        &mut Model::new(vm),
+        &readings,
+        interval + ANSWER,
+    );
     ratatui::try_restore()?;
     outcome
 }
@@ -75,12 +83,14 @@ fn watch(
     terminal: &mut ratatui::DefaultTerminal,
     model: &mut Model,
     readings: &mpsc::Receiver<(Result<ExitSnapshot, String>, Instant)>,
+    patience: Duration,
 ) -> io::Result<()> {
     let palette = Palette::from_environment();
     loop {
         for (reading, at) in readings.try_iter() {
             model.update(reading, at);
         }
+        model.expect_reading(Instant::now(), patience);
         terminal.draw(|frame| draw(frame, model, palette))?;
         if !event::poll(TICK)? {
             continue;

@@ -1,7 +1,7 @@
 //! What the live view knows, and what its keys do. Nothing here draws.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use instrumentation::snapshot::{DeltaError, ExitSnapshot, ReasonCounters, Totals};
 
@@ -97,6 +97,10 @@ pub struct Model {
     pub selected: usize,
     /// Why the last reading failed.
     pub error: Option<String>,
+    /// When a reading was tried last, with whatever outcome.
+    tried_at: Option<Instant>,
+    /// Whether the next one is overdue.
+    overdue: bool,
     /// What broke the series of readings last: a reboot or a switch.
     pub broken: Option<&'static str>,
 }
@@ -127,6 +131,8 @@ impl Model {
             opened: false,
             selected: 0,
             error: None,
+            tried_at: None,
+            overdue: false,
             broken: None,
         }
     }
@@ -140,8 +146,8 @@ impl Model {
     pub fn not_current(&self) -> Option<&'static str> {
         match &self.latest {
             Some(latest) if latest.ended => Some("ENDED: last counters"),
-            Some(_) if self.error.is_some() => Some("NOT CURRENT: no answer"),
             Some(_) if self.frozen => Some("FROZEN"),
+            Some(_) if self.error.is_some() || self.overdue => Some("NOT CURRENT: no answer"),
             _ => None,
         }
     }
@@ -154,6 +160,8 @@ impl Model {
     /// Takes a reading of some moment. A frozen view takes none, so what is
     /// shown when it goes on happened over all of that time.
     pub fn update(&mut self, reading: Result<ExitSnapshot, String>, at: Instant) {
+        self.tried_at = Some(at);
+        self.overdue = false;
         if self.frozen {
             return;
         }
@@ -193,6 +201,14 @@ impl Model {
         self.latest = Some(snapshot);
         self.read_at = Some(at);
         self.stay_with(chosen);
+    }
+
+    /// A reading should come this long after the one before: a VMM that hangs is
+    /// given up much later.
+    pub fn expect_reading(&mut self, now: Instant, within: Duration) {
+        self.overdue = self
+            .tried_at
+            .is_some_and(|at| now.saturating_duration_since(at) > within);
     }
 
     /// The reason that the user went to or opened; at the top without having

@@ -151,6 +151,30 @@ fn a_failed_reading_is_shown_and_the_figures_stay() {
 }
 
 #[test]
+fn counters_grow_old_while_an_answer_does_not_come() {
+    let within = Duration::from_secs(3);
+    let mut model = Model::new("vm.sock");
+    model.expect_reading(at(100), within);
+    assert_eq!(model.not_current(), None);
+    model.update(Ok(snapshot(&[(10, 100)])), at(0));
+    for (seconds, says) in [
+        (3, None),
+        (4, Some("NOT CURRENT: no answer")),
+        (2, None),
+        (9, Some("NOT CURRENT: no answer")),
+    ] {
+        model.expect_reading(at(seconds), within);
+        assert_eq!(model.not_current(), says, "{seconds}");
+    }
+    model.key(Key::Char('f'));
+    assert_eq!(model.not_current(), Some("FROZEN"));
+    model.key(Key::Char('f'));
+    model.update(Ok(snapshot(&[(10, 110)])), at(9));
+    model.expect_reading(at(10), within);
+    assert_eq!(model.not_current(), None);
+}
+
+#[test]
 fn an_opened_reason_shows_the_devices_behind_it() {
     let mut model = model();
     assert!(!screen(&model).contains("serial"));

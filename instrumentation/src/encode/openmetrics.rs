@@ -257,6 +257,14 @@ impl Vms {
         )?;
         gauges(
             encoder,
+            "kvm_exit_stats_running",
+            "Whether the VM has not ended; 0 where its counters are its last ones",
+            self.vms
+                .iter()
+                .map(|(vm, snapshot)| (vec![("vm", vm.as_str().into())], (!snapshot.ended).into())),
+        )?;
+        gauges(
+            encoder,
             "kvm_exit_stats_vcpus",
             "vCPUs of the VM",
             self.vms.iter().map(|(vm, snapshot)| {
