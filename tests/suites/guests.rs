@@ -11,7 +11,7 @@ use lab::artifact::payloads::IN_HOST;
 use lab::guest;
 use lab::vmm::{Machine, MachineSpec, Serial};
 
-use crate::resets::{self, RESETS};
+use crate::resets;
 use crate::site::Site;
 use crate::{Suite, trials};
 
@@ -42,8 +42,11 @@ pub const LONG: Suite = Suite {
     ],
 };
 
-/// How long a payload may take to get somewhere on a busy machine.
-const STEP_TIMEOUT: Duration = Duration::from_secs(240);
+/// How long a payload may take to get somewhere on a busy machine. A long run has
+/// the whole night, and others at work beside it.
+fn step_timeout(site: &Site) -> Duration {
+    Duration::from_secs(if site.is_long() { 1200 } else { 240 })
+}
 
 fn has_payloads(site: &Site) -> bool {
     site.is_patched() && Path::new(IN_HOST).exists()
@@ -62,11 +65,6 @@ fn payloads(prefix: &str) -> Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// How often each way to reset is taken.
-fn resets_of(site: &Site) -> usize {
-    if site.is_long() { RESETS as usize } else { 1 }
 }
 
 /// The title of memtest86+'s screen, and one of its longer tests, which it gets to
@@ -91,12 +89,12 @@ fn memory_tests_run_on_the_serial_console_and_reset_the_machine(site: &Site) -> 
             ..MachineSpec::tiny(&test)
         };
         let mut machine = Machine::boot(&site.bin(), &site.fresh_dir()?, &spec)?;
-        for boot in 1..=1 + resets_of(site) {
+        for boot in 1..=1 + site.resets() {
             machine
-                .wait_for_after((MEMTEST_UP, boot), MEMTEST_WORKS, STEP_TIMEOUT)
+                .wait_for_after((MEMTEST_UP, boot), MEMTEST_WORKS, step_timeout(site))
                 .with_context(|| format!("{}, boot {boot}", test.display()))?;
             machine
-                .wait_for_after((MEMTEST_UP, boot), MEMTEST_SMP, STEP_TIMEOUT)
+                .wait_for_after((MEMTEST_UP, boot), MEMTEST_SMP, step_timeout(site))
                 .with_context(|| format!("{}, boot {boot}", test.display()))?;
             // The escape key means a reset to it.
             machine.type_text("\x1b")?;
@@ -130,7 +128,7 @@ fn firmware_resets_the_machine_by_either_flag(site: &Site) -> Result<()> {
         let mut machine = Machine::boot(&site.bin(), &site.fresh_dir()?, &spec)?;
         let resets = SHELL_RESETS
             .iter()
-            .flat_map(|way| std::iter::repeat_n(way, resets_of(site)));
+            .flat_map(|way| std::iter::repeat_n(way, site.resets()));
         for (boot, way) in (1..).zip(resets.chain([&SHELL_POWER_OFF])) {
             let mark = (FIRMWARE_UP, boot);
             let steps = [
@@ -141,7 +139,7 @@ fn firmware_resets_the_machine_by_either_flag(site: &Site) -> Result<()> {
             ];
             for (shown, keys) in steps {
                 machine
-                    .wait_for_after(mark, shown, STEP_TIMEOUT)
+                    .wait_for_after(mark, shown, step_timeout(site))
                     .with_context(|| format!("By {flag}, boot {boot}"))?;
                 machine.type_text(keys)?;
             }
@@ -188,12 +186,15 @@ fn kernels(site: &Site, wanted: impl Fn(&str) -> bool) -> Result<()> {
             let spec = resets::linux(&kernel, &initramfs, option);
             let mut machine = Machine::boot(&site.bin(), &dir, &spec)?;
             let mark = format!("@kernel {release}");
-            let boots = 1 + resets_of(site);
+            let boots = 1 + site.resets();
             machine
-                .wait_for_nth(&mark, boots as u64, STEP_TIMEOUT * boots as u32)
+                .wait_for_nth(&mark, boots as u64, step_timeout(site) * boots as u32)
                 .with_context(|| format!("{release}, {command}, {option:?}"))?;
+            println!(
+                "{release} reset the machine {} times: {command} {option}",
+                boots - 1
+            );
         }
-        println!("{release} resets the machine");
         tried += 1;
     }
     ensure!(tried > 0, "There is no such kernel");

@@ -24,7 +24,7 @@ pub const LINUX: Suite = Suite {
 };
 
 /// How often the machine is reset in each way.
-pub const RESETS: u64 = 10;
+const RESETS: u64 = 10;
 
 /// A reset takes as long as a boot; a vCPU that is lost takes for ever.
 const TINY_RESETS: Duration = Duration::from_secs(60);
@@ -67,11 +67,12 @@ pub fn linux(kernel: &Path, initramfs: &Path, option: &str) -> MachineSpec {
 }
 
 fn linux_resets_the_machine_in_every_way_that_it_has(site: &Site) -> Result<()> {
-    let (ways, resets) = if site.is_long() {
-        (LINUX_WAYS.len(), RESETS)
+    let ways = if site.is_long() {
+        LINUX_WAYS.len()
     } else {
-        (SHORT, 1)
+        SHORT
     };
+    let resets = site.resets() as u64;
     for (command, option) in &LINUX_WAYS[..ways] {
         let dir = site.fresh_dir()?;
         let initramfs = dir.join("initramfs");

@@ -45,6 +45,9 @@ pub struct SiteArgs {
     /// Take the time that large amounts take.
     #[arg(long)]
     long: bool,
+    /// How often a long run takes each way to reset a machine.
+    #[arg(long, default_value_t = 10)]
+    resets: usize,
 }
 
 fn isa(text: &str) -> Result<Isa, String> {
@@ -128,6 +131,11 @@ impl Site {
     /// Whether trials may take minutes each.
     pub fn is_long(&self) -> bool {
         self.args.long
+    }
+
+    /// How often each way to reset a machine is taken.
+    pub fn resets(&self) -> usize {
+        if self.args.long { self.args.resets } else { 1 }
     }
 
     /// What starts a program for which there is no io_uring.

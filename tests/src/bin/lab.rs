@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use lab::artifact::kernel::Series;
 use lab::check;
 use lab::host::Isa;
-use lab::task::{self, BenchPeer, DebianOptions, TestOptions};
+use lab::task::{self, BenchPeer, DebianOptions, GuestsOptions, TestOptions};
 use lab::tree::Tree;
 
 /// The command line.
@@ -67,6 +67,9 @@ enum Command {
         /// Every kernel flavour, every way, ten times each: hours
         #[arg(long)]
         long: bool,
+        /// In a long run, each way so many times
+        #[arg(long, requires = "long", value_name = "N")]
+        resets: Option<u32>,
         /// Take modules and programs as an earlier build left them
         #[arg(long)]
         as_built: bool,
@@ -222,9 +225,18 @@ fn run(command: Command) -> Result<()> {
         ),
         Command::Guests {
             long,
+            resets,
             as_built,
             filter,
-        } => task::guests(&tree, filter.as_deref(), long, as_built),
+        } => task::guests(
+            &tree,
+            &GuestsOptions {
+                filter,
+                long,
+                resets,
+                as_built,
+            },
+        ),
         Command::Package { test, name } => task::package(&tree, name.as_deref(), test),
         Command::Gates => check::kernel_gates(&tree),
         Command::Kernels { release } => task::kernels(&tree, release.as_deref()),

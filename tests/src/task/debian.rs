@@ -83,6 +83,7 @@ pub fn run(
         disks: &[&debian.root, &debian.work, &debian.efi_disk].map(PathBuf::clone),
         patience: if long { LONG_PATIENCE } else { PATIENCE },
         long,
+        resets: None,
     }
     .run(tree, built, filter, relay)
 }

@@ -28,14 +28,31 @@ const SUITES: [Suite; 2] = [
 const PATIENCE: Duration = Duration::from_secs(1200);
 const LONG_PATIENCE: Duration = Duration::from_secs(4 * 3600);
 
+/// Which trials to run, and how.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Only those whose name contains this.
+    pub filter: Option<String>,
+    /// All kernels and all ways.
+    pub long: bool,
+    /// How often each way is taken in a long run, if not ten times.
+    pub resets: Option<u32>,
+    /// Modules and programs as an earlier build left them.
+    pub as_built: bool,
+}
+
 /// Runs the suite by itself.
-pub fn guests(tree: &Tree, filter: Option<&str>, long: bool, as_built: bool) -> Result<()> {
-    let make = if as_built { built_before } else { build };
+pub fn guests(tree: &Tree, options: &Options) -> Result<()> {
+    let make = if options.as_built {
+        built_before
+    } else {
+        build
+    };
     let built = make(tree, Series::V6_1)?;
     let started = Instant::now();
-    let filter = filter.unwrap_or(NAMES);
+    let filter = options.filter.as_deref().unwrap_or(NAMES);
     let mut trials = 0;
-    run(tree, &built, filter, long, &mut |line| {
+    run(tree, &built, filter, options, &mut |line| {
         println!("{line}");
         trials += usize::from(is_outcome(line));
     })?;
@@ -49,16 +66,21 @@ pub fn run(
     tree: &Tree,
     built: &Built,
     filter: &str,
-    long: bool,
+    options: &Options,
     relay: &mut dyn FnMut(&str),
 ) -> Result<()> {
     Hosted {
         suites: &SUITES,
         before: "",
-        files: &payloads::fetch(tree, long)?,
+        files: &payloads::fetch(tree, options.long)?,
         disks: &[],
-        patience: if long { LONG_PATIENCE } else { PATIENCE },
-        long,
+        patience: if options.long {
+            LONG_PATIENCE
+        } else {
+            PATIENCE
+        },
+        long: options.long,
+        resets: options.resets,
     }
     .run(tree, built, filter, relay)
 }

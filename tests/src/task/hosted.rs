@@ -26,6 +26,8 @@ pub struct Hosted<'a> {
     pub patience: Duration,
     /// Take the time that large amounts take.
     pub long: bool,
+    /// How often a long run takes each way to reset a machine, if not as usual.
+    pub resets: Option<u32>,
 }
 
 impl Hosted<'_> {
@@ -52,10 +54,13 @@ impl Hosted<'_> {
             };
             let logs = tree.fresh_log_dir(&name)?;
             let script = format!(
-                "{}exec lab-suites --isa {} --modules patched {} run '{}'\n",
+                "{}exec lab-suites --isa {} --modules patched {} {} run '{}'\n",
                 self.before,
                 Isa::Svm.as_str(),
                 if self.long { "--long" } else { "" },
+                self.resets
+                    .map(|resets| format!("--resets {resets}"))
+                    .unwrap_or_default(),
                 filter.replace('\'', "")
             );
             let job = Job {

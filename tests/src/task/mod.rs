@@ -22,7 +22,7 @@ pub use book::book;
 pub use build::{Built, as_built, build};
 pub use debian::{Options as DebianOptions, debian};
 pub use demo::demo;
-pub use guests::guests;
+pub use guests::{Options as GuestsOptions, guests};
 pub use kernels::kernels;
 pub use load::load;
 pub use load_busy::load_busy;

@@ -296,8 +296,13 @@ pub fn test(tree: &Tree, options: &Options) -> Result<()> {
         if whole && !options.quick && with_debian {
             heading("other payloads as guests on an emulated SVM host");
             if let Some(built) = builds.get(&Series::V6_1) {
-                let outcome =
-                    guests::run(tree, built, guests::SHORT, false, &mut |line| show(line));
+                let outcome = guests::run(
+                    tree,
+                    built,
+                    guests::SHORT,
+                    &guests::Options::default(),
+                    &mut |line| show(line),
+                );
                 part("guests", outcome);
             }
         }
