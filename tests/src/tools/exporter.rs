@@ -21,12 +21,18 @@ pub struct Exporter {
 impl Exporter {
     /// Serves all sockets in a folder.
     pub fn start(tree: &Tree, folder: &Path) -> Result<Self> {
+        Exporter::start_in(tree, folder, &format!("{}/*.sock", folder.display()))
+    }
+
+    /// Serves what this path or pattern means in a folder, under the same names
+    /// as another exporter in another folder.
+    pub fn start_in(tree: &Tree, folder: &Path, pattern: &str) -> Result<Self> {
         let address = free_address()?;
-        let pattern = format!("{}/*.sock", folder.display());
         let child = bound_command(
             &ch_remote(tree).to_string_lossy(),
-            ["exporter", "--listen", &address.to_string(), &pattern],
+            ["exporter", "--listen", &address.to_string(), pattern],
         )
+        .current_dir(folder)
         .stdin(Stdio::null())
         .spawn()
         .context("Cannot start ch-remote exporter")?;

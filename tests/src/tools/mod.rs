@@ -42,7 +42,7 @@ pub fn check(tree: &Tree) -> Result<()> {
         prometheus_parses_them_strictly_as_openmetrics,
         alert_rules_fire_when_they_should,
         prometheus_answers_with_the_exact_counts,
-        dashboards_queries_have_answers,
+        dashboards_queries_answer_for_each_host,
         vms_come_go_and_hang_and_each_is_told,
     ]);
     trials.extend(trials![screen:

@@ -136,7 +136,7 @@ pub fn alert_rules_fire_when_they_should(tree: &Tree) -> Result<()> {
 pub fn prometheus_answers_with_the_exact_counts(tree: &Tree) -> Result<()> {
     let (folder, machines) = machines(tree, "tools-scrape")?;
     let exporter = Exporter::start(tree, &folder)?;
-    let prometheus = Prometheus::start(tree, &exporter, &folder)?;
+    let prometheus = Prometheus::start(tree, &[&exporter], &folder)?;
     for machine in &machines {
         // As PromQL quotes it.
         let vm = machine.socket().display().to_string();
@@ -167,27 +167,43 @@ pub fn prometheus_answers_with_the_exact_counts(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
-pub fn dashboards_queries_have_answers(tree: &Tree) -> Result<()> {
+/// Two hosts, each with a VM of the same name: no answer is of both together.
+pub fn dashboards_queries_answer_for_each_host(tree: &Tree) -> Result<()> {
     let folder = tree.fresh_log_dir("tools-dashboard")?;
-    let socket = folder.join("vm.sock");
-    let _machine = Endpoint::start(tree, Profile::Debug, &socket, Isa::Vmx, 2, Pace::Moving)?;
-    let exporter = Exporter::start(tree, &folder)?;
-    let prometheus = Prometheus::start(tree, &exporter, &folder)?;
+    let mut hosts = Vec::new();
+    for (name, vcpus) in [("one", 1), ("two", 3)] {
+        let host = folder.join(name);
+        fs::create_dir_all(&host)?;
+        let socket = host.join("vm.sock");
+        let vm = Endpoint::start(tree, Profile::Debug, &socket, Isa::Vmx, vcpus, Pace::Moving)?;
+        hosts.push((vm, Exporter::start_in(tree, &host, "vm.sock")?));
+    }
+    let exporters: Vec<&Exporter> = hosts.iter().map(|(_, exporter)| exporter).collect();
+    let prometheus = Prometheus::start(tree, &exporters, &folder)?;
     let dashboard = fs::read_to_string(tree.root().join("docs/metrics/dashboard.json"))?;
     let dashboard: Value = serde_json::from_str(&dashboard).context("dashboard.json")?;
     let mut queries = Vec::new();
     expressions(&dashboard, &mut queries);
     ensure!(queries.len() > 3, "The dashboard asks little: {queries:?}");
-    prometheus.wait_for("count_over_time(kvm_exit_stats_up[1m]) > 3")?;
+    prometheus.wait_for("count(count_over_time(kvm_exit_stats_up[1m]) > 3) == 2")?;
+    for (number, exporter) in exporters.iter().enumerate() {
+        let address = exporter.address();
+        let vcpus = format!("kvm_exit_stats_vcpus{{instance=\"{address}\",vm=\"vm.sock\"}}");
+        let found = prometheus.wait_for(&vcpus)?;
+        ensure!(found == [1.0, 3.0][number], "{vcpus}: {found}");
+    }
     for query in queries {
         // What Grafana puts in for its variables.
         let query = query
             .replace("$__rate_interval", "10s")
+            // All, so that one host does not take the places of the other.
+            .replace("topk(5,", "topk(1000,")
+            .replace("topk(10,", "topk(1000,")
             .replace("$instance", ".*")
             .replace("$vm", ".*")
             .replace("${vm:regex}", ".*");
         prometheus
-            .wait_for(&query)
+            .wait_for(&format!("count(count by (instance) ({query})) == 2"))
             .with_context(|| format!("The dashboard's query {query}"))?;
     }
     Ok(())
@@ -216,7 +232,7 @@ pub fn vms_come_go_and_hang_and_each_is_told(tree: &Tree) -> Result<()> {
     };
     let _stays = start("stays.sock")?;
     let exporter = Exporter::start(tree, &folder)?;
-    let prometheus = Prometheus::start(tree, &exporter, &folder)?;
+    let prometheus = Prometheus::start(tree, &[&exporter], &folder)?;
     let up = |name: &str| {
         let vm = folder.join(name).display().to_string();
         format!("kvm_exit_stats_up{{vm=\"{vm}\"}}")
@@ -261,7 +277,11 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    fn start(tree: &Tree, exporter: &Exporter, folder: &Path) -> Result<Self> {
+    fn start(tree: &Tree, exporters: &[&Exporter], folder: &Path) -> Result<Self> {
+        let targets: Vec<String> = exporters
+            .iter()
+            .map(|exporter| exporter.address().to_string())
+            .collect();
         let address = free_address()?;
         let config = folder.join("prometheus.yml");
         let alerts = tree.root().join("docs/metrics/alerts.yml");
@@ -271,9 +291,8 @@ impl Prometheus {
                 "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\n\
                  rule_files: [{}]\n\
                  scrape_configs:\n  - job_name: vm-exits\n    static_configs:\n      \
-                 - targets: [\"{}\"]\n",
+                 - targets: {targets:?}\n",
                 alerts.display(),
-                exporter.address()
             ),
         )?;
         let log = fs::File::create(folder.join("prometheus.log"))?;
