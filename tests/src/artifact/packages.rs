@@ -71,7 +71,7 @@ pub const DEBIAN_GUEST: &[&str] = &[
 pub const MEASURES: &[&str] = &["fio", "iperf3", "e2fsprogs"];
 
 /// Where packages of other releases come from, and what signs them.
-const MIRROR: &str = "http://deb.debian.org/debian";
+pub(crate) const MIRROR: &str = "http://deb.debian.org/debian";
 const KEYRING: &str = "[signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]";
 
 /// Installs what is missing when we may, else says which one command does.

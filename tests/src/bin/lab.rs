@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use lab::artifact::kernel::Series;
 use lab::check;
 use lab::host::Isa;
+use lab::package::Release;
 use lab::task::{self, BenchPeer, DebianOptions, GuestsOptions, TestOptions};
 use lab::tree::Tree;
 
@@ -101,6 +102,9 @@ enum Command {
         /// Also install, use and remove them on a clean Debian: ten minutes, root
         #[arg(long)]
         test: bool,
+        /// Only on this release of Debian
+        #[arg(long, value_enum, requires = "test")]
+        release: Option<Release>,
         /// Only this package
         name: Option<String>,
     },
@@ -237,7 +241,11 @@ fn run(command: Command) -> Result<()> {
                 as_built,
             },
         ),
-        Command::Package { test, name } => task::package(&tree, name.as_deref(), test),
+        Command::Package {
+            test,
+            release,
+            name,
+        } => task::package(&tree, name.as_deref(), test, release),
         Command::Gates => check::kernel_gates(&tree),
         Command::Kernels { release } => task::kernels(&tree, release.as_deref()),
         Command::Load { seconds } => {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::Release;
 use super::root::CleanRoot;
 use crate::artifact::kernel::{Kernel, Series};
 use crate::artifact::modules::KVM_MODULES;
@@ -36,7 +37,7 @@ const HOST_DEADLINE: Duration = Duration::from_secs(300);
 /// One stage of the life, which builds on those before it.
 type Stage = fn(&Life) -> Result<()>;
 
-const STAGES: [(&str, Stage); 7] = [
+const BOOKWORM: [(&str, Stage); 7] = [
     (
         "installation_builds_for_the_kernel_that_is_there",
         Life::installation,
@@ -61,6 +62,19 @@ const STAGES: [(&str, Stage); 7] = [
     ("removal_gives_the_stock_modules_back", Life::removal),
 ];
 
+/// On Debian 13, whose backports bring a series of kernels that the release does not have.
+const TRIXIE: [(&str, Stage); 3] = [
+    (
+        "installation_builds_for_the_kernel_that_is_there",
+        Life::installation,
+    ),
+    (
+        "kernel_of_the_backports_gets_its_modules",
+        Life::backported_kernel,
+    ),
+    ("removal_gives_the_stock_modules_back", Life::removal),
+];
+
 struct Life {
     root: CleanRoot,
     package: PathBuf,
@@ -69,26 +83,42 @@ struct Life {
     logs: PathBuf,
 }
 
-/// Lives it through.
-pub fn test(tree: &Tree, package: &Path) -> Result<()> {
-    let kernel = Kernel::fetch(tree, Series::V6_1)?;
-    let newer = Kernel::fetch(tree, Series::V6_12)?;
-    let life = Life {
-        root: CleanRoot::make(tree, &kernel)?,
-        package: package.to_owned(),
-        kernel,
-        newer,
-        logs: tree.fresh_log_dir("package")?,
-    };
-    for (name, stage) in STAGES {
-        let started = Instant::now();
-        let outcome = stage(&life);
-        let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
-        println!(
-            "test package::{name} ... {verdict} ({})",
-            seconds(started.elapsed())
-        );
-        outcome?;
+/// Lives it through on Debian 12 and 13, or on one of them.
+pub fn test(tree: &Tree, package: &Path, release: Option<Release>) -> Result<()> {
+    for candidate in Release::ALL {
+        if release.is_some_and(|release| release != candidate) {
+            continue;
+        }
+        let suite = candidate.as_str();
+        let (kernel, newer, stages): (_, _, &[(&str, Stage)]) = match candidate {
+            Release::Bookworm => (
+                Kernel::fetch(tree, Series::V6_1)?,
+                Kernel::fetch(tree, Series::V6_12)?,
+                &BOOKWORM,
+            ),
+            Release::Trixie => (
+                Kernel::of_suite(tree, suite)?,
+                Kernel::fetch(tree, Series::V7_3)?,
+                &TRIXIE,
+            ),
+        };
+        let life = Life {
+            root: CleanRoot::make(tree, suite, &kernel)?,
+            package: package.to_owned(),
+            kernel,
+            newer,
+            logs: tree.fresh_log_dir("package")?,
+        };
+        for (name, stage) in stages {
+            let started = Instant::now();
+            let outcome = stage(&life);
+            let verdict = if outcome.is_ok() { "ok" } else { "FAILED" };
+            println!(
+                "test package_{suite}::{name} ... {verdict} ({})",
+                seconds(started.elapsed())
+            );
+            outcome?;
+        }
     }
     Ok(())
 }
@@ -129,6 +159,20 @@ impl Life {
 
     fn second_kernel(&self) -> Result<()> {
         self.install(&[
+            &self.newer.image_package(),
+            &self.newer.headers_package(),
+            &self.newer.source_package(),
+        ])?;
+        self.expect(&self.newer, Whose::Ours)?;
+        self.expect(&self.kernel, Whose::Ours)
+    }
+
+    fn backported_kernel(&self) -> Result<()> {
+        let backports = format!("{}-backports", Release::Trixie.as_str());
+        self.root.add_suite(&backports)?;
+        self.install(&[
+            "--target-release",
+            &backports,
             &self.newer.image_package(),
             &self.newer.headers_package(),
             &self.newer.source_package(),
@@ -238,13 +282,13 @@ impl Life {
         Ok(())
     }
 
+    /// Keeps what apt-get said: an installation goes on when DKMS fails.
     fn install(&self, packages: &[&str]) -> Result<()> {
-        self.root
-            .run(&format!(
-                "apt-get install -y -q --no-install-recommends {}",
-                packages.join(" ")
-            ))
-            .map(drop)
+        let said = self.root.run(&format!(
+            "apt-get install -y -q --no-install-recommends {}",
+            packages.join(" ")
+        ))?;
+        fs::write(self.logs.join("install.log"), said).context("Cannot keep what apt-get said")
     }
 
     /// Looks where modprobe and modinfo find KVM's modules of a kernel, and
@@ -260,7 +304,8 @@ impl Life {
                 "modinfo -k {release} -F filename {module}; modinfo -k {release} -F vermagic {module}"
             ))?;
             ensure!(
-                found.starts_with(&folder) && found.contains(&format!("\n{release} ")),
+                found.trim_start_matches("/usr").starts_with(&folder)
+                    && found.contains(&format!("\n{release} ")),
                 "For {release}, {module} is not in {folder} but\n{found}"
             );
             let parameters = self

@@ -17,6 +17,9 @@ pub use programs::write_documents;
 /// The version of every package.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// Lives through a package's life, on one release of Debian or on all that matter.
+pub type Life = fn(&Tree, &Path, Option<Release>) -> Result<()>;
+
 /// A kind of package.
 pub struct Recipe {
     /// The package's name.
@@ -24,7 +27,27 @@ pub struct Recipe {
     /// Writes `NAME_*.deb` to a folder.
     make: fn(&Tree, &Path) -> Result<()>,
     /// Tests the package from installation to removal.
-    pub life: Option<fn(&Tree, &Path) -> Result<()>>,
+    pub life: Option<Life>,
+}
+
+/// A release of Debian that packages are tested on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Release {
+    /// Debian 12.
+    Bookworm,
+    /// Debian 13.
+    Trixie,
+}
+
+impl Release {
+    const ALL: [Release; 2] = [Release::Bookworm, Release::Trixie];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Release::Bookworm => "bookworm",
+            Release::Trixie => "trixie",
+        }
+    }
 }
 
 /// All that are made.

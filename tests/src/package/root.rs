@@ -1,4 +1,4 @@
-//! A clean Debian 12 with a kernel, in a folder, to install packages in.
+//! A clean Debian with a kernel, in a folder, to install packages in.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use crate::artifact::kernel::Kernel;
+use crate::artifact::packages::MIRROR;
 use crate::artifact::stamp::{self, Inputs};
 use crate::command::{bound_command, command, output};
 use crate::progress::step;
@@ -24,7 +25,7 @@ pub struct CleanRoot {
 impl CleanRoot {
     /// A root with the distribution's kernel, its headers and its source, as a
     /// host has them before our package comes.
-    pub fn make(tree: &Tree, kernel: &Kernel) -> Result<CleanRoot> {
+    pub fn make(tree: &Tree, suite: &str, kernel: &Kernel) -> Result<CleanRoot> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "A clean root takes root to make and to enter: run this as root"
@@ -35,14 +36,14 @@ impl CleanRoot {
             kernel.headers_package(),
             kernel.source_package()
         );
-        let archive = tree.cache().join("clean-root.tar");
+        let archive = tree.cache().join(format!("clean-{suite}.tar"));
         let hash = Inputs::new()
             .value(&include)
             .value(&kernel.version)
             .value(DPKG_SETTINGS)
             .hash();
         stamp::unless_current(&archive, &hash, || {
-            step("Making a clean Debian 12", || {
+            step(&format!("Making a clean {suite}"), || {
                 let setup = format!(
                     "--setup-hook=mkdir -p \"$1/etc/dpkg/dpkg.cfg.d\" && \
                      printf '{}' > \"$1/etc/dpkg/dpkg.cfg.d/lab\"",
@@ -52,7 +53,7 @@ impl CleanRoot {
                     command("mmdebstrap", ["--variant=minbase", "--quiet"])
                         .arg(setup)
                         .arg(format!("--include={include}"))
-                        .arg("bookworm")
+                        .arg(suite)
                         .arg(&archive),
                 )
                 .map(drop)
@@ -79,6 +80,16 @@ impl CleanRoot {
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Adds another suite, from which nothing comes unless it is asked for.
+    pub fn add_suite(&self, suite: &str) -> Result<()> {
+        let list = self
+            .path
+            .join(format!("etc/apt/sources.list.d/{suite}.list"));
+        fs::write(&list, format!("deb {MIRROR} {suite} main\n"))
+            .with_context(|| format!("Cannot write {}", list.display()))?;
+        self.run("apt-get update -q").map(drop)
     }
 
     /// Puts a file into its `/tmp`; returns the path inside.

@@ -1,16 +1,23 @@
-//! A package of programs from installation to removal, in a clean Debian 12.
+//! A package of programs from installation to removal, in a clean Debian.
 
 use std::path::Path;
 
 use anyhow::{Result, ensure};
 
+use super::super::Release;
 use super::Contents;
 use crate::command::{command, text};
 use crate::progress::step;
 use crate::tree::Tree;
 
 /// The root is made, used and thrown away by one call.
-pub fn test(contents: &Contents, tree: &Tree, package: &Path) -> Result<()> {
+pub fn test(
+    contents: &Contents,
+    tree: &Tree,
+    package: &Path,
+    release: Option<Release>,
+) -> Result<()> {
+    let suite = release.unwrap_or(Release::Bookworm).as_str();
     let script = tree.root().join("tests/src/package/programs/life.sh");
     let programs: Vec<&str> = contents.programs.iter().map(|(name, _)| *name).collect();
     let hooks = [
@@ -34,7 +41,7 @@ pub fn test(contents: &Contents, tree: &Tree, package: &Path) -> Result<()> {
                 ],
             )
             .args(hooks.map(|hook| format!("--customize-hook={hook}")))
-            .args(["bookworm", "/dev/null"])
+            .args([suite, "/dev/null"])
             .env("LC_ALL", "C"),
         )
     })?;

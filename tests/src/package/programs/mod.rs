@@ -19,13 +19,13 @@ use crate::tree::Tree;
 pub(super) const VMM: Recipe = Recipe {
     name: VMM_CONTENTS.package,
     make: |tree, folder| make(&VMM_CONTENTS, tree, folder),
-    life: Some(|tree, package| life::test(&VMM_CONTENTS, tree, package)),
+    life: Some(|tree, package, release| life::test(&VMM_CONTENTS, tree, package, release)),
 };
 
 pub(super) const GUEST: Recipe = Recipe {
     name: GUEST_CONTENTS.package,
     make: |tree, folder| make(&GUEST_CONTENTS, tree, folder),
-    life: Some(|tree, package| life::test(&GUEST_CONTENTS, tree, package)),
+    life: Some(|tree, package, release| life::test(&GUEST_CONTENTS, tree, package, release)),
 };
 
 /// What a package holds and says of itself.
