@@ -17,3 +17,4 @@ pub mod payloads;
 pub mod peer;
 pub mod selftests;
 pub mod stamp;
+pub mod upstream;

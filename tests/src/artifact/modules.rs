@@ -107,7 +107,12 @@ fn same(a: &Path, b: &Path) -> bool {
 
 /// The distribution's source, configured as the running kernel is. Made once.
 pub fn prepared_tree(tree: &Tree, kernel: &Kernel) -> Result<PathBuf> {
-    let work = tree.cache().join(format!("linux-{}", kernel.release));
+    prepared(tree, kernel, &format!("linux-{}", kernel.release))
+}
+
+/// The same in a folder of this name, for patches that are not ours.
+pub(super) fn prepared(tree: &Tree, kernel: &Kernel, name: &str) -> Result<PathBuf> {
+    let work = tree.cache().join(name);
     let hash = Inputs::new()
         .value(&kernel.release)
         .value(&kernel.version)

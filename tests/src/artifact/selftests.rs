@@ -14,7 +14,7 @@ use crate::progress::step;
 use crate::tree::Tree;
 
 /// Where they are in the kernel's source.
-const FOLDER: &str = "tools/testing/selftests/kvm";
+pub(super) const FOLDER: &str = "tools/testing/selftests/kvm";
 
 /// Fewer than this came out of no source that we know.
 const EXPECTED: usize = 60;

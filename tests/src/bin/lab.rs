@@ -122,6 +122,12 @@ enum Command {
     /// Apply the hooks to each kernel source of Debian's releases, build, and look at every
     /// return of both vcpu_run: half an hour
     Kernels {
+        /// The patch series for mainline instead: build each patch, run the series' selftest
+        #[arg(long, conflicts_with = "release")]
+        upstream: bool,
+        /// Instruction set of the host that runs the selftest
+        #[arg(long, default_value = "svm", value_parser = isa, requires = "upstream")]
+        isa: Isa,
         /// Only kernels whose release contains this, such as 6.12 or deb13
         release: Option<String>,
     },
@@ -247,7 +253,12 @@ fn run(command: Command) -> Result<()> {
             name,
         } => task::package(&tree, name.as_deref(), test, release),
         Command::Gates => check::kernel_gates(&tree),
-        Command::Kernels { release } => task::kernels(&tree, release.as_deref()),
+        Command::Kernels {
+            upstream: true,
+            isa,
+            ..
+        } => task::upstream(&tree, isa),
+        Command::Kernels { release, .. } => task::kernels(&tree, release.as_deref()),
         Command::Load { seconds } => {
             let lasting = Duration::from_secs(seconds);
             // Both, whatever the first one says.

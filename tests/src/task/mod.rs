@@ -16,6 +16,7 @@ mod selftests;
 mod shell;
 mod study;
 mod test;
+mod upstream;
 
 pub use bench::{BenchPeer, bench};
 pub use book::book;
@@ -32,3 +33,4 @@ pub use selftests::selftests;
 pub use shell::shell;
 pub use study::study;
 pub use test::{Options as TestOptions, bare, test};
+pub use upstream::upstream;
