@@ -7,9 +7,11 @@
 
 mod ranges;
 mod recorder;
+mod state;
 
 pub use ranges::{Access, AddressSpace, RangeId, RangeInfo, RangeMap};
 pub use recorder::{AccessKey, UserExitCount, UserExitRecorder};
+pub use state::{CountState, RangeState, RecorderStateError};
 
 use serde::{Deserialize, Serialize};
 

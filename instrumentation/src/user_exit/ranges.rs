@@ -2,8 +2,11 @@
 
 use std::sync::{PoisonError, RwLock};
 
+use serde::{Deserialize, Serialize};
+
 /// The two address spaces in which devices are reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum AddressSpace {
     /// I/O ports.
     Port,
@@ -144,11 +147,16 @@ impl RangeMap {
 
     /// All ranges; the index is the id.
     pub fn ranges(&self) -> Vec<RangeInfo> {
+        self.entries().into_iter().map(|(info, _)| info).collect()
+    }
+
+    /// The same, each with whether no device serves it.
+    pub(super) fn entries(&self) -> Vec<(RangeInfo, bool)> {
         self.ranges
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
-            .map(|entry| entry.info.clone())
+            .map(|entry| (entry.info.clone(), entry.released))
             .collect()
     }
 }

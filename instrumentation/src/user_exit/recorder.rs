@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
-use super::{ACCESS_KINDS, Access, RangeMap, UserExitKind};
+use super::{ACCESS_KINDS, Access, RangeId, RangeMap, UserExitKind};
 
 /// Accesses are 1, 2, 4 or 8 bytes wide.
 const SIZES: usize = 4;
@@ -12,7 +12,7 @@ const CELLS_PER_RANGE: usize = ACCESS_KINDS * SIZES;
 
 /// Exits and the host TSC ticks that user space spent on them.
 #[derive(Debug, Default)]
-struct Cell {
+pub(super) struct Cell {
     exits: AtomicU64,
     ticks: AtomicU64,
 }
@@ -23,6 +23,12 @@ impl Cell {
         self.exits.store(self.exits.load(Relaxed) + 1, Relaxed);
         self.ticks
             .store(self.ticks.load(Relaxed).wrapping_add(ticks), Relaxed);
+    }
+
+    /// To be called before the cell's writer begins.
+    pub(super) fn set(&self, exits: u64, ticks: u64) {
+        self.exits.store(exits, Relaxed);
+        self.ticks.store(ticks, Relaxed);
     }
 
     fn read(&self) -> (u64, u64) {
@@ -50,6 +56,11 @@ struct Register {
 /// Range, kind and width in one word that is never 0.
 fn tag(range: usize, kind: usize, size: usize) -> u32 {
     1 | (kind as u32) << 1 | (size as u32) << 3 | (range as u32) << 8
+}
+
+/// The place of a width in bytes.
+fn width(size: u8) -> usize {
+    (size.max(1).ilog2() as usize).min(SIZES - 1)
 }
 
 fn slot_of(tag: u32, register: u64) -> usize {
@@ -101,17 +112,36 @@ impl UserExitRecorder {
     /// space took, in host TSC ticks. To be called by the vCPU's own thread.
     #[inline]
     pub fn record(&self, kind: UserExitKind, access: impl Into<Access>, size: u8, ticks: u64) {
-        if !kind.is_access() {
-            self.kinds[kind as usize].add(ticks);
-            return;
-        }
-        let access = access.into();
+        let cell = match kind.is_access() {
+            true => self.access(kind, access.into(), size),
+            false => self.kind(kind),
+        };
+        cell.add(ticks);
+    }
+
+    /// The counts of a kind that is no access.
+    pub(super) fn kind(&self, kind: UserExitKind) -> &Cell {
+        &self.kinds[kind as usize]
+    }
+
+    /// The counts of an access.
+    #[inline]
+    pub(super) fn access(&self, kind: UserExitKind, access: Access, size: u8) -> &Cell {
         let range = usize::from(access.range.0);
-        let size = (size.max(1).ilog2() as usize).min(SIZES - 1);
-        match self.find(tag(range, kind as usize, size), access.register, range == 0) {
-            Some(register) => register.cell.add(ticks),
-            None => self.further(range, kind as usize, size).add(ticks),
+        let width = width(size);
+        match self.find(
+            tag(range, kind as usize, width),
+            access.register,
+            range == 0,
+        ) {
+            Some(register) => &register.cell,
+            None => self.further(range, kind as usize, width),
         }
+    }
+
+    /// The counts of all registers of a range that have none of their own.
+    pub(super) fn whole_range(&self, kind: UserExitKind, range: RangeId, size: u8) -> &Cell {
+        self.further(usize::from(range.0), kind as usize, width(size))
     }
 
     /// The entry of a register, made if there is room for it.

@@ -147,3 +147,84 @@ fn ranges_past_the_capacity_count_as_other_devices() {
     let late = map.register("late", 0, 1, AddressSpace::Mmio);
     assert_eq!(map.ranges()[usize::from(late.0)].device, "other devices");
 }
+
+#[test]
+fn saved_counts_go_on_under_the_same_names() {
+    let ranges = RangeMap::new();
+    let serial = ranges.register("serial", 0x3f8, 8, AddressSpace::Port);
+    let disk = ranges.register("disk", 0xe000_0000, 4096, AddressSpace::Mmio);
+    let recorder = UserExitRecorder::new();
+    for register in 0..UserExitRecorder::REGISTERS as u64 + 5 {
+        let access = Access {
+            range: disk,
+            register,
+        };
+        recorder.record(UserExitKind::MmioWrite, access, 4, 3);
+    }
+    recorder.record(UserExitKind::IoOut, serial, 1, 7);
+    recorder.record(UserExitKind::Shutdown, RangeId::default(), 0, 9);
+    ranges.release(serial);
+
+    let again = RangeMap::restore(&ranges.save()).unwrap();
+    assert_eq!(again.save(), ranges.save());
+    let restored = UserExitRecorder::restore(&recorder.save(), &again).unwrap();
+    assert_eq!(restored.read(), recorder.read());
+    // The device comes back and finds its range, as after a reset.
+    assert_eq!(
+        again.register("serial", 0x3f8, 8, AddressSpace::Port),
+        serial
+    );
+    restored.record(UserExitKind::IoOut, serial, 1, 1);
+    recorder.record(UserExitKind::IoOut, serial, 1, 1);
+    assert_eq!(restored.read(), recorder.read());
+}
+
+#[test]
+fn counts_that_make_no_sense_are_refused() {
+    let ranges = RangeMap::new();
+    let count = |kind, access| CountState {
+        kind,
+        access,
+        exits: 1,
+        ticks: 1,
+    };
+    let refused = |count| UserExitRecorder::restore(&[count], &ranges).unwrap_err();
+    let access = |range, size| Some((range, Some(0), size));
+    for (count, error) in [
+        (
+            count(UserExitKind::IoIn, None),
+            RecorderStateError::Count("io_in"),
+        ),
+        (
+            count(UserExitKind::Hlt, access(0, 1)),
+            RecorderStateError::Count("hlt"),
+        ),
+        (
+            count(UserExitKind::IoIn, access(0, 3)),
+            RecorderStateError::Count("io_in"),
+        ),
+        (
+            count(UserExitKind::IoIn, access(2, 1)),
+            RecorderStateError::NoRange(2),
+        ),
+    ] {
+        assert_eq!(refused(count), error);
+    }
+    let range = RangeState {
+        device: "d".into(),
+        base: 0,
+        length: 1,
+        space: AddressSpace::Port,
+        released: false,
+    };
+    let twice = [range.clone(), range.clone()];
+    assert_eq!(
+        RangeMap::restore(&twice).unwrap_err(),
+        RecorderStateError::Range("d".into())
+    );
+    let many = vec![range; RangeMap::CAPACITY];
+    assert_eq!(
+        RangeMap::restore(&many).unwrap_err(),
+        RecorderStateError::Ranges(RangeMap::CAPACITY)
+    );
+}
