@@ -8,7 +8,7 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
-use crate::config::VmConfig;
+use crate::config::{RestoreConfig, VmConfig, VmSnapshotConfig};
 use crate::types::{
     PciDeviceInfo, RemoveDevice, VmInfo, VmResize, VmResizeDisk, VmResizeZone, VmmPing,
 };
@@ -81,6 +81,14 @@ fn paths() -> Value {
             "pulseVM",
             "Make the VM anew of its own state and let it go on: a test of that state, for developers",
             &[404, 409, 500]),
+        "/api/v1/vm.snapshot": taking(
+            operation("snapshotVM", "Save the paused VM to a folder", done(), &[404, 409, 500]),
+            "VmSnapshotConfig"),
+        "/api/v1/vm.restore": taking(
+            operation(
+                "restoreVM", "Make a VM of one that was saved; paused, unless it is to go on",
+                done(), &[404, 409, 500]),
+            "RestoreConfig"),
         "/api/v1/vm.power-button": action(
             "powerButtonVM", "Press the power button", &[400, 404, 500]),
         "/api/v1/vm.nmi": action("nmiVM", "Interrupt the vCPUs with an NMI", &[404, 500]),
@@ -177,6 +185,8 @@ fn schemas() -> Value {
     generator.subschema_for::<VmmPing>();
     generator.subschema_for::<PciDeviceInfo>();
     generator.subschema_for::<RemoveDevice>();
+    generator.subschema_for::<RestoreConfig>();
+    generator.subschema_for::<VmSnapshotConfig>();
     generator.subschema_for::<VmResize>();
     generator.subschema_for::<VmResizeDisk>();
     generator.subschema_for::<VmResizeZone>();

@@ -6,7 +6,7 @@ pub const API_VERSION: &str = "54.0.0";
 
 /// Its requests, as `ch-remote` calls them; the resources have `vm.` before the
 /// name. An entry goes when the feature comes.
-pub const UNSUPPORTED: [&str; 11] = [
+pub const UNSUPPORTED: [&str; 9] = [
     "add-device",
     "add-fs",
     "add-generic-vhost-user",
@@ -15,7 +15,5 @@ pub const UNSUPPORTED: [&str; 11] = [
     "add-vdpa",
     "coredump",
     "receive-migration",
-    "restore",
     "send-migration",
-    "snapshot",
 ];

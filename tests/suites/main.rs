@@ -54,6 +54,7 @@ mod rest;
 mod sandbox;
 mod shell;
 mod site;
+mod snapshot;
 mod sockets;
 mod stock_kvm;
 mod study;
@@ -120,6 +121,8 @@ const SUITES: &[Suite] = &[
     pause::SUITE,
     pulse::SUITE,
     pulse::LINUX,
+    snapshot::SUITE,
+    snapshot::LINUX,
     sandbox::SUITE,
     sandbox::STEPPED,
     errors::SUITE,

@@ -86,6 +86,15 @@ impl Guest {
         Ok(guest)
     }
 
+    /// One that went on in this machine, with its serial port.
+    pub fn from_parts(machine: Machine, dir: PathBuf, shell: UnixStream) -> Guest {
+        Guest {
+            machine,
+            dir,
+            shell,
+        }
+    }
+
     /// What the guest says to a command that has to succeed.
     pub fn run(&mut self, command: &str) -> Result<String> {
         self.shell.write_all(format!("{command}\n").as_bytes())?;

@@ -234,6 +234,18 @@ pub(crate) const FIELDS: &[(&str, &[(&str, &str)])] = &[
     ("RemoveDevice", &[
         ("id", ""),
     ]),
+    ("RestoreConfig", &[
+        ("memory_restore_mode", ""),
+        ("net_fds", "[RestoredNetConfig]"),
+        ("prefault", ""),
+        ("resume", ""),
+        ("source_url", ""),
+    ]),
+    ("RestoredNetConfig", &[
+        ("fds", ""),
+        ("id", ""),
+        ("num_fds", ""),
+    ]),
     ("RngConfig", &[
         ("id", ""),
         ("iommu", ""),
@@ -328,6 +340,9 @@ pub(crate) const FIELDS: &[(&str, &[(&str, &str)])] = &[
     ("VmResizeZone", &[
         ("desired_ram", ""),
         ("id", ""),
+    ]),
+    ("VmSnapshotConfig", &[
+        ("destination_url", ""),
     ]),
     ("VmmPing", &[
         ("build_version", ""),

@@ -245,6 +245,22 @@ impl<'a> Options<'a> {
         })
     }
 
+    /// A map from a name to a list of numbers, `[a@[1,2],b@3]`.
+    pub fn named_lists<V: TryFrom<u64>>(
+        &self,
+        key: &str,
+    ) -> Result<Option<Map<String, Vec<V>>>, OptionError> {
+        self.read_list(key, "a map such as [a@[1,2],b@[3]]", |elements| {
+            elements
+                .iter()
+                .map(|element| {
+                    let (name, value) = element.split_once('@')?;
+                    Some((name.to_owned(), numbers(&elements_of(value).ok()?)?))
+                })
+                .collect()
+        })
+    }
+
     /// A map from a number to a number, `[1@10,2@20]`.
     pub fn number_map<K: TryFrom<u64>, V: TryFrom<u64>>(
         &self,

@@ -12,6 +12,7 @@ mod numa;
 mod pci;
 mod platform;
 mod rate_limit;
+mod restore;
 mod serial;
 mod socket;
 mod stats_socket;

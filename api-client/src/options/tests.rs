@@ -162,6 +162,24 @@ fn nets() {
 }
 
 #[test]
+fn restoring() {
+    same::<RestoreConfig>("source_url=file:///s", json!({"source_url": "file:///s"}));
+    same::<RestoreConfig>(
+        "source_url=file:///s,prefault=on,memory_restore_mode=ondemand,net_fds=[a@[3,4],b@[5]],\
+         resume=true",
+        json!({
+            "source_url": "file:///s", "prefault": true, "memory_restore_mode": "OnDemand",
+            "net_fds": [
+                {"id": "a", "num_fds": 2, "fds": [3, 4]}, {"id": "b", "num_fds": 1, "fds": [5]},
+            ],
+            "resume": true,
+        }),
+    );
+    assert!(message::<RestoreConfig>("resume=true").contains("source_url"));
+    assert!(message::<RestoreConfig>("source_url=/s,net_fds=[3]").contains("a@[1,2]"));
+}
+
+#[test]
 fn consoles() {
     same::<SerialConfig>("tty", json!({"mode": "Tty"}));
     same::<SerialConfig>("file=/tmp/log", json!({"mode": "File", "file": "/tmp/log"}));

@@ -10,7 +10,9 @@ use serde::Serialize;
 use super::Command;
 use super::output::{Failure, print};
 use crate::client::{Client, Method};
-use crate::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
+use crate::config::{
+    DiskConfig, NetConfig, RestoreConfig, VmConfig, VmSnapshotConfig, VsockConfig,
+};
 use crate::options::{OptionError, parse_size};
 use crate::types::{RemoveDevice, VmResize, VmResizeDisk, VmResizeZone};
 
@@ -36,7 +38,9 @@ fn request(command: &Command) -> Option<(Method, &'static str)> {
         Command::ResizeZone { .. } => (Method::Put, "vm.resize-zone"),
         Command::Resume => (Method::Put, "vm.resume"),
         Command::RemoveDevice { .. } => (Method::Put, "vm.remove-device"),
+        Command::Restore { .. } => (Method::Put, "vm.restore"),
         Command::Shutdown => (Method::Put, "vm.shutdown"),
+        Command::Snapshot { .. } => (Method::Put, "vm.snapshot"),
         Command::ShutdownVmm => (Method::Put, "vmm.shutdown"),
     })
 }
@@ -60,6 +64,16 @@ pub fn run(client: &Client, command: &Command) -> Result<(), Failure> {
             Some(body)
         }
         Command::RemoveDevice { id } => Some(encode(&RemoveDevice { id: id.clone() })?),
+        Command::Restore { restore } => {
+            let mut restore: RestoreConfig = parsed(restore)?;
+            for net in restore.net_fds.iter_mut().flatten() {
+                descriptors.extend(net.fds.take().unwrap_or_default());
+            }
+            Some(encode(&restore)?)
+        }
+        Command::Snapshot { destination_url } => Some(encode(&VmSnapshotConfig {
+            destination_url: destination_url.clone(),
+        })?),
         Command::Resize {
             cpus,
             memory,

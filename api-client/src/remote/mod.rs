@@ -132,12 +132,24 @@ pub enum Command {
         #[arg(long, value_name = "SIZE")]
         size: String,
     },
+    /// Make a VM of one that was saved
+    Restore {
+        /// source_url=file://<folder>,prefault=on|off,memory_restore_mode=copy|ondemand,
+        /// net_fds=[<id>@[<fd>,..]],resume=true|false
+        #[arg(value_name = "SNAPSHOT")]
+        restore: String,
+    },
     /// Resume a paused VM
     Resume,
     /// Shut the VM down
     Shutdown,
     /// Shut the VMM down
     ShutdownVmm,
+    /// Save a paused VM
+    Snapshot {
+        /// Folder to save to, as file://<folder>
+        destination_url: String,
+    },
 }
 
 fn parse_timeout(text: &str) -> Result<Duration, String> {

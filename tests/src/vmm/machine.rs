@@ -155,6 +155,14 @@ impl Machine {
         Machine::idle_with(bin, dir, &[])
     }
 
+    /// Starts the VMM with a guest that was saved: `how` is what `--restore` takes.
+    pub fn restore(bin: &Path, dir: &Path, how: &str) -> Result<Machine> {
+        let args = ["--restore".to_owned(), how.to_owned()];
+        let mut machine = Machine::idle_with(bin, dir, &args)?;
+        machine.wait_for_answer("/api/v1/vm.exit-stats")?;
+        Ok(machine)
+    }
+
     /// The same on this terminal.
     pub fn idle_on(bin: &Path, dir: &Path, terminal: &File) -> Result<Machine> {
         let copy = || terminal.try_clone().context("Cannot copy the terminal");
@@ -228,6 +236,11 @@ impl Machine {
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The machine's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The API socket.

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use api_client::config::NetConfig;
+use api_client::config::{NetConfig, RestoredNetConfig};
 
 /// How many descriptors clients may have in this process, all together: the
 /// process has no more of them than its limit allows, and needs some itself.
@@ -135,6 +135,28 @@ impl Descriptors {
         }
         Ok(())
     }
+
+    /// Gives them to network devices that are restored, as many to each as it
+    /// says. None may be left over.
+    pub(super) fn assign_to_restored(
+        &self,
+        nets: &mut [RestoredNetConfig],
+    ) -> Result<(), AssignError> {
+        let received = self.raw_fds();
+        let counts = nets.iter().map(RestoredNetConfig::count);
+        let named = counts.fold(0, usize::saturating_add);
+        if named != received.len() {
+            return Err(AssignError {
+                named,
+                received: received.len(),
+            });
+        }
+        let mut received = received.into_iter();
+        for net in nets {
+            net.fds = Some(received.by_ref().take(net.count()).collect());
+        }
+        Ok(())
+    }
 }
 
 impl PartialEq for Descriptors {
@@ -181,6 +203,29 @@ mod tests {
         received.assign_to(&mut nets).unwrap();
         assert_eq!(nets[0].fds, Some(received.raw_fds()));
         descriptors(0).assign_to(&mut [net(None)]).unwrap();
+    }
+
+    #[test]
+    fn restored_devices_get_as_many_as_they_say() {
+        let restored = |id: &str, num_fds, fds| RestoredNetConfig {
+            id: id.into(),
+            num_fds,
+            fds,
+        };
+        let received = descriptors(3);
+        let numbers = received.raw_fds();
+        let mut nets = [restored("a", 1, None), restored("b", 9, Some(vec![0, 0]))];
+        received.assign_to_restored(&mut nets).unwrap();
+        assert_eq!(nets[0].fds, Some(numbers[..1].to_vec()));
+        assert_eq!(nets[1].fds, Some(numbers[1..].to_vec()));
+        let error = received.assign_to_restored(&mut [restored("a", usize::MAX, None)]);
+        assert_eq!(
+            error,
+            Err(AssignError {
+                named: usize::MAX,
+                received: 3,
+            })
+        );
     }
 
     #[test]

@@ -5,7 +5,9 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 
-use api_client::config::{DiskConfig, NetConfig, VmConfig, VsockConfig};
+use api_client::config::{
+    DiskConfig, NetConfig, RestoreConfig, VmConfig, VmSnapshotConfig, VsockConfig,
+};
 use api_client::types::{
     DeviceNode, PciDeviceInfo, VmCounters, VmInfo, VmResize, VmResizeDisk, VmResizeZone,
 };
@@ -33,6 +35,10 @@ pub enum VmAction {
     Reboot,
     /// Make the machine anew of its own state.
     Pulse,
+    /// Save the machine.
+    Snapshot(VmSnapshotConfig),
+    /// Make a machine of a saved one, with these descriptors.
+    Restore(Box<RestoreConfig>, Descriptors),
     /// Press the ACPI power button.
     PowerButton,
     /// Interrupt the vCPUs with an NMI.

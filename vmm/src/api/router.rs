@@ -1,7 +1,7 @@
 //! Which request means what.
 
 use api_client::UNSUPPORTED;
-use api_client::config::{NetConfig, VmConfig, unknown_field};
+use api_client::config::{NetConfig, RestoreConfig, VmConfig, unknown_field};
 use api_client::types::RemoveDevice;
 use instrumentation::snapshot::Query;
 use serde::de::DeserializeOwned;
@@ -99,6 +99,25 @@ pub const ROUTES: &[Route] = &[
     }),
     act("/api/v1/vm.pulse", Takes::Nothing, |_| {
         action(VmAction::Pulse, "The VM could not be made anew")
+    }),
+    act("/api/v1/vm.snapshot", Takes::Body, |request| {
+        action(
+            VmAction::Snapshot(parse("VmSnapshotConfig", &request.body)?),
+            "The VM could not be saved",
+        )
+    }),
+    act("/api/v1/vm.restore", Takes::BodyAndDescriptors, |request| {
+        let mut restore: RestoreConfig = parse("RestoreConfig", &request.body)?;
+        let nets = restore.net_fds.as_deref_mut().unwrap_or_default();
+        request
+            .descriptors
+            .assign_to_restored(nets)
+            .map_err(|error| bad_request(error.to_string()))?;
+        let descriptors = request.descriptors.clone();
+        action(
+            VmAction::Restore(Box::new(restore), descriptors),
+            "The VM could not be restored",
+        )
     }),
     act("/api/v1/vm.power-button", Takes::Nothing, |_| {
         action(
@@ -324,6 +343,8 @@ mod tests {
             let body = match path.rsplit('/').next().unwrap() {
                 "vm.remove-device" => "{\"id\": \"a\"}",
                 "vm.resize-disk" => "{\"id\": \"a\", \"desired_size\": 512}",
+                "vm.snapshot" => "{\"destination_url\": \"file:///s\"}",
+                "vm.restore" => "{\"source_url\": \"file:///s\"}",
                 "vm.resize-zone" => "{\"id\": \"a\", \"desired_ram\": 512}",
                 "vm.add-vsock" => "{\"cid\": 3, \"socket\": \"a\"}",
                 _ if matches!(takes, Takes::Body | Takes::BodyAndDescriptors) => "{}",

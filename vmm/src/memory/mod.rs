@@ -3,6 +3,7 @@
 //!
 //! Built by the control thread; afterwards any thread may use it.
 
+pub mod contents;
 mod iovecs;
 pub mod layout;
 mod mapping;
@@ -10,11 +11,14 @@ mod ring;
 mod transfer;
 mod window;
 
+use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
 use hypervisor::Vm;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection};
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionCollection, MemoryRegionAddress,
+};
 
 pub use iovecs::{IoVecs, IoVecsError};
 pub use mapping::{Backing, RamRegion};
@@ -60,6 +64,14 @@ pub enum MemoryError {
     /// The host gives no memory for registers that the guest reads.
     #[error("Cannot map memory for the guest to read")]
     Window(#[source] std::io::Error),
+    /// Memory that cannot be the file's own pages.
+    #[error(
+        "Memory that is shared, made of huge pages or kept in a file of its own cannot be restored on demand: it has to be copied"
+    )]
+    OnDemand,
+    /// Its content does not come out of the file.
+    #[error("The guest's memory cannot be restored")]
+    Restore(#[source] io::Error),
     /// The hypervisor does not take it.
     #[error("Cannot give the guest its memory")]
     Hypervisor(#[source] hypervisor::Error),
@@ -76,16 +88,84 @@ pub struct Zone {
 
 /// Maps the zones one behind the other, around the hole below 4 GiB.
 pub fn allocate(zones: &[Zone]) -> Result<GuestRam, MemoryError> {
+    map(zones, None)
+}
+
+/// How memory comes out of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestoreMode {
+    /// All of it is read before the guest goes on.
+    Copy,
+    /// The memory is the file's own pages until the guest changes them. The file
+    /// must stay as it is for as long as the memory is there.
+    OnDemand,
+}
+
+/// Maps the zones with the [`contents`] of a file in them.
+pub fn restore(zones: &[Zone], file: &File, mode: RestoreMode) -> Result<GuestRam, MemoryError> {
+    match mode {
+        RestoreMode::Copy => {
+            let ram = allocate(zones)?;
+            // A file of somebody's may have something in it already.
+            if zones.iter().any(|zone| zone.backing.file.is_some()) {
+                ram.iter()
+                    .try_for_each(clear)
+                    .map_err(MemoryError::Restore)?;
+            }
+            contents::load(&ram, file).map_err(MemoryError::Restore)?;
+            Ok(ram)
+        }
+        RestoreMode::OnDemand => {
+            let plain = |Zone { backing, .. }: &Zone| {
+                !backing.shared && !backing.hugepages && backing.file.is_none()
+            };
+            if !zones.iter().all(plain) {
+                return Err(MemoryError::OnDemand);
+            }
+            let ram = map(zones, Some(file))?;
+            contents::check_length(file, &contents::regions(&ram)).map_err(MemoryError::Restore)?;
+            Ok(ram)
+        }
+    }
+}
+
+/// Makes a region all zeroes.
+fn clear(region: &RamRegion) -> io::Result<()> {
+    let length = region.host_range().1;
+    if region.discard(0, length).is_ok() {
+        return Ok(());
+    }
+    // A file that has no holes, or one that only shows through.
+    let zeroes = [0; 1 << 16];
+    let mut done = 0;
+    while done < length {
+        let part = (length - done).min(zeroes.len());
+        let slice = region.get_slice(MemoryRegionAddress(done as u64), part);
+        slice.map_err(io::Error::other)?.copy_from(&zeroes[..part]);
+        done += part;
+    }
+    Ok(())
+}
+
+/// Maps the zones, on a file that holds the [`contents`] of all of them if there is
+/// one.
+fn map(zones: &[Zone], content: Option<&File>) -> Result<GuestRam, MemoryError> {
     let mut regions = Vec::new();
     let mut start = 0;
     for Zone { size, backing } in zones {
         let failed = |source| failure(*size, backing, source);
-        let file = mapping::open_file(*size, backing).map_err(failed)?;
-        let mut offset = 0;
+        let own = match content {
+            Some(_) => None,
+            None => mapping::open_file(*size, backing).map_err(failed)?,
+        };
+        let (file, mut offset) = match content {
+            Some(_) => (content, start),
+            None => (own.as_ref(), 0),
+        };
         for (guest, length) in layout::ram_part(start, *size) {
             let bytes = usize::try_from(length)
                 .map_err(|_| failed(std::io::Error::from(std::io::ErrorKind::OutOfMemory)))?;
-            let source = file.as_ref().map(|file| (file, offset));
+            let source = file.map(|file| (file, offset));
             regions.push(RamRegion::map(guest, bytes, source, backing).map_err(failed)?);
             offset += length;
         }
@@ -142,6 +222,51 @@ mod tests {
     use vm_memory::Bytes;
 
     use super::*;
+
+    #[test]
+    fn restored_memory_is_what_was_saved_whatever_backs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let size = 4 << 20;
+        let saved = plain(size);
+        saved.write_obj(0x5eed_u16, GuestAddress(4098)).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        contents::save(&saved, &file).unwrap();
+        let zone = |backing| [Zone { size, backing }];
+        let check = |ram: &GuestRam| {
+            let mut bytes = vec![0; size as usize];
+            ram.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+            let others = bytes.iter().filter(|&&byte| byte != 0).count();
+            assert_eq!((others, &bytes[4098..4100]), (2, &[0xed, 0x5e][..]));
+        };
+        for shared in [false, true] {
+            let path = folder.path().join("memory");
+            std::fs::write(&path, vec![7; size as usize]).unwrap();
+            for backing in [
+                Backing {
+                    shared,
+                    ..Backing::default()
+                },
+                Backing {
+                    shared,
+                    file: Some(path),
+                    ..Backing::default()
+                },
+            ] {
+                let on_demand = !shared && backing.file.is_none();
+                check(&restore(&zone(backing.clone()), &file, RestoreMode::Copy).unwrap());
+                match restore(&zone(backing), &file, RestoreMode::OnDemand) {
+                    Ok(ram) if on_demand => {
+                        check(&ram);
+                        ram.write_obj(1_u8, GuestAddress(0)).unwrap();
+                    }
+                    Err(MemoryError::OnDemand) if !on_demand => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        // What a guest writes stays its own.
+        check(&restore(&zone(Backing::default()), &file, RestoreMode::Copy).unwrap());
+    }
 
     #[test]
     fn memory_above_4_gib_is_reachable_and_the_hole_is_not() {

@@ -279,14 +279,19 @@ impl StatsHub {
     /// Makes the statistics of a machine readable that goes on from another one's
     /// state: for readers it is the same boot.
     pub fn carry_on<S: Sampler + 'static>(&self, stats: VmStats<S>) {
-        let boot_id = {
-            let entry = self.entry.read().unwrap_or_else(PoisonError::into_inner);
-            entry.boot_id.clone()
-        };
-        self.publish_as(stats, boot_id);
+        self.publish_as(stats, self.boot_id());
     }
 
-    fn publish_as<S: Sampler + 'static>(&self, stats: VmStats<S>, boot_id: String) {
+    /// What tells this boot of the guest from others.
+    #[must_use]
+    pub fn boot_id(&self) -> String {
+        let entry = self.entry.read().unwrap_or_else(PoisonError::into_inner);
+        entry.boot_id.clone()
+    }
+
+    /// Makes the statistics of a machine readable that goes on where the boot with
+    /// this id was.
+    pub fn publish_as<S: Sampler + 'static>(&self, stats: VmStats<S>, boot_id: String) {
         let entry = Entry {
             isa: stats.isa,
             boot_id: boot_id.clone(),

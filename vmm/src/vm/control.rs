@@ -14,6 +14,7 @@ mod plug;
 mod pulse;
 mod requests;
 mod resize;
+mod snapshot;
 
 use std::fs::File;
 use std::os::unix::net::UnixStream;

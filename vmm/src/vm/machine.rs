@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use hypervisor::Vm;
 use hypervisor::x86::state::VmState;
+use instrumentation::table::Isa;
 use instrumentation::user_exit::RangeMap;
 use serde::{Deserialize, Serialize};
 
 use super::builder::Carried;
 use super::device_tree::{BusState, DeviceTree, SaveError};
 use super::legacy::{LegacyDevices, LegacyState};
+use super::snapshot::SavedVm;
 use crate::devices::serial::SerialInput;
 use crate::memory::{GuestRam, ReadOnlyWindow};
 use crate::vcpu::{Buses, VcpuHandle, VcpuSnapshot};
@@ -79,6 +81,24 @@ impl Machine {
             legacy,
             bus,
         })
+    }
+
+    /// All that is kept of the machine, while it is paused, beside its
+    /// configuration and the content of its memory.
+    ///
+    /// # Errors
+    /// As for [`save`](Self::save).
+    pub(super) fn save_vm(&self, isa: Option<Isa>, boot_id: String) -> Result<SavedVm, SaveError> {
+        let recorders = self.vcpus.iter().map(|vcpu| vcpu.recorder().as_ref());
+        let machine = self.save()?;
+        Ok(SavedVm::new(
+            machine,
+            isa,
+            boot_id,
+            &self.ram,
+            &self.ranges,
+            recorders,
+        ))
     }
 
     /// What a machine that is made of the state of this one takes over.

@@ -10,10 +10,12 @@ mod landlock_rules;
 mod legacy;
 mod machine;
 mod reset_loop;
+mod snapshot;
 mod state;
 
 pub use builder::{BuildError, Carried, Origin, build};
 pub use control::{ControlError, Ended, Signals, Vmm};
 pub use device_tree::{DeviceError, DeviceTree};
 pub use machine::{Machine, MachineState};
+pub use snapshot::SnapshotError;
 pub use state::{TransitionError, VmState};

@@ -3,9 +3,11 @@
 //! ```text
 //!            boot              pause
 //!  Created ───────► Running ◄────────► Paused
-//!     ▲                │       resume     │
-//!     │                ▼                  │
-//!     └─────────── Shutdown ◄─────────────┘
+//!   │ ▲                │       resume   │ ▲
+//!   │ │                ▼                │ │
+//!   │ └─────────── Shutdown ◄───────────┘ │
+//!   └─────────────────────────────────────┘
+//!                   restore
 //! ```
 //! The control thread owns every change. `Shutdown` lasts as long as threads
 //! and memory are being taken down; what is left then is a configuration that
@@ -43,6 +45,7 @@ impl VmState {
             (self, next),
             (Created, Running)
                 | (Running, Paused)
+                | (Created, Paused)
                 | (Paused, Running)
                 | (Running | Paused, Shutdown)
                 | (Shutdown, Created)
@@ -87,6 +90,7 @@ mod tests {
         use VmState::{Created, Paused, Running, Shutdown};
         let drawn = [
             (Created, Running),
+            (Created, Paused),
             (Running, Paused),
             (Paused, Running),
             (Running, Shutdown),
@@ -106,7 +110,7 @@ mod tests {
     #[test]
     fn a_refused_change_names_the_state() {
         for (mut state, next, expected) in [
-            (VmState::Created, VmState::Paused, "The VM is not running"),
+            (VmState::Created, VmState::Shutdown, "The VM is not running"),
             (VmState::Paused, VmState::Paused, "The VM is already paused"),
             (
                 VmState::Running,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use anyhow::{Context, bail};
-use api_client::config::{PayloadConfig, VmConfig};
+use api_client::config::{PayloadConfig, RestoreConfig, VmConfig};
 use api_client::options::{ApiSocketArg, EventMonitorArg, ExitStatsArg, StatsSocketArg};
 use clap::{ArgAction, Parser};
 use vmm::sandbox::OnViolation;
@@ -104,7 +104,8 @@ pub struct Args {
     /// Groups of rate limits: id=<id>,bw_size=<n>,...
     #[arg(long, num_args = 1..)]
     rate_limit_group: Vec<String>,
-    /// Restoring from a snapshot: not supported
+    /// Go on from a snapshot: source_url=file://<folder>,prefault=on|off,
+    /// memory_restore_mode=copy|ondemand,net_fds=[<id>@[<fd>,..]],resume=true|false
     #[arg(long)]
     restore: Option<String>,
     /// Entropy: src=<path>
@@ -174,9 +175,13 @@ impl Args {
         }
     }
 
+    /// The saved machine that goes on, if one does.
+    pub fn restore(&self) -> anyhow::Result<Option<RestoreConfig>> {
+        one("--restore", self.restore.as_deref())
+    }
+
     /// The machine that the arguments describe, if they describe one.
     pub fn config(&self) -> anyhow::Result<Option<VmConfig>> {
-        self.refuse_missing_features()?;
         self.seccomp()?;
         let config = VmConfig {
             cpus: one("--cpus", self.cpus.as_deref())?.unwrap_or_default(),
@@ -210,6 +215,15 @@ impl Args {
             landlock_rules: many("--landlock-rules", &self.landlock_rules)?,
             exit_stats: self.exit_stats()?.and_then(|arg| arg.vm),
         };
+        if self.restore.is_some() {
+            if config != VmConfig::default() {
+                bail!(
+                    "--restore takes the whole machine from the snapshot: leave out what else \
+                     describes one"
+                );
+            }
+            return Ok(None);
+        }
         if config.payload.is_some() {
             return Ok(Some(config));
         }
@@ -220,13 +234,6 @@ impl Args {
             bail!("Nothing to do: give --kernel to boot, or --api-socket to be told later");
         }
         Ok(None)
-    }
-
-    fn refuse_missing_features(&self) -> anyhow::Result<()> {
-        if self.restore.is_some() {
-            bail!("--restore is not supported");
-        }
-        Ok(())
     }
 
     fn memory(&self) -> anyhow::Result<api_client::config::MemoryConfig> {
@@ -342,5 +349,9 @@ mod tests {
         assert!(parse(&["--memory", "size=1G"]).is_err());
         assert!(parse(&["-v"]).is_err());
         assert_eq!(parse(&["--api-socket", "/s"]).unwrap(), None);
+        let restore = ["--restore", "source_url=file:///s"];
+        assert_eq!(parse(&restore).unwrap(), None);
+        let both = [&restore[..], &["--kernel", "/k"]].concat();
+        assert!(parse(&both).unwrap_err().to_string().contains("--restore"));
     }
 }

@@ -20,7 +20,9 @@ use api_client::options::{ApiSocketArg, EventMonitorArg};
 use clap::{CommandFactory, Parser};
 use hypervisor::kvm::KvmHypervisor;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGWINCH};
-use vmm::api::{ApiContext, ApiServer, ApiSocket, StatusBoard, VmmIdentity, api_channel, serve_on};
+use vmm::api::{
+    ApiContext, ApiServer, ApiSocket, Descriptors, StatusBoard, VmmIdentity, api_channel, serve_on,
+};
 use vmm::host_file::{create_output_before_reader, set_blocking};
 use vmm::sandbox::{self, Filter, ThreadKind};
 use vmm::stats::StatsHub;
@@ -89,6 +91,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     // Before the configuration, which may have something to warn of.
     logger::start(args)?;
     let config = args.config()?;
+    let restore = args.restore()?;
 
     let (signals, shutdown) = watch_signals().context("Cannot watch signals")?;
     vmm::vcpu::install_kick_handler()?;
@@ -122,6 +125,10 @@ fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(config) = config {
         vmm.create(Box::new(config))?;
         vmm.boot().context("Cannot boot the machine")?;
+    }
+    if let Some(restore) = restore {
+        vmm.restore(&restore, Descriptors::default())
+            .context("Cannot restore the machine")?;
     }
     let ended = vmm.run(&requests, &board, &signals)?;
     log::info!("ended: {ended:?}");

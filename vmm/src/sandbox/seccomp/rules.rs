@@ -377,6 +377,8 @@ const CONTROL: &[Entry] = &[
     any(libc::SYS_prlimit64),
     any(libc::SYS_readlink),
     any(libc::SYS_readlinkat),
+    // A snapshot's file gets its name when it is whole.
+    any(libc::SYS_rename),
     any(libc::SYS_rseq),
     any(libc::SYS_rt_sigaction),
     any(libc::SYS_seccomp),

@@ -5,6 +5,7 @@ use std::io;
 use super::super::builder::BuildError;
 use super::super::consoles::ConsoleError;
 use super::super::device_tree::{DeviceError, SaveError};
+use super::super::snapshot::SnapshotError;
 use super::super::state::TransitionError;
 use crate::api::ErrorKind;
 use crate::config::ConfigError;
@@ -49,6 +50,9 @@ pub enum ControlError {
     /// The machine cannot be saved as it is.
     #[error("The VM cannot be saved")]
     Save(#[from] SaveError),
+    /// The machine is neither saved nor restored.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The machine ended by itself, and not as the guest wanted.
     #[error("The virtual machine failed: {0}")]
     Failed(String),
@@ -57,6 +61,7 @@ pub enum ControlError {
 impl ControlError {
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
+            ControlError::Snapshot(error) => error.kind(),
             ControlError::NotCreated
             | ControlError::NoSuchDevice(_)
             | ControlError::Build(BuildError::Device(DeviceError::NoDisk(_))) => {

@@ -33,6 +33,8 @@ impl RequestHandler for Vmm {
             VmAction::Shutdown => self.shutdown(),
             VmAction::Reboot => self.reboot(),
             VmAction::Pulse => self.pulse(),
+            VmAction::Snapshot(wanted) => self.snapshot(&wanted),
+            VmAction::Restore(wanted, descriptors) => self.restore(&wanted, descriptors),
             VmAction::PowerButton => self.booted().map(|machine| {
                 machine.devices().press_power_button();
             }),

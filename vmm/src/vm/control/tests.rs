@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::thread::scope;
 
+use api_client::config::{RestoreConfig, VmSnapshotConfig};
 use hypervisor::x86::CpuidEntry;
 use hypervisor::{Error, ExitStatsSupport, Vm};
 use instrumentation::table::Isa;
@@ -54,7 +55,10 @@ fn config() -> Box<VmConfig> {
     Box::new(config)
 }
 
-const NEED_A_RUNNING_VM: [VmAction; 7] = [
+const NEED_A_RUNNING_VM: [VmAction; 8] = [
+    VmAction::Snapshot(VmSnapshotConfig {
+        destination_url: String::new(),
+    }),
     VmAction::Pause,
     VmAction::Resume,
     VmAction::Shutdown,
@@ -158,4 +162,48 @@ fn failure_of_a_machine_ends_the_control_thread_with_its_reason() {
     let ended = run(&mut vmm, |_, _, _| {});
     let text = ended.unwrap_err().to_string();
     assert_eq!(text, "The virtual machine failed: as told");
+}
+
+#[test]
+fn what_is_no_snapshot_is_refused_and_leaves_no_vm() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state.json");
+    let url = format!("file://{}", folder.path().display());
+    let mut vmm = vmm();
+    let mut refused = |url: &str| {
+        let wanted = RestoreConfig {
+            source_url: url.to_owned(),
+            ..RestoreConfig::default()
+        };
+        let action = VmAction::Restore(Box::new(wanted), Descriptors::default());
+        refusal(&mut vmm, action)
+    };
+    for (bad, expected) in [
+        ("/relative", "is no place"),
+        ("file://relative", "is no place"),
+        ("http://host/x", "is no place"),
+        ("file:///no/such/folder", "is no folder"),
+    ] {
+        let (kind, text) = refused(bad);
+        assert_eq!(kind, ErrorKind::BadRequest, "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    let (kind, text) = refused(&url);
+    assert_eq!(kind, ErrorKind::NotFound, "{text}");
+    assert!(text.contains("holds no snapshot"), "{text}");
+    for (content, expected) in [
+        ("", "is damaged"),
+        ("{}", "missing field `format`"),
+        (
+            "{\"format\": 0, \"version\": \"0.0.1\"}",
+            "made by version 0.0.1",
+        ),
+        ("{\"format\": 1}", "is damaged"),
+    ] {
+        std::fs::write(&state, content).unwrap();
+        let (kind, text) = refused(&url);
+        assert_eq!(kind, ErrorKind::BadRequest, "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    assert!(vmm.status().info.is_none());
 }
