@@ -82,8 +82,14 @@ impl EventMonitor {
         })
     }
 
-    /// Writes an event, with the id of the device that it is about.
-    pub fn emit(&self, source: Source, event: &'static str, id: Option<&str>) {
+    /// Writes an event, with a property such as the id of the device that it is
+    /// about.
+    pub fn emit(
+        &self,
+        source: Source,
+        event: &'static str,
+        property: Option<(&'static str, &str)>,
+    ) {
         let since: Duration = self.start.elapsed();
         let event = Event {
             timestamp: Timestamp {
@@ -92,7 +98,7 @@ impl EventMonitor {
             },
             source: source.name(),
             event,
-            properties: id.map(|id| BTreeMap::from([("id", id.to_owned())])),
+            properties: property.map(|(name, value)| BTreeMap::from([(name, value.to_owned())])),
         };
         if let Some(queue) = &self.queue
             && let Err(error) = queue.try_send(event)
@@ -154,7 +160,7 @@ mod tests {
         let path = dir.path().join("events");
         let monitor = monitor(File::create(&path).unwrap());
         monitor.emit(Source::Vmm, "starting", None);
-        monitor.emit(Source::VirtioDevice, "activated", Some("_disk0"));
+        monitor.emit(Source::VirtioDevice, "activated", Some(("id", "_disk0")));
         drop(monitor);
         let text = std::fs::read_to_string(&path).unwrap();
         let events: Vec<Value> = text

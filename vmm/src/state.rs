@@ -40,8 +40,7 @@ impl StateError {
     }
 }
 
-/// The state of a virtio device beside its transport and its queues. Only the
-/// device's own folder knows what is in it.
+/// The state of a device. Only the device's own folder knows what is in it.
 #[must_use]
 pub fn device_state(state: &impl Serialize) -> Value {
     // Fails for maps with keys that are no text only, which no device has.

@@ -49,7 +49,9 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     (
         "config",
-        &["boot", "vcpu", "virtio", "devices", "memory", "chardev"],
+        &[
+            "boot", "vcpu", "virtio", "devices", "pci", "memory", "chardev",
+        ],
     ),
     ("stats", &[]),
     ("boot", &["devices", "memory", "host_file"]),
@@ -84,7 +86,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "event",
         ],
     ),
-    ("pci", &["interrupt", "bus", "memory", "event"]),
+    ("pci", &["state", "interrupt", "bus", "memory", "event"]),
     ("interrupt", &["memory"]),
     ("bus", &[]),
     ("memory", &["host_file"]),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use api_client::config::{PciCommon, RngConfig, VmConfig};
 
 use super::{ConfigError, check_id, console, disk, memory};
+use crate::pci::FlagDevice;
 use crate::virtio::balloon::BalloonParams;
 use crate::virtio::block::DiskParams;
 use crate::virtio::net::NetParams;
@@ -14,6 +15,9 @@ use crate::virtio::vsock::VsockParams;
 
 /// Places on the bus; the first belongs to the host bridge.
 const PLACES: u8 = 32;
+
+/// Devices that take no more than a flag, in the order of their slots.
+const BY_FLAG: &[FlagDevice] = &[crate::virtio::watchdog::DEVICE];
 
 /// The devices that a machine starts with, in the order in which they take
 /// places on the bus.
@@ -33,8 +37,8 @@ pub struct DeviceParams {
     pub vsock: Option<PciDevice<VsockParams>>,
     /// A memory balloon.
     pub balloon: Option<PciDevice<BalloonParams>>,
-    /// A watchdog.
-    pub watchdog: bool,
+    /// What flags ask for.
+    pub by_flag: Vec<&'static FlagDevice>,
 }
 
 /// Name and place of a device.
@@ -85,7 +89,10 @@ impl TryFrom<&VmConfig> for DeviceParams {
             rng: Some(PciDevice::try_from(&config.rng)?),
             vsock: config.vsock.as_ref().map(PciDevice::try_from).transpose()?,
             balloon,
-            watchdog: config.watchdog,
+            by_flag: BY_FLAG
+                .iter()
+                .filter(|device| (device.is_wanted)(config))
+                .collect(),
         })
     }
 }

@@ -17,6 +17,7 @@ mod host_bridge;
 mod msix;
 mod ports;
 mod segment;
+mod unit;
 
 use std::fmt;
 
@@ -28,6 +29,7 @@ pub use msix::{
 };
 pub use ports::PciConfigPorts;
 pub use segment::{PciSegment, SLOTS};
+pub use unit::{DeviceCounters, FlagDevice, PciContext, PciUnit, UnitError};
 
 /// What a function does with its configuration registers. Called from vCPU
 /// threads, so it locks its own state.

@@ -30,7 +30,6 @@ pub mod vsock;
 pub mod watchdog;
 pub mod worker;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -43,6 +42,7 @@ pub use status::{DeviceStatus, Transition};
 pub use stop::StopFlag;
 
 use crate::memory::GuestRam;
+pub use crate::pci::DeviceCounters;
 use crate::state::StateError;
 use worker::Worker;
 
@@ -117,13 +117,6 @@ pub trait VirtioDevice: Send {
     fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
         None
     }
-}
-
-/// Counters of a device, by name. Read on the API's thread at any time, so the
-/// reading takes no lock that the device holds while it works.
-pub trait DeviceCounters: Send + Sync {
-    /// The counters as they are now. What has no value yet is left out.
-    fn read(&self) -> BTreeMap<String, u64>;
 }
 
 /// What a device gets when the driver is ready.

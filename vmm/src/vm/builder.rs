@@ -23,11 +23,11 @@ use crate::event::EventSink;
 use crate::interrupt::{InterruptError, MsiRouter};
 use crate::memory::layout;
 use crate::memory::{self, GuestRam, MemoryError};
+use crate::pci::PciContext;
 use crate::state::StateError;
 use crate::stats::VmStats;
 use crate::vcpu::cpuid::{self, CpuProfile, MAX_XAPIC_ID};
 use crate::vcpu::{Buses, VcpuError, VcpuHandle, VcpuSnapshot, msr};
-use crate::virtio::transport::pci::PciContext;
 
 /// Why a machine cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +163,6 @@ pub fn build(
         },
         &buses.pio,
         legacy.ioapic.line(Pin::Hotplug),
-        events.clone(),
     )?;
     if is_pc {
         devices.add_config_ports(&buses.pio, Arc::clone(&legacy.reset_control))?;

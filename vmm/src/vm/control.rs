@@ -128,12 +128,17 @@ impl Vmm {
     }
 
     fn emit(&self, source: Source, event: &'static str) {
-        self.emit_for(source, event, None);
+        self.emit_with(source, event, None);
     }
 
-    fn emit_for(&self, source: Source, event: &'static str, id: Option<&str>) {
+    fn emit_with(
+        &self,
+        source: Source,
+        event: &'static str,
+        property: Option<(&'static str, &str)>,
+    ) {
         if let Some(monitor) = &self.monitor {
-            monitor.emit(source, event, id);
+            monitor.emit(source, event, property);
         }
     }
 }

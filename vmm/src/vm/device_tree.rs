@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use api_client::types::{DeviceNode, VmCounters};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub(super) use net::assign_macs;
 pub use slots::SlotError;
@@ -31,8 +31,11 @@ use crate::event::{EventSink, MachineEvent};
 use crate::interrupt::{InterruptError, MsiVector};
 use crate::memory::MemoryError;
 use crate::memory::layout::{HOTPLUG_PORTS, PCI_CONFIG_PORTS};
-use crate::pci::{PciAddress, PciConfigPorts, PciSegment};
+use crate::pci::{
+    DeviceCounters, PciAddress, PciConfigPorts, PciContext, PciSegment, PciUnit, UnitError,
+};
 use crate::state::StateError;
+use crate::virtio::VirtioDevice;
 use crate::virtio::balloon::BalloonSize;
 use crate::virtio::block::image::{FileId, Image, ImageError, ImageFormat, ResizeError};
 use crate::virtio::block::{Block, DiskImage, DiskLimit, DiskParams};
@@ -40,8 +43,7 @@ use crate::virtio::console::ConsoleSize;
 use crate::virtio::net::NetError;
 use crate::virtio::rate_limit::RateLimit;
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::pci::{PciContext, TransportError, VirtioPci, VirtioPciState};
-use crate::virtio::{DeviceCounters, VirtioDevice};
+use crate::virtio::transport::pci::{TransportError, VirtioPci};
 
 /// Why a device cannot be added or removed.
 #[derive(Debug, thiserror::Error)]
@@ -94,16 +96,14 @@ pub enum DeviceError {
     /// There is none.
     #[error("The machine has no memory balloon")]
     NoBalloon,
-    /// The watchdog's thread.
-    #[error("The watchdog cannot be started")]
-    Watchdog(#[source] std::io::Error),
+    /// A device that a flag asks for.
+    #[error("The device {0} cannot be made")]
+    Flag(String, #[source] UnitError),
     /// The source of random bytes.
     #[error("The entropy device's source {0} cannot be used")]
     Rng(String, #[source] std::io::Error),
 }
 
-/// Before a device's id: its PCI function.
-pub(super) const PCI_PREFIX: &str = "_virtio-pci-";
 /// The id of a disk to which the configuration gave none; it gives one to each.
 const DISK_ID: &str = "_disk";
 /// The id of the entropy device unless the client chose one.
@@ -113,7 +113,7 @@ struct Node {
     address: PciAddress,
     /// The guest may be asked to give it up.
     removable: bool,
-    function: Arc<VirtioPci>,
+    unit: Arc<dyn PciUnit>,
 }
 
 /// All devices on the bus.
@@ -121,7 +121,6 @@ pub struct DeviceTree {
     segment: Arc<PciSegment>,
     hotplug: Arc<HotplugController>,
     context: PciContext,
-    events: EventSink,
     nodes: BTreeMap<String, Node>,
     slots: Slots,
     limit_groups: BTreeMap<String, RateLimit>,
@@ -149,7 +148,15 @@ pub struct BusState {
     config_address: Option<u32>,
     hotplug: HotplugState,
     /// By id.
-    devices: BTreeMap<String, VirtioPciState>,
+    devices: BTreeMap<String, UnitState>,
+}
+
+/// A device as it is saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct UnitState {
+    slot: u8,
+    /// What only the device knows.
+    state: Value,
 }
 
 /// Why a machine cannot be saved.
@@ -172,14 +179,13 @@ impl DeviceTree {
         context: PciContext,
         ports: &Bus,
         line: Arc<MsiVector>,
-        events: EventSink,
     ) -> Result<Self, DeviceError> {
         let segment = PciSegment::new(Arc::clone(&context.vm)).map_err(DeviceError::Segment)?;
         let (base, length) = PciSegment::range();
         context
             .mmio
             .insert("pci", base, length, Arc::clone(&segment) as Arc<_>)?;
-        let hotplug = hotplug(&segment, line, events.clone());
+        let hotplug = hotplug(&segment, line, context.events.clone());
         let (base, length) = HOTPLUG_PORTS;
         let registers = Arc::clone(&hotplug) as Arc<_>;
         ports.insert("hotplug", base.into(), length.into(), registers)?;
@@ -187,7 +193,6 @@ impl DeviceTree {
             segment,
             hotplug,
             context,
-            events,
             nodes: BTreeMap::new(),
             slots: Slots::new(),
             limit_groups: BTreeMap::new(),
@@ -244,8 +249,11 @@ impl DeviceTree {
         if let Some(balloon) = &params.balloon {
             self.add_balloon(balloon)?;
         }
-        if params.watchdog {
-            self.add_watchdog()?;
+        for device in &params.by_flag {
+            self.add_unit(&PciParams::default(), device.id, |id, address, context| {
+                (device.create)(id, address, context)
+                    .map_err(|source| DeviceError::Flag(id.to_owned(), source))
+            })?;
         }
         Ok(())
     }
@@ -295,7 +303,7 @@ impl DeviceTree {
         };
         size.change(bytes)
             .map_err(|source| DeviceError::Resize(id.to_owned(), source))?;
-        node.function.config_changed();
+        node.unit.config_changed();
         Ok(())
     }
 
@@ -308,13 +316,28 @@ impl DeviceTree {
         Ok(())
     }
 
-    /// Gives a device its id, `default` if it has none, and a slot, has `create`
-    /// make it, and puts it on the bus. Says what its id is and where it is.
+    /// Adds a virtio device, which `create` makes.
     fn add(
         &mut self,
         pci: &PciParams,
         default: &str,
         create: impl FnOnce(&str, EventSink) -> Result<Box<dyn VirtioDevice>, DeviceError>,
+    ) -> Result<(String, PciAddress), DeviceError> {
+        self.add_unit(pci, default, |id, address, context| {
+            let device = create(id, context.events.clone())?;
+            let function: Arc<_> = VirtioPci::new(id, address, device, context)
+                .map_err(|source| DeviceError::Transport(id.to_owned(), source))?;
+            Ok(function)
+        })
+    }
+
+    /// Gives a device its id, `default` if it has none, and a slot, has `create`
+    /// make it, and puts it on the bus. Says what its id is and where it is.
+    fn add_unit(
+        &mut self,
+        pci: &PciParams,
+        default: &str,
+        create: impl FnOnce(&str, PciAddress, &PciContext) -> Result<Arc<dyn PciUnit>, DeviceError>,
     ) -> Result<(String, PciAddress), DeviceError> {
         // As in Cloud Hypervisor, devices of which there is only one stay.
         let removable = !default.starts_with("__");
@@ -326,23 +349,18 @@ impl DeviceTree {
             .slots
             .take(self.kept_slots.get(&id).copied().or(pci.device))
             .map_err(|source| DeviceError::Slot(id.clone(), source))?;
-        let function = create(&id, self.events.clone()).and_then(|device| {
-            VirtioPci::new(&id, address, device, &self.context)
-                .map_err(|source| DeviceError::Transport(id.clone(), source))
-        });
-        let function = match function {
-            Ok(function) => function,
+        let unit = match create(&id, address, &self.context) {
+            Ok(unit) => unit,
             Err(error) => {
                 self.slots.free(address);
                 return Err(error);
             }
         };
-        self.segment
-            .insert(address, Arc::clone(&function) as Arc<_>);
+        self.segment.insert(address, Arc::clone(&unit) as Arc<_>);
         let node = Node {
             address,
             removable,
-            function,
+            unit,
         };
         self.nodes.insert(id.clone(), node);
         Ok((id, address))
@@ -407,9 +425,10 @@ impl DeviceTree {
             return Err(SaveError::Leaving(id.clone()));
         }
         let devices = self.nodes.iter().map(|(id, node)| {
-            let state = node.function.save();
+            let slot = node.address.device;
+            let state = node.unit.save();
             state
-                .map(|state| (id.clone(), state))
+                .map(|state| (id.clone(), UnitState { slot, state }))
                 .map_err(|source| SaveError::Interrupts(id.clone(), source))
         });
         Ok(BusState {
@@ -446,7 +465,7 @@ impl DeviceTree {
         for (id, node) in &self.nodes {
             let device = devices.get(id);
             let device = device.ok_or_else(|| StateError::Missing(id.clone()))?;
-            node.function.restore(device)?;
+            node.unit.restore(&device.state)?;
             self.segment.refresh(node.address);
         }
         self.segment
@@ -463,44 +482,43 @@ impl DeviceTree {
     /// they do.
     pub fn pause(&self) {
         for node in self.nodes.values() {
-            node.function.pause();
+            node.unit.pause();
         }
     }
 
     /// Has the devices go on.
     pub fn resume(&self) {
         for node in self.nodes.values() {
-            node.function.resume();
+            node.unit.resume();
         }
     }
 
-    /// The devices for `vm.info`: each twice, as what the guest's driver sees
-    /// and as the PCI function that it hangs from.
+    /// The devices for `vm.info`. One that hangs from a function with an id of its own
+    /// is there twice, as what the guest's driver sees and as that function.
     #[must_use]
     pub fn tree(&self) -> BTreeMap<String, DeviceNode> {
         let nodes = self.nodes.iter().flat_map(|(id, node)| {
-            let function = format!("{PCI_PREFIX}{id}");
             let bdf = Some(node.address.to_string());
-            let (base, size) = node.function.bar();
+            let (base, size) = node.unit.bar();
             let bar = json!({"PciBar": {
                 "index": 0, "base": base, "size": size, "type_": "Memory32",
                 "prefetchable": false,
             }});
-            [
-                DeviceNode {
-                    id: id.clone(),
-                    parent: Some(function.clone()),
-                    pci_bdf: bdf.clone(),
-                    ..Default::default()
-                },
-                DeviceNode {
-                    id: function,
-                    resources: vec![bar],
-                    children: vec![id.clone()],
-                    pci_bdf: bdf,
-                    ..Default::default()
-                },
-            ]
+            let function_id = node.unit.function_id();
+            let device = function_id.as_ref().map(|function| DeviceNode {
+                id: id.clone(),
+                parent: Some(function.clone()),
+                pci_bdf: bdf.clone(),
+                ..Default::default()
+            });
+            let function = DeviceNode {
+                children: device.iter().map(|device| device.id.clone()).collect(),
+                id: function_id.unwrap_or_else(|| id.clone()),
+                resources: vec![bar],
+                pci_bdf: bdf,
+                ..Default::default()
+            };
+            device.into_iter().chain([function])
         });
         nodes.map(|node| (node.id.clone(), node)).collect()
     }
@@ -512,7 +530,7 @@ impl DeviceTree {
         let devices: Vec<(String, Arc<dyn DeviceCounters>)> = self
             .nodes
             .iter()
-            .map(|(id, node)| (id.clone(), node.function.counters()))
+            .filter_map(|(id, node)| Some((id.clone(), node.unit.counters()?)))
             .collect();
         Arc::new(move || {
             devices

@@ -13,4 +13,20 @@ mod device;
 mod tests;
 mod worker;
 
+use std::sync::Arc;
+
 pub use device::Watchdog;
+
+use crate::pci::FlagDevice;
+use crate::virtio::transport::pci::VirtioPci;
+
+/// The device that the configuration's `watchdog` asks for.
+pub const DEVICE: FlagDevice = FlagDevice {
+    id: "__watchdog",
+    is_wanted: |config| config.watchdog,
+    create: |id, address, context| {
+        let watchdog = Box::new(Watchdog::new(id, context.events.clone())?);
+        let function: Arc<_> = VirtioPci::new(id, address, watchdog, context)?;
+        Ok(function)
+    },
+};

@@ -70,15 +70,15 @@ impl Vmm {
                 MachineEvent::Ejected(id) => {
                     let machine = self.machine.as_mut();
                     if machine.is_some_and(|machine| machine.devices_mut().ejected(&id)) {
-                        self.emit_for(Source::Vm, "device-removed", Some(&id));
+                        self.emit_with(Source::Vm, "device-removed", Some(("id", &id)));
                     }
                 }
                 MachineEvent::DeviceActivated(id) => {
                     self.reset_loop.driver_ran();
-                    self.emit_for(Source::VirtioDevice, "activated", Some(&id));
+                    self.emit_with(Source::VirtioDevice, "activated", Some(("id", &id)));
                 }
                 MachineEvent::DeviceReset(id) => {
-                    self.emit_for(Source::VirtioDevice, "reset", Some(&id));
+                    self.emit_with(Source::VirtioDevice, "reset", Some(("id", &id)));
                 }
                 MachineEvent::Failed(text) => return Err(ControlError::Failed(text)),
             }

@@ -9,8 +9,9 @@ use super::{ControlError, Vmm};
 use crate::api::NewDevice;
 use crate::config::{DeviceParams, forget_device, name_devices};
 use crate::pci::PciAddress;
+use crate::virtio::transport::pci::FUNCTION_PREFIX;
 use crate::vm::BuildError;
-use crate::vm::device_tree::{DeviceError, DeviceTree, PCI_PREFIX, assign_macs};
+use crate::vm::device_tree::{DeviceError, DeviceTree, assign_macs};
 
 /// Puts a device into a configuration.
 fn configure(config: &mut VmConfig, device: &NewDevice) -> Result<(), ControlError> {
@@ -84,7 +85,7 @@ impl Vmm {
     /// up. It is gone once the guest has.
     pub(super) fn remove_device(&mut self, id: &str) -> Result<(), ControlError> {
         let config = self.config.as_mut().ok_or(ControlError::NotCreated)?;
-        let id = id.strip_prefix(PCI_PREFIX).unwrap_or(id);
+        let id = id.strip_prefix(FUNCTION_PREFIX).unwrap_or(id);
         if self
             .machine
             .as_ref()

@@ -1,5 +1,5 @@
-//! Devices of which a machine has one at the most: console, sockets, balloon,
-//! watchdog.
+//! Devices of which a machine has one at the most: console, sockets, balloon.
+//! Those that take no more than a flag are in `config::devices`.
 
 use std::sync::Arc;
 
@@ -10,11 +10,9 @@ use crate::pci::PciAddress;
 use crate::virtio::balloon::{Balloon, BalloonParams};
 use crate::virtio::console::Console;
 use crate::virtio::vsock::{Vsock, VsockParams};
-use crate::virtio::watchdog::Watchdog;
 
 const CONSOLE_ID: &str = "__console";
 const BALLOON_ID: &str = "__balloon";
-const WATCHDOG_ID: &str = "__watchdog";
 /// The id of a socket device to which the configuration gave none; it gives one.
 const VSOCK_ID: &str = "_vsock";
 
@@ -44,7 +42,7 @@ impl DeviceTree {
         };
         if let (Some((columns, rows)), Some(node)) = (end.size(), self.nodes.get(id)) {
             size.set(columns, rows);
-            node.function.config_changed();
+            node.unit.config_changed();
         }
     }
 
@@ -80,7 +78,7 @@ impl DeviceTree {
         let (id, size) = self.balloon.as_ref().ok_or(DeviceError::NoBalloon)?;
         let node = self.nodes.get(id).ok_or(DeviceError::NoBalloon)?;
         size.set_wanted(bytes);
-        node.function.config_changed();
+        node.unit.config_changed();
         Ok(())
     }
 
@@ -91,13 +89,5 @@ impl DeviceTree {
         let (_, size) = self.balloon.as_ref()?;
         let size = Arc::clone(size);
         Some(Arc::new(move || size.actual()))
-    }
-
-    pub(super) fn add_watchdog(&mut self) -> Result<(), DeviceError> {
-        self.add(&PciParams::default(), WATCHDOG_ID, |id, events| {
-            let watchdog = Watchdog::new(id, events).map_err(DeviceError::Watchdog)?;
-            Ok(Box::new(watchdog))
-        })?;
-        Ok(())
     }
 }

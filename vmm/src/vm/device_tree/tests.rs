@@ -33,10 +33,10 @@ fn machine() -> Machine {
         router,
         mmio: Arc::clone(&mmio),
         memory: Arc::new(plain(1 << 20)),
-        events: sink.clone(),
+        events: sink,
     };
     Machine {
-        tree: DeviceTree::new(context, &ports, line, sink).unwrap(),
+        tree: DeviceTree::new(context, &ports, line).unwrap(),
         vm,
         ports,
         mmio,

@@ -15,16 +15,16 @@ use super::{
     BAR_SIZE, COMMON, DEVICE, DEVICE_END, ISR, MAX_VECTORS, NOTIFY, NOTIFY_STEP, PENDING,
     PENDING_END, TABLE, TABLE_END, WINDOW,
 };
-use crate::bus::{Bus, BusDevice};
+use crate::bus::BusDevice;
 use crate::event::{EventSink, MachineEvent};
-use crate::interrupt::{InterruptError, MsiRouter};
+use crate::interrupt::InterruptError;
 use crate::log_limit::LogLimit;
 use crate::memory::{GuestRam, MemoryError, PCI_DEVICE_SLOTS, ReadOnlyWindow};
 use crate::pci::{
     BarPlacer, CONFIG_SIZE, ConfigSpace, Identity, MsixCapability, MsixState, MsixTable,
-    MsixVectors, PciAddress, PciFunction, capability,
+    MsixVectors, PciAddress, PciContext, PciFunction, PciUnit, capability,
 };
-use crate::state::StateError;
+use crate::state::{StateError, device_state, from_device_state};
 use crate::virtio::worker::Worker;
 use crate::virtio::{
     Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, QueuePosition, Transition, VirtQueue,
@@ -42,6 +42,9 @@ const CAP_COMMON: u8 = 1;
 const CAP_NOTIFY: u8 = 2;
 const CAP_ISR: u8 = 3;
 const CAP_DEVICE: u8 = 4;
+
+/// Before a device's id: its PCI function.
+pub const FUNCTION_PREFIX: &str = "_virtio-pci-";
 
 /// Events of one device in ten seconds. A guest can reset a device a hundred
 /// thousand times a second, and each event is a line in somebody's file.
@@ -61,21 +64,6 @@ pub enum TransportError {
     Event(#[source] std::io::Error),
 }
 
-/// What the machine offers to devices on the bus.
-#[derive(Clone)]
-pub struct PciContext {
-    /// The hypervisor's machine.
-    pub vm: Arc<dyn Vm>,
-    /// Interrupts.
-    pub router: Arc<MsiRouter>,
-    /// Memory-mapped I/O.
-    pub mmio: Arc<Bus>,
-    /// Guest memory.
-    pub memory: Arc<GuestRam>,
-    /// Hears of devices that drivers take and give back.
-    pub events: EventSink,
-}
-
 struct State {
     config: ConfigSpace,
     msix_capability: MsixCapability,
@@ -90,8 +78,6 @@ struct State {
 /// A function and its device as they are saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioPciState {
-    /// Its slot on the bus.
-    pub slot: u8,
     /// The configuration registers.
     config: Vec<u8>,
     table: MsixState,
@@ -193,52 +179,11 @@ impl VirtioPci {
         Ok(function)
     }
 
-    /// Counters of the device, and of its driver's faults.
-    #[must_use]
-    pub fn counters(&self) -> Arc<dyn DeviceCounters> {
-        Arc::new(FunctionCounters {
-            device: self.counters.clone(),
-            faults: Arc::clone(&self.faults),
-        })
-    }
-
-    /// Address and bytes of the BAR, as the guest has placed it or as it finds
-    /// it.
-    #[must_use]
-    pub fn bar(&self) -> (u64, u64) {
-        let placed = self.state().placer.at();
-        let first = u64::from(BarPlacer::first_address(self.address));
-        (placed.unwrap_or(first), BAR_SIZE as u64)
-    }
-
-    /// The device's configuration has changed by itself: shows it to the
-    /// driver. To be called from the control thread.
-    pub fn config_changed(&self) {
-        let mut state = self.state();
-        state.common.next_generation();
-        self.publish(&state);
-        drop(state);
-        self.interrupt.config_changed();
-    }
-
-    /// Has the device's threads leave guest memory and interrupts alone, and
-    /// waits until they do.
-    pub fn pause(&self) {
-        Worker::pause_all(self.state().device.workers());
-    }
-
-    /// Has them go on.
-    pub fn resume(&self) {
-        for worker in self.state().device.workers() {
-            worker.resume();
-        }
-    }
-
     /// The function and its device as they are, while the device is paused.
     ///
     /// # Errors
     /// Interrupts that are on their way cannot be waited for.
-    pub fn save(&self) -> Result<VirtioPciState, InterruptError> {
+    pub(super) fn save_state(&self) -> Result<VirtioPciState, InterruptError> {
         let state = self.state();
         let State {
             config,
@@ -252,7 +197,6 @@ impl VirtioPci {
         } = &*state;
         let (isr, failed) = self.interrupt.pending();
         Ok(VirtioPciState {
-            slot: self.address.device,
             config: config.bytes().to_vec(),
             table: table.save()?,
             common: common.save(),
@@ -273,11 +217,9 @@ impl VirtioPci {
     ///
     /// # Errors
     /// It is the state of another device, or the host does not do what it takes.
-    pub fn restore(&self, saved: &VirtioPciState) -> Result<(), StateError> {
+    pub(super) fn restore_state(&self, saved: &VirtioPciState) -> Result<(), StateError> {
         let unfit = |why: &dyn std::fmt::Display| StateError::unfit(&self.name, why);
         let VirtioPciState {
-            // Decided on where this function is.
-            slot: _,
             config,
             table,
             common,
@@ -545,6 +487,52 @@ impl PciFunction for VirtioPci {
         let mut state = self.state();
         self.place(&mut state, None);
         state.device.reset();
+    }
+}
+
+impl PciUnit for VirtioPci {
+    fn function_id(&self) -> Option<String> {
+        Some(format!("{FUNCTION_PREFIX}{}", self.name))
+    }
+
+    fn bar(&self) -> (u64, u64) {
+        let placed = self.state().placer.at();
+        let first = u64::from(BarPlacer::first_address(self.address));
+        (placed.unwrap_or(first), BAR_SIZE as u64)
+    }
+
+    /// Those of the device, and of its driver's faults.
+    fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
+        Some(Arc::new(FunctionCounters {
+            device: self.counters.clone(),
+            faults: Arc::clone(&self.faults),
+        }))
+    }
+
+    fn config_changed(&self) {
+        let mut state = self.state();
+        state.common.next_generation();
+        self.publish(&state);
+        drop(state);
+        self.interrupt.config_changed();
+    }
+
+    fn pause(&self) {
+        Worker::pause_all(self.state().device.workers());
+    }
+
+    fn resume(&self) {
+        for worker in self.state().device.workers() {
+            worker.resume();
+        }
+    }
+
+    fn save(&self) -> Result<Value, InterruptError> {
+        self.save_state().map(|state| device_state(&state))
+    }
+
+    fn restore(&self, state: &Value) -> Result<(), StateError> {
+        self.restore_state(&from_device_state(&self.name, state)?)
     }
 }
 

@@ -25,7 +25,7 @@ mod interrupt;
 #[cfg(test)]
 mod tests;
 
-pub use function::{PciContext, TransportError, VirtioPci, VirtioPciState};
+pub use function::{FUNCTION_PREFIX, TransportError, VirtioPci, VirtioPciState};
 
 /// Common configuration.
 const COMMON: usize = 0x0000;

@@ -12,7 +12,7 @@ use crate::interrupt::MsiRouter;
 use crate::interrupt::testing::{Call, RecordingVm};
 use crate::memory::layout::PCI_WINDOW_START;
 use crate::memory::{PCI_DEVICE_SLOTS, plain};
-use crate::pci::{PciAddress, PciFunction};
+use crate::pci::{PciAddress, PciContext, PciFunction, PciUnit};
 use crate::virtio::worker::Worker;
 use crate::virtio::{ActivateError, Activation, GuestFaults, QueuePosition, VirtioDevice};
 
@@ -182,7 +182,7 @@ fn a_driver_brings_the_device_up_with_what_it_chose() {
 #[test]
 fn what_a_driver_does_wrong_is_among_the_counters_of_its_device() {
     let guest = Guest::enabled();
-    let faults = || guest.function.counters().read()["driver_faults"];
+    let faults = || guest.function.counters().unwrap().read()["driver_faults"];
     assert_eq!(faults(), 0);
     guest.accept(VERSION_1);
     guest.set_up_queue(0, 16, 1 << 40);
@@ -326,7 +326,7 @@ fn saved() -> VirtioPciState {
     guest.write(16, &[2, 0]);
     guest.write(20, &[0xf]);
     guest.function.write_config(4, &[6, 4]);
-    let mut state = guest.function.save().unwrap();
+    let mut state = guest.function.save_state().unwrap();
     // The device of these tests has no thread that is somewhere in a queue.
     state.queues = vec![QueuePosition {
         index: 1,
@@ -343,7 +343,7 @@ fn a_saved_function_goes_on_in_another_one() {
         serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
     assert_eq!(written, state);
     let guest = Guest::new();
-    guest.function.restore(&written).unwrap();
+    guest.function.restore_state(&written).unwrap();
     assert_eq!((guest.status(), guest.read(16, 2)), (0xf, 2));
     assert_eq!(guest.function.bar().0, BASE);
     let activation = guest.seen.activation.lock().unwrap().take().unwrap();
@@ -352,7 +352,7 @@ fn a_saved_function_goes_on_in_another_one() {
     assert_eq!(activation.queues[0].position(), state.queues[0]);
     // Nobody is told of a driver that took the device long ago.
     assert_eq!(guest.seen.events.load(Ordering::SeqCst), 0);
-    let mut again = guest.function.save().unwrap();
+    let mut again = guest.function.save_state().unwrap();
     again.queues.clone_from(&state.queues);
     assert_eq!(again, state);
 }
@@ -363,9 +363,9 @@ fn a_function_that_failed_waits_for_its_reset_afterwards_too() {
     guest.accept(VERSION_1);
     guest.set_up_queue(0, 16, 1 << 40);
     guest.write(20, &[0xf]);
-    let state = guest.function.save().unwrap();
+    let state = guest.function.save_state().unwrap();
     let other = Guest::new();
-    other.function.restore(&state).unwrap();
+    other.function.restore_state(&state).unwrap();
     assert_eq!(other.status(), 0xf | 0x40);
     assert!(other.seen.activation.lock().unwrap().is_none());
     other.write(20, &[0]);
@@ -389,7 +389,7 @@ fn the_state_of_another_device_is_refused() {
         let mut other = state.clone();
         *other.pointer_mut(place).unwrap() = wrong;
         let other: VirtioPciState = serde_json::from_value(other).unwrap();
-        let refused = Guest::new().function.restore(&other);
+        let refused = Guest::new().function.restore_state(&other);
         assert!(refused.is_err(), "{place}");
     }
 }
@@ -431,7 +431,7 @@ proptest! {
         }
         // A number that its field cannot hold is refused before.
         if let Ok(state) = serde_json::from_value(state) {
-            let _ = Guest::new().function.restore(&state);
+            let _ = Guest::new().function.restore_state(&state);
         }
     }
 }
