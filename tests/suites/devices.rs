@@ -29,6 +29,7 @@ pub const SUITE: Suite = Suite {
         entropy_comes_from_its_source,
         console_on_a_pseudo_terminal_and_power_button_reach_the_guest,
         console_has_the_terminals_size_and_follows_it,
+        panic_of_the_guests_kernel_is_told_after_pause_pulse_and_reboot,
     ],
 };
 
@@ -394,4 +395,58 @@ fn console_has_the_terminals_size_and_follows_it(site: &Site) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(guest.machine.pid())?).context("No process")?;
     kill_process(pid, Signal::WINCH)?;
     guest.run_until("stty -F /dev/hvc0 size", "30 100")
+}
+
+fn panic_of_the_guests_kernel_is_told_after_pause_pulse_and_reboot(site: &Site) -> Result<()> {
+    let dir = site.fresh_dir()?;
+    let events = dir.join("events");
+    let monitor = format!("path={}", events.display());
+    let machine = Machine::idle_with(&site.bin(), &dir, &["--event-monitor".into(), monitor])?;
+    let mut guest = Guest::boot_in(site, machine, dir, |_| json!({"pvpanic": true}))?;
+    let panics = || -> Result<Vec<String>> {
+        let text = fs::read_to_string(&events)?;
+        let events = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
+        let mut panics = Vec::new();
+        for event in events {
+            let event = event?;
+            if event["event"] == "panic" {
+                panics.push(format!("{} {}", event["source"], event["properties"]));
+            }
+        }
+        Ok(panics)
+    };
+    let bound = "ls /sys/bus/pci/drivers/pvpanic-pci | grep -c ^0000:";
+    ensure!(guest.run(bound)? == "1", "The driver has no device");
+    let info = guest.machine.must("GET", "/api/v1/vm.info", None)?.json()?;
+    let shown = &info["device_tree"]["__pvpanic"];
+    ensure!(shown["pci_bdf"].is_string(), "{shown}");
+    let fixed = guest.machine.ch_remote(&["remove-device", "__pvpanic"])?;
+    ensure!(fixed.status.code() == Some(1), "It can be removed");
+    for action in ["vm.pause", "vm.resume"] {
+        guest
+            .machine
+            .must("PUT", &format!("/api/v1/{action}"), None)?;
+    }
+    // Only on hosts whose KVM gives and takes the counters.
+    if site.is_patched() {
+        guest.machine.must("PUT", "/api/v1/vm.pulse", None)?;
+    }
+    guest.run("true")?;
+    ensure!(panics()?.is_empty(), "{:?}", panics()?);
+    for boot in 1..=2 {
+        // The kernel resets the machine after its panic, as its command line says.
+        guest.panic_and_boot_again(site)?;
+        let told = panics()?;
+        let expected = vec!["\"guest\" {\"event\":\"panic\"}".to_owned(); boot];
+        ensure!(told == expected, "{told:?}");
+        // What the guest finds after a reboot that somebody else asks for.
+        guest.reboot(site)?;
+        ensure!(guest.run(bound)? == "1", "No device after a reboot");
+    }
+    let log = guest.machine.stderr();
+    ensure!(
+        log.matches("the guest's kernel panicked (panic)").count() == 2,
+        "The VMM said: {log}"
+    );
+    Ok(())
 }

@@ -81,8 +81,7 @@ impl Guest {
             dir,
             shell,
         };
-        let said = guest.answer(site.linux_deadline())?;
-        ensure!(!said.contains("no /t/"), "A driver is missing:\n{said}");
+        guest.wait_booted(site)?;
         Ok(guest)
     }
 
@@ -93,6 +92,24 @@ impl Guest {
             dir,
             shell,
         }
+    }
+
+    fn wait_booted(&mut self, site: &Site) -> Result<()> {
+        let said = self.answer(site.linux_deadline())?;
+        ensure!(!said.contains("no /t/"), "A driver is missing:\n{said}");
+        Ok(())
+    }
+
+    /// Has the guest's kernel panic, upon which it resets the machine.
+    pub fn panic_and_boot_again(&mut self, site: &Site) -> Result<()> {
+        self.shell.write_all(b"echo c >/proc/sysrq-trigger\n")?;
+        self.wait_booted(site).context("After a panic")
+    }
+
+    /// Reboots by request.
+    pub fn reboot(&mut self, site: &Site) -> Result<()> {
+        self.machine.must("PUT", "/api/v1/vm.reboot", None)?;
+        self.wait_booted(site).context("After a reboot")
     }
 
     /// What the guest says to a command that has to succeed.

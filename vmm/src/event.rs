@@ -17,6 +17,8 @@ pub enum MachineEvent {
     DeviceActivated(String),
     /// It gave it back.
     DeviceReset(String),
+    /// The guest's kernel panicked, and this is what it said of that.
+    GuestPanic(&'static str),
     /// The machine cannot go on; the text says why.
     Failed(String),
 }

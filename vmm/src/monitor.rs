@@ -43,6 +43,8 @@ pub enum Source {
     Vm,
     /// A device of it.
     VirtioDevice,
+    /// What runs in it.
+    Guest,
 }
 
 impl Source {
@@ -51,6 +53,7 @@ impl Source {
             Source::Vmm => "vmm",
             Source::Vm => "vm",
             Source::VirtioDevice => "virtio-device",
+            Source::Guest => "guest",
         }
     }
 }

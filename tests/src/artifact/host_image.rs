@@ -22,7 +22,7 @@ const STOCK_MODULES: [&str; 2] = ["virt/lib/irqbypass", "drivers/net/tun"];
 
 /// Drivers that guests load, in the order in which they do, as far as the
 /// series has them as modules.
-const GUEST_MODULES: [&str; 18] = [
+const GUEST_MODULES: [&str; 20] = [
     "drivers/virtio/virtio_ring",
     "drivers/virtio/virtio",
     "drivers/virtio/virtio_pci_modern_dev",
@@ -41,6 +41,8 @@ const GUEST_MODULES: [&str; 18] = [
     "net/vmw_vsock/vmw_vsock_virtio_transport",
     "drivers/acpi/button",
     "drivers/input/evdev",
+    "drivers/misc/pvpanic/pvpanic",
+    "drivers/misc/pvpanic/pvpanic-pci",
 ];
 
 /// KVM's modules by their path in the distribution.

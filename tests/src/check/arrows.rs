@@ -77,10 +77,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "devices",
         &[
             "state",
+            "pci",
             "interrupt",
             "bus",
             "memory",
             "chardev",
+            "log_limit",
             "sandbox",
             "sources",
             "event",

@@ -17,7 +17,10 @@ use crate::virtio::vsock::VsockParams;
 const PLACES: u8 = 32;
 
 /// Devices that take no more than a flag, in the order of their slots.
-const BY_FLAG: &[FlagDevice] = &[crate::virtio::watchdog::DEVICE];
+const BY_FLAG: &[FlagDevice] = &[
+    crate::virtio::watchdog::DEVICE,
+    crate::devices::pvpanic::DEVICE,
+];
 
 /// The devices that a machine starts with, in the order in which they take
 /// places on the bus.

@@ -137,8 +137,8 @@ fn vcpus_are_bound_to_cpus_by_number() {
 #[test]
 fn what_is_missing_is_refused_by_name() {
     assert_eq!(
-        check(|c| c.pvpanic = true),
-        Err(ConfigError::Unsupported("pvpanic".into()))
+        check(|c| c.iommu = true),
+        Err(ConfigError::Unsupported("iommu (a virtual IOMMU)".into()))
     );
     type Change = fn(&mut PlatformConfig);
     let fields: [(Change, &str); 6] = [

@@ -43,7 +43,6 @@ pub(super) fn check(config: &VmConfig) -> Result<(), ConfigError> {
         ),
         (config.rtc.is_some(), "rtc (a real-time clock device)"),
         (config.tpm.is_some(), "tpm (a TPM)"),
-        (config.pvpanic, "pvpanic"),
         (config.iommu, "iommu (a virtual IOMMU)"),
         (
             hotplug(memory.hotplug_size),

@@ -1,4 +1,4 @@
-//! Platform devices that need no bus of their own.
+//! Devices that are no virtio devices: those of the platform, and one on the PCI bus.
 
 mod cmos;
 mod debug_console;
@@ -7,6 +7,7 @@ mod i8042;
 mod ioapic;
 mod pm_timer;
 mod power;
+pub mod pvpanic;
 mod reset_control;
 pub mod serial;
 

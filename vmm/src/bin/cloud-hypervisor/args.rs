@@ -98,7 +98,7 @@ pub struct Args {
     /// Persistent memory: not supported
     #[arg(long, num_args = 1..)]
     pmem: Vec<String>,
-    /// Report of the guest's panics: not supported
+    /// Device by which the guest tells of a panic of its kernel
     #[arg(long)]
     pvpanic: bool,
     /// Groups of rate limits: id=<id>,bw_size=<n>,...

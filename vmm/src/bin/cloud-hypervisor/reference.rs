@@ -189,7 +189,7 @@ const FLAGS: &[(&[&str], Outcome)] = &[
     ),
     (&["--balloon", "size=512M"], Refused("does not fit")),
     (&["--watchdog"], Accepted),
-    (&["--pvpanic"], Refused("pvpanic")),
+    (&["--pvpanic"], Accepted),
     (&["--no-shutdown"], Accepted),
     (
         &["--fs", "tag=t,socket=/s,num_queues=1,queue_size=64"],
@@ -352,11 +352,13 @@ fn the_same_machine_comes_out_of_flags_and_of_json() {
                 "--balloon",
                 "size=1M",
                 "--watchdog",
+                "--pvpanic",
             ],
             json!({
                 "vsock": {"cid": 3, "socket": "/v"},
                 "balloon": {"size": 1 << 20},
                 "watchdog": true,
+                "pvpanic": true,
             }),
         ),
         (

@@ -80,6 +80,10 @@ impl Vmm {
                 MachineEvent::DeviceReset(id) => {
                     self.emit_with(Source::VirtioDevice, "reset", Some(("id", &id)));
                 }
+                MachineEvent::GuestPanic(what) => {
+                    log::warn!("the guest's kernel panicked ({what})");
+                    self.emit_with(Source::Guest, "panic", Some(("event", what)));
+                }
                 MachineEvent::Failed(text) => return Err(ControlError::Failed(text)),
             }
         }

@@ -1,5 +1,6 @@
 use std::sync::Mutex;
 
+use api_client::config::VmConfig;
 use hypervisor::Vm;
 use instrumentation::user_exit::{AddressSpace, RangeMap};
 
@@ -168,4 +169,37 @@ fn request_that_the_guest_has_not_read_is_not_meant_for_the_next_device() {
     machine.tree.notify_added(address);
     assert_eq!(machine.read_port(8), 0);
     assert_eq!(machine.read_port(4), 1 << address.device);
+}
+
+#[test]
+fn device_that_a_flag_asks_for_stays_and_keeps_its_slot_when_made_anew() {
+    let config = VmConfig {
+        watchdog: true,
+        pvpanic: true,
+        ..VmConfig::default()
+    };
+    let params = DeviceParams::try_from(&config).unwrap();
+    let mut first = machine();
+    first.tree.add_all(&params, None).unwrap();
+    let pvpanic = first.tree.nodes["__pvpanic"].address;
+    first.enable(pvpanic);
+    assert!(first.tree.is_fixed("__pvpanic") && first.tree.is_fixed("__watchdog"));
+    let shown = first.tree.tree();
+    assert!(shown.contains_key("__pvpanic") && !shown.contains_key("_virtio-pci-__pvpanic"));
+    assert!(shown["_virtio-pci-__watchdog"].children == ["__watchdog"]);
+    first.tree.pause();
+    let saved = serde_json::to_value(first.tree.save().unwrap()).unwrap();
+    let saved: BusState = serde_json::from_value(saved).unwrap();
+    let mut second = machine();
+    second.tree.keep_slots(&saved);
+    // In another order, the slots would be others.
+    let mut params = params;
+    params.by_flag.reverse();
+    second.tree.add_all(&params, None).unwrap();
+    second.tree.restore(&saved).unwrap();
+    assert_eq!(second.tree.nodes["__pvpanic"].address, pvpanic);
+    let register = first.tree.nodes["__pvpanic"].unit.bar().0;
+    second.mmio.write(register, &[1]);
+    let told = second.handle_events();
+    assert_eq!(told, [MachineEvent::GuestPanic("panic")]);
 }
