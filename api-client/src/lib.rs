@@ -6,7 +6,7 @@
 //! of the VMM.
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "client")]
+#[cfg(feature = "http")]
 pub mod client;
 pub mod config;
 #[cfg(feature = "client")]

@@ -1,6 +1,7 @@
 //! The API over its Unix socket: one request, one response, and a deadline for
 //! both.
 
+mod request;
 mod response;
 mod stream;
 
@@ -11,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-pub use response::{Incoming, Response, ResponseError};
+pub use request::request_bytes;
+pub use response::{Incoming, Response, ResponseError, ResponseHead};
 use stream::DeadlineStream;
 pub use stream::connect_now;
 
@@ -96,13 +98,14 @@ pub struct Client {
 }
 
 /// The VMM answers this at once, whatever else it is busy with.
-const PING: &[u8] = b"GET /api/v1/vmm.ping HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const PING: &str = "/api/v1/vmm.ping";
 
 /// Whether a VMM answers within `patience`.
 fn answers(path: &Path, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     DeadlineStream::connect(path, deadline).is_ok_and(|mut stream| {
-        stream.send(PING, &[]).is_ok() && Response::read(&mut stream).is_ok()
+        let request = request_bytes(Method::Get, PING, None);
+        stream.send(&request, &[]).is_ok() && Response::read(&mut stream).is_ok()
     })
 }
 
@@ -180,22 +183,7 @@ impl Client {
                 source,
             }
         })?;
-        let mut request = format!(
-            "{} {target} HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n",
-            method.as_str()
-        )
-        .into_bytes();
-        if let Some(body) = body {
-            request.extend_from_slice(
-                format!(
-                    "Content-Type: application/json\r\nContent-Length: {}\r\n",
-                    body.len()
-                )
-                .as_bytes(),
-            );
-        }
-        request.extend_from_slice(b"\r\n");
-        request.extend_from_slice(body.unwrap_or_default());
+        let request = request_bytes(method, target, body);
         let sent = stream.send(&request, descriptors);
         if method == Method::Put && self.timeout.is_none() {
             let (path, probe) = (self.path.clone(), self.probe);

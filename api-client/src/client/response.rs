@@ -37,19 +37,27 @@ pub enum ResponseError {
 }
 
 /// A response.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Response {
     /// The status.
     pub status: u16,
+    /// Header lines in their order, names in lower case.
+    pub headers: Vec<(String, String)>,
     /// The body; `None` if the response cannot have one.
     pub body: Option<String>,
 }
 
+/// What goes before the body of a response.
 #[derive(Debug)]
-struct Head {
-    status: u16,
-    len: usize,
-    body_len: Option<usize>,
+pub struct ResponseHead {
+    /// The status.
+    pub status: u16,
+    /// Header lines in their order, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// Bytes of the head.
+    pub len: usize,
+    /// Bytes of the body; `None` if it goes to the end of the connection.
+    pub body_len: Option<usize>,
 }
 
 impl Response {
@@ -111,7 +119,7 @@ impl Response {
 pub struct Incoming {
     /// What has arrived; without the head once that is known.
     bytes: Vec<u8>,
-    head: Option<Head>,
+    head: Option<ResponseHead>,
     max_body: usize,
 }
 
@@ -135,7 +143,7 @@ impl Incoming {
     /// The response, once it is complete. `ended` says that no more bytes come.
     pub fn response(&mut self, ended: bool) -> Result<Option<Response>, ResponseError> {
         while self.head.is_none() {
-            match parse_head(&self.bytes)? {
+            match ResponseHead::parse(&self.bytes)? {
                 Some(head) => {
                     self.bytes.drain(..head.len);
                     // An interim answer is not the answer yet.
@@ -146,12 +154,16 @@ impl Incoming {
                 None => return Ok(None),
             }
         }
-        let Some(head) = &self.head else {
+        let Some(head) = &mut self.head else {
             return Ok(None);
         };
         let status = head.status;
         if status == 204 || status == 304 {
-            return Ok(Some(Response { status, body: None }));
+            return Ok(Some(Response {
+                status,
+                headers: std::mem::take(&mut head.headers),
+                body: None,
+            }));
         }
         match head.body_len {
             Some(len) if len > self.max_body => return Err(ResponseError::TooLong),
@@ -167,36 +179,45 @@ impl Incoming {
             .map_err(|_| ResponseError::NotText)?;
         Ok(Some(Response {
             status,
+            headers: std::mem::take(&mut head.headers),
             body: Some(body),
         }))
     }
 }
 
-fn parse_head(bytes: &[u8]) -> Result<Option<Head>, ResponseError> {
-    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    let mut response = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(len) = response.parse(bytes)? else {
-        return Ok(None);
-    };
-    let mut body_len = None;
-    for header in response.headers.iter() {
-        let value = String::from_utf8_lossy(header.value).trim().to_owned();
-        if header.name.eq_ignore_ascii_case("content-length") {
-            let length = Some(&value)
-                .filter(|value| value.bytes().all(|digit| digit.is_ascii_digit()))
-                .and_then(|value| value.parse().ok());
-            body_len = Some(length.ok_or(ResponseError::Length(value))?);
-        } else if header.name.eq_ignore_ascii_case("transfer-encoding")
-            && !value.eq_ignore_ascii_case("identity")
-        {
-            return Err(ResponseError::Encoding(value));
+impl ResponseHead {
+    /// The head at the beginning of `bytes`; nothing before it is complete.
+    ///
+    /// # Errors
+    /// The bytes are no response, or one whose body the API does not use.
+    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, ResponseError> {
+        let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut lines);
+        let httparse::Status::Complete(len) = response.parse(bytes)? else {
+            return Ok(None);
+        };
+        let mut head = ResponseHead {
+            status: response.code.unwrap_or_default(),
+            headers: Vec::new(),
+            len,
+            body_len: None,
+        };
+        for line in response.headers.iter() {
+            let name = line.name.to_ascii_lowercase();
+            let value = String::from_utf8_lossy(line.value).trim().to_owned();
+            if name == "content-length" {
+                let length = Some(&value)
+                    .filter(|value| value.bytes().all(|digit| digit.is_ascii_digit()))
+                    .and_then(|value| value.parse().ok())
+                    .ok_or_else(|| ResponseError::Length(value.clone()))?;
+                head.body_len = Some(length);
+            } else if name == "transfer-encoding" && !value.eq_ignore_ascii_case("identity") {
+                return Err(ResponseError::Encoding(value));
+            }
+            head.headers.push((name, value));
         }
+        Ok(Some(head))
     }
-    Ok(Some(Head {
-        status: response.code.unwrap_or_default(),
-        len,
-        body_len,
-    }))
 }
 
 #[cfg(test)]
@@ -225,6 +246,8 @@ mod tests {
         for size in 1..bytes.len() {
             let response = Response::read(&mut Pieces(bytes, size)).unwrap();
             assert_eq!(response.body.as_deref(), Some("ä€𝄞"));
+            let length = ("content-length".to_owned(), "9".to_owned());
+            assert_eq!(response.headers, [length]);
         }
     }
 
@@ -278,6 +301,7 @@ mod tests {
         let response = |body: &str| Response {
             status: 500,
             body: Some(body.into()),
+            ..Response::default()
         };
         assert_eq!(response("[\"a\",\"b\"]").messages(), ["a", "b"]);
         assert_eq!(response("oops\n").messages(), ["oops"]);

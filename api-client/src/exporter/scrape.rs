@@ -11,7 +11,7 @@ use instrumentation::snapshot::ExitSnapshot;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
-use crate::client::{Incoming, Response, connect_now};
+use crate::client::{Incoming, Method, Response, connect_now, request_bytes};
 
 /// VMs that are asked at a time: each takes a descriptor.
 const MAX_PENDING: usize = 128;
@@ -21,8 +21,7 @@ const MAX_ANSWER: usize = 32 << 20;
 const RETRY: Duration = Duration::from_millis(5);
 
 /// Rows that are all zero make no series, so they need not travel.
-const REQUEST: &[u8] =
-    b"GET /exit-stats?nonzero=true HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+const TARGET: &str = "/exit-stats?nonzero=true";
 
 /// Why there are no statistics of a VM.
 #[derive(Debug)]
@@ -96,7 +95,7 @@ pub type Outcome = Result<ExitSnapshot, Down>;
 struct Pending<'a> {
     name: &'a str,
     stream: UnixStream,
-    unsent: &'static [u8],
+    unsent: &'a [u8],
     incoming: Incoming,
 }
 
@@ -106,6 +105,7 @@ pub fn ask_all(sockets: &[(&str, &Path)], timeout: Duration) -> BTreeMap<String,
     let deadline = Instant::now() + timeout;
     let mut outcomes = BTreeMap::new();
     let mut waiting: VecDeque<_> = sockets.iter().copied().collect();
+    let request = request_bytes(Method::Get, TARGET, None);
     let mut pending: Vec<Pending> = Vec::new();
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -118,7 +118,7 @@ pub fn ask_all(sockets: &[(&str, &Path)], timeout: Duration) -> BTreeMap<String,
                 break;
             };
             match connect_now(path) {
-                Ok(stream) => pending.push(Pending::new(name, stream)),
+                Ok(stream) => pending.push(Pending::new(name, stream, &request)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     waiting.push_back((name, path));
                     retry = true;
@@ -167,11 +167,11 @@ fn wait(pending: &[Pending], left: Duration) -> Vec<usize> {
 }
 
 impl<'a> Pending<'a> {
-    fn new(name: &'a str, socket: OwnedFd) -> Self {
+    fn new(name: &'a str, socket: OwnedFd, request: &'a [u8]) -> Self {
         Pending {
             name,
             stream: socket.into(),
-            unsent: REQUEST,
+            unsent: request,
             incoming: Incoming::new(MAX_ANSWER),
         }
     }

@@ -83,6 +83,7 @@ fn failures_look_like_cloud_hypervisors() {
     let response = crate::client::Response {
         status: 500,
         body: Some("[\"Error from API\",\"VM is not running\"]".into()),
+        ..Default::default()
     };
     assert_eq!(
         Failure::from_response(&response).to_string(),

@@ -6,10 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use api_client::client::{Method, ResponseHead, request_bytes};
 use serde_json::Value;
 
 use super::Plan;
-use crate::vmm::{read_head, text_of};
 
 /// As much of each answer as is looked at: the head, and the body up to the
 /// machine's total.
@@ -46,7 +46,7 @@ impl Client {
         stream.set_nonblocking(true)?;
         Ok(Client {
             stream,
-            request: text_of("GET", &plan.path, None).into_bytes(),
+            request: request_bytes(Method::Get, &plan.path, None),
             due: first,
             period: Duration::from_secs_f64(1.0 / plan.hertz),
             figures: plan.figures,
@@ -154,16 +154,12 @@ impl Client {
 
 /// Where the body starts and ends; nothing before the head is complete.
 fn head(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
-    let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+    let Some(head) = ResponseHead::parse(bytes).context("An answer is not HTTP")? else {
         return Ok(None);
     };
-    let (response, length) = read_head(&bytes[..end + 4])?;
-    ensure!(response.status == 200, "The answer is {}", response.status);
-    ensure!(
-        response.header("content-length").is_some(),
-        "The answer has no length"
-    );
-    Ok(Some((end + 4, end + 4 + length)))
+    ensure!(head.status == 200, "The answer is {}", head.status);
+    let length = head.body_len.context("The answer has no length")?;
+    Ok(Some((head.len, head.len + length)))
 }
 
 /// The machine's total, without parsing all of the body: that would take
