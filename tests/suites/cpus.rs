@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use instrumentation::table::Isa;
@@ -29,6 +30,10 @@ pub const LINUX: Suite = Suite {
         count_that_kvm_does_not_allow_is_refused,
     ],
 };
+
+/// How long a hundred vCPUs may take on one CPU of the host: a kernel that changes
+/// its own code while it boots asks each of them to take notice.
+const BOOT: Duration = Duration::from_secs(3600);
 
 /// How many features KVM tells at most.
 const MAX_ENTRIES: usize = 256;
@@ -110,6 +115,75 @@ fn count_that_kvm_does_not_allow_is_refused(site: &Site) -> Result<()> {
         refused.status == 400 && refused.body.contains(&limit.to_string()),
         "{refused:?}"
     );
+    Ok(())
+}
+
+/// Threads of a core, cores of a die and dies: five of each take three bits of an
+/// APIC's id, so that the last of 125 is 292. It needs an x2APIC, and messages with
+/// the extension of KVM.
+const EACH: u32 = 5;
+const VCPUS: u32 = EACH * EACH * EACH;
+
+pub fn linux_counts_and_reaches_cpus_whose_ids_a_byte_has_no_room_for(site: &Site) -> Result<()> {
+    // The script goes on once each CPU has had its NMI.
+    let reached = format!(
+        "awk '/NMI:/ {{for (cpu = 2; cpu <= {}; cpu++) if ($cpu > 0) n++; print n + 0}}' \
+         /proc/interrupts",
+        VCPUS + 1
+    );
+    let script = format!(
+        "echo @last $(grep '^apicid' /proc/cpuinfo | tail -n 1)\n\
+         echo @cpus $(nproc) $(cat /sys/devices/system/cpu/online)\n\
+         until [ \"$({reached})\" = {VCPUS} ]; do sleep 1; done\n\
+         dmesg | grep -E 'stall|lockup|BUG:|Call Trace' | head -5\n\
+         echo @end; sleep 1000000"
+    );
+    let dir = site.fresh_dir()?;
+    let initramfs = dir.join("initramfs");
+    guest::initramfs(&site.base_initramfs(), &script, &initramfs)?;
+    let topology = json!({
+        "threads_per_core": EACH, "cores_per_die": EACH, "dies_per_package": EACH, "packages": 1,
+    });
+    let config = json!({
+        "cpus": {"boot_vcpus": VCPUS, "max_vcpus": VCPUS, "topology": topology},
+        "memory": {"size": 768 << 20},
+        "payload": {
+            "kernel": site.kernel(), "initramfs": initramfs,
+            // What takes them all to stop takes longer here than the watchdog bears.
+            "cmdline": "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable lpj=1000000 nowatchdog",
+        },
+        "serial": {"mode": "File", "file": dir.join("serial.log")},
+        "console": {"mode": "Off"},
+    });
+    let mut machine = Machine::idle(&site.bin(), &dir)?;
+    machine.must("PUT", "/api/v1/vm.create", Some(&config.to_string()))?;
+    let start = Instant::now();
+    machine.must("PUT", "/api/v1/vm.boot", None)?;
+    let cpus = machine.wait_for("@cpus ", BOOT)?;
+    println!("{cpus}, {} s after its start", start.elapsed().as_secs());
+    let last = machine.serial().text();
+    ensure!(
+        cpus.contains(&format!("@cpus {VCPUS} 0-{}", VCPUS - 1)) && last.contains(": 292"),
+        "{last}"
+    );
+    machine.ch_remote_text(&["nmi"])?;
+    machine.wait_for("@end", BOOT)?;
+    let said = machine.serial().text();
+    let complains = ["stall", "lockup", "BUG:", "Call Trace"]
+        .iter()
+        .any(|word| said.contains(word));
+    ensure!(!complains, "{said}");
+    machine.must("PUT", "/api/v1/vm.pause", None)?;
+    let (stats, own) = (machine.stats()?, machine.debugfs_exits()?);
+    let idle = stats.vcpus.iter().filter(|(totals, _)| totals.exits == 0);
+    ensure!(
+        stats.vcpus.len() == VCPUS as usize && stats.totals.exits == own && idle.count() == 0,
+        "{} vCPUs with {} exits, {own} of KVM's",
+        stats.vcpus.len(),
+        stats.totals.exits
+    );
+    let finished = machine.shut_down()?;
+    ensure!(finished.status.success(), "{}", finished.stderr);
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use lab::artifact::payloads::IN_HOST;
 use lab::guest;
 use lab::vmm::{Machine, MachineSpec, Serial};
 
+use crate::cpus::linux_counts_and_reaches_cpus_whose_ids_a_byte_has_no_room_for;
 use crate::resets;
 use crate::site::Site;
 use crate::{Suite, trials};
@@ -39,6 +40,7 @@ pub const LONG: Suite = Suite {
     trials: trials![
         generic_kernels_reset_the_machine_in_every_way,
         realtime_kernels_reset_the_machine_in_every_way,
+        linux_counts_and_reaches_cpus_whose_ids_a_byte_has_no_room_for,
     ],
 };
 
@@ -165,38 +167,41 @@ fn realtime_kernels_reset_the_machine_in_every_way(site: &Site) -> Result<()> {
     kernels(site, |name| name.contains("-rt-"))
 }
 
+/// All kernels in one way before the next: a run that is interrupted has seen each.
 fn kernels(site: &Site, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    let mut tried = 0;
+    let mut found = Vec::new();
     for kernel in payloads("kernel-")? {
         let name = kernel.file_name().unwrap_or_default().to_string_lossy();
-        if !wanted(&name) {
-            continue;
+        let release = name.trim_start_matches("kernel-vmlinuz-").to_owned();
+        if wanted(&name) {
+            found.push((kernel, release));
         }
-        let release = name.trim_start_matches("kernel-vmlinuz-");
-        let ways = if site.is_long() {
-            &resets::LINUX_WAYS[..]
-        } else {
-            &resets::LINUX_WAYS[..1]
-        };
-        for (command, option) in ways {
+    }
+    ensure!(!found.is_empty(), "There is no such kernel");
+    let ways = if site.is_long() {
+        &resets::LINUX_WAYS[..]
+    } else {
+        &resets::LINUX_WAYS[..1]
+    };
+    for (command, option) in ways {
+        for (kernel, release) in &found {
             let script = format!("echo @kernel $(uname -r); {command}");
             let dir = site.fresh_dir()?;
             let initramfs = dir.join("initramfs");
             guest::initramfs(&site.base_initramfs(), &script, &initramfs)?;
-            let spec = resets::linux(&kernel, &initramfs, option);
+            let spec = resets::linux(kernel, &initramfs, option);
             let mut machine = Machine::boot(&site.bin(), &dir, &spec)?;
             let mark = format!("@kernel {release}");
-            let boots = 1 + site.resets();
+            let resets = site.resets();
             machine
-                .wait_for_nth(&mark, boots as u64, step_timeout(site) * boots as u32)
+                .wait_for_nth(
+                    &mark,
+                    1 + resets as u64,
+                    step_timeout(site) * (1 + resets as u32),
+                )
                 .with_context(|| format!("{release}, {command}, {option:?}"))?;
-            println!(
-                "{release} reset the machine {} times: {command} {option}",
-                boots - 1
-            );
+            println!("{release} has reset the machine: {resets} times {command} {option}");
         }
-        tried += 1;
     }
-    ensure!(tried > 0, "There is no such kernel");
     Ok(())
 }
