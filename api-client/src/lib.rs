@@ -11,6 +11,7 @@ pub mod client;
 pub mod config;
 #[cfg(feature = "client")]
 pub mod exporter;
+pub mod inspect;
 #[cfg(test)]
 mod openapi;
 pub mod options;

@@ -9,6 +9,7 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Value, json};
 
 use crate::config::{RestoreConfig, VmConfig, VmSnapshotConfig};
+use crate::inspect::MAX_PATH;
 use crate::types::{
     PciDeviceInfo, RemoveDevice, VmInfo, VmResize, VmResizeDisk, VmResizeZone, VmmPing,
 };
@@ -62,6 +63,18 @@ fn paths() -> Value {
         done(),
         &[404, 500],
     );
+    let mut inspect = operation(
+        "inspectVM",
+        "The live state of the VM and its parts, whatever the VMM is busy with. Costs the guest no \
+         exit unless the path asks for the registers of a vCPU that runs.",
+        body("Inspection", "The state at the path"),
+        &[404, 500],
+    );
+    inspect["parameters"] = json!([{
+        "in": "query", "name": "path", "schema": {"type": "string", "maxLength": MAX_PATH},
+        "description": "Names with slashes between, as virtio/_disk0/queue0; the whole tree without. \
+                        A slash or a percent sign in a name is percent-encoded.",
+    }]);
     json!({
         "/api/v1/vmm.ping": {"get": operation(
             "pingVMM", "Who answers here", body("VmmPing", "The VMM"), &[])},
@@ -109,6 +122,7 @@ fn paths() -> Value {
             "infoVM", "Configuration and state", body("VmInfo", "The VM"), &[404])},
         "/api/v1/vm.counters": {"get": operation(
             "countersVM", "Counters of the devices", body("VmCounters", "The counters"), &[500])},
+        "/api/v1/vm.inspect": {"get": inspect},
         "/api/v1/vm.exit-stats": exit_stats("exitStatsVM"),
         "/api/v1/exit-stats": exit_stats("exitStatsShort"),
         "/exit-stats": exit_stats("exitStats"),
@@ -205,7 +219,7 @@ fn schemas() -> Value {
             schema["additionalProperties"] = json!(false);
         }
     }
-    for (name, schema) in exit_schemas() {
+    for (name, schema) in exit_schemas().into_iter().chain(inspect_schemas()) {
         schemas[name] = schema;
     }
     schemas
@@ -366,6 +380,48 @@ fn exit_schemas() -> Vec<(&'static str, Value)> {
                     ("nanoseconds", &count),
                 ],
                 &[],
+            ),
+        ),
+    ]
+}
+
+/// The schemas of a tree of live state.
+fn inspect_schemas() -> Vec<(&'static str, Value)> {
+    let count = json!({"type": "integer", "minimum": 0});
+    let text = json!({"type": "string"});
+    let map = |of: &Value| json!({"type": "object", "additionalProperties": of});
+    let value = json!({
+        "type": ["boolean", "integer", "string", "array"],
+        "items": {"type": "string"},
+        "description": "Addresses and masks are text in hexadecimal",
+    });
+    vec![
+        (
+            "Inspection",
+            object(
+                "The live state at a path, and when it was read by the host's monotonic clock",
+                &[
+                    ("path", &text),
+                    ("monotonic_us", &count),
+                    ("node", &reference("InspectNode")),
+                ],
+                &[],
+            ),
+        ),
+        (
+            "InspectNode",
+            object(
+                "A part: what is so at the moment, counters that only grow, what could not be found \
+                 out in time, and its own parts. The contents of a part that is on_request are read \
+                 only if the path names it.",
+                &[],
+                &[
+                    ("values", &map(&value)),
+                    ("counters", &map(&count)),
+                    ("unavailable", &json!({"type": "array", "items": &text})),
+                    ("on_request", &json!({"type": "boolean"})),
+                    ("children", &map(&reference("InspectNode"))),
+                ],
             ),
         ),
     ]

@@ -41,6 +41,7 @@ const MAX_SPAN: usize = 1 << 20;
 // Fields of a descriptor's flags.
 const TYPE_MASK: u32 = 0xf;
 const TYPE_CUMULATIVE: u32 = 0;
+const TYPE_INSTANT: u32 = 1;
 const TYPE_LINEAR_HIST: u32 = 3;
 
 /// Opened statistics of one vCPU. Sampling needs `&self` only.
@@ -52,6 +53,8 @@ pub struct StatsFd {
     /// How many bytes it takes.
     length: usize,
     layout: Layout,
+    /// Where the kernel says whether the vCPU sleeps, in the file.
+    blocking: Option<u64>,
 }
 
 /// Places of the statistics within the span, in bytes.
@@ -105,11 +108,16 @@ impl StatsFd {
             .map(parse_descriptor)
             .collect();
         let (first, length, layout) = plan(&descriptors)?;
+        let blocking = descriptors
+            .iter()
+            .find(|d| d.name == "blocking" && d.kind == TYPE_INSTANT && d.size == 1)
+            .map(|d| (data_at + d.offset) as u64);
         Ok(StatsFd {
             file,
             start: (data_at + first) as u64,
             length,
             layout,
+            blocking,
         })
     }
 
@@ -117,6 +125,15 @@ impl StatsFd {
     #[must_use]
     pub fn has_reasons(&self) -> bool {
         self.layout.arrays.is_some()
+    }
+
+    /// Whether the vCPU sleeps in the kernel until an interrupt comes for it; nothing
+    /// where the kernel does not tell.
+    #[must_use]
+    pub fn is_blocking(&self) -> Option<bool> {
+        let mut word = [0; WORD];
+        self.file.read_exact_at(&mut word, self.blocking?).ok()?;
+        Some(u64::from_le_bytes(word) != 0)
     }
 
     /// Reads the vCPU's counters as they are now.

@@ -205,6 +205,11 @@ pub trait Vcpu: Send {
     /// Tells the guest that it was stopped, so that its watchdogs forgive the
     /// lost time. No effect on guests without kvmclock.
     fn kvmclock_ctrl(&self);
+    /// The registers of a vCPU that is out of the guest, with no I/O half done.
+    ///
+    /// # Errors
+    /// The hypervisor does not tell.
+    fn registers(&self) -> Result<(Registers, SpecialRegisters)>;
     /// The whole state of a vCPU that stands still: after [`run`](Self::run)
     /// returned [`VmExit::Interrupted`], so that no I/O is half done.
     fn state(&self) -> Result<VcpuState>;

@@ -34,6 +34,7 @@ mod hostile;
 mod hotplug;
 mod hypervisor;
 mod images;
+mod inspect;
 mod isolation;
 mod keep_vm;
 mod leaks;
@@ -118,6 +119,8 @@ const SUITES: &[Suite] = &[
     cpus::LINUX,
     memory::SUITE,
     nets::SUITE,
+    inspect::SUITE,
+    inspect::DEVICES,
     pause::SUITE,
     pulse::SUITE,
     pulse::LINUX,

@@ -15,6 +15,7 @@ pub mod config;
 pub mod devices;
 pub mod event;
 pub mod host_file;
+mod inspect;
 pub mod interrupt;
 mod log_limit;
 #[expect(

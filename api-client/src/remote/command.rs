@@ -26,7 +26,7 @@ fn request(command: &Command) -> Option<(Method, &'static str)> {
         Command::Counters => (Method::Get, "vm.counters"),
         Command::Create { .. } => (Method::Put, "vm.create"),
         Command::Delete => (Method::Put, "vm.delete"),
-        Command::ExitStats(_) | Command::Exporter(_) => return None,
+        Command::ExitStats(_) | Command::Exporter(_) | Command::Inspect(_) => return None,
         Command::Info => (Method::Get, "vm.info"),
         Command::Nmi => (Method::Put, "vm.nmi"),
         Command::Pause => (Method::Put, "vm.pause"),

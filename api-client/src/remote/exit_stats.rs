@@ -77,7 +77,7 @@ pub enum Format {
     Openmetrics,
 }
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<Duration, String> {
     text.parse()
         .ok()
         .filter(|seconds| (0.01..=86_400.0).contains(seconds))

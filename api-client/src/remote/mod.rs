@@ -4,6 +4,7 @@
 mod command;
 mod exit_stats;
 mod exporter;
+mod inspect;
 mod output;
 mod recording;
 mod watch;
@@ -19,6 +20,7 @@ use crate::UNSUPPORTED;
 use crate::client::Client;
 pub use exit_stats::ExitStatsArgs;
 pub use exporter::ExporterArgs;
+pub use inspect::{InspectArgs, TreeFormat};
 use output::Failure;
 pub use recording::RecordingCommand;
 
@@ -87,6 +89,8 @@ pub enum Command {
     Exporter(ExporterArgs),
     /// Configuration and state of the VM
     Info,
+    /// Live state of the VM and its parts: queues, registers, threads, descriptors
+    Inspect(InspectArgs),
     /// Interrupt the VM's vCPUs with an NMI
     Nmi,
     /// Pause the VM
@@ -218,6 +222,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
             Some(RecordingCommand::Record(args)) => recording::record(&client, args),
             _ => exit_stats::run(&client, args),
         },
+        Command::Inspect(args) => inspect::run(&client, args),
         command => command::run(&client, command),
     }
 }

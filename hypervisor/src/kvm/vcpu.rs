@@ -15,8 +15,8 @@ use super::{exit_counters, ioctl};
 use crate::internal_error::InternalError;
 use crate::stats_fd::{StatsError, StatsFd};
 use crate::traits::{Error, Result, Vcpu, VcpuSetup, VmExit, VmOps};
-use crate::x86::CpuidEntry;
 use crate::x86::state::{ClockPolicy, ExitCountersState, VcpuState};
+use crate::x86::{CpuidEntry, Registers, SpecialRegisters};
 
 pub(super) const KVMIO: u32 = 0xae;
 ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
@@ -200,6 +200,10 @@ impl Vcpu for KvmVcpu {
     fn kvmclock_ctrl(&self) {
         // Fails for guests that have no kvmclock, which then need no note.
         let _ = self.fd.kvmclock_ctrl();
+    }
+
+    fn registers(&self) -> Result<(Registers, SpecialRegisters)> {
+        vcpu_state::registers(&self.fd)
     }
 
     fn state(&self) -> Result<VcpuState> {

@@ -19,8 +19,8 @@ use vmm_sys_util::ioctl_iow_nr;
 use super::ioctl;
 use super::vcpu::KVMIO;
 use crate::traits::{Error, Result};
-use crate::x86::CpuidEntry;
 use crate::x86::state::{ClockPolicy, TscState, VcpuState};
+use crate::x86::{CpuidEntry, Registers, SpecialRegisters};
 
 ioctl_iow_nr!(KVM_SET_DEVICE_ATTR, KVMIO, 0xe1, kvm_device_attr);
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
@@ -79,17 +79,12 @@ pub(super) fn get(fd: &VcpuFd, support: &StateSupport, xsave_size: usize) -> Res
     let cpuid = fd
         .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
         .map_err(ioctl("read the CPUID leaves"))?;
+    let (registers, special) = registers(fd)?;
     Ok(VcpuState {
         cpuid: without_empty_end(cpuid.as_slice()),
         run_state,
-        registers: fd
-            .get_regs()
-            .map_err(ioctl("read the general registers"))?
-            .into(),
-        special: fd
-            .get_sregs()
-            .map_err(ioctl("read the special registers"))?
-            .into(),
+        registers,
+        special,
         xsave: get_xsave(fd, xsave_size)?,
         xcrs: get_xcrs(fd, support)?,
         debug: fd
@@ -105,6 +100,15 @@ pub(super) fn get(fd: &VcpuFd, support: &StateSupport, xsave_size: usize) -> Res
         tsc: get_tsc(fd)?,
         nested: get_nested(fd, support)?,
     })
+}
+
+/// General, segment, control and table registers.
+pub(super) fn registers(fd: &VcpuFd) -> Result<(Registers, SpecialRegisters)> {
+    let general = fd.get_regs().map_err(ioctl("read the general registers"))?;
+    let special = fd
+        .get_sregs()
+        .map_err(ioctl("read the special registers"))?;
+    Ok((general.into(), special.into()))
 }
 
 /// Sets the state on a vCPU that has not run; see

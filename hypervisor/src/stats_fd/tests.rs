@@ -185,3 +185,18 @@ fn damaged_files_are_errors_and_never_panics() {
         }
     }
 }
+
+#[test]
+fn whether_a_vcpu_sleeps_is_told_where_the_kernel_says_it() {
+    let mut stats = patched();
+    assert_eq!(open(&image(&stats)).unwrap().is_blocking(), None);
+    for (value, expected) in [(0, false), (1, true)] {
+        stats.push(Stat {
+            kind: TYPE_INSTANT,
+            ..scalar("blocking", value)
+        });
+        let fd = open(&image(&stats)).unwrap();
+        assert_eq!(fd.is_blocking(), Some(expected));
+        stats.pop();
+    }
+}

@@ -16,6 +16,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "vm",
         &[
             "state",
+            "inspect",
             "api",
             "config",
             "stats",
@@ -38,6 +39,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     (
         "api",
         &[
+            "inspect",
             "acceptor",
             "log_limit",
             "stats",
@@ -55,11 +57,12 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ),
     ("stats", &[]),
     ("boot", &["devices", "memory", "host_file"]),
-    ("vcpu", &["bus", "memory", "sandbox", "event"]),
+    ("vcpu", &["inspect", "bus", "memory", "sandbox", "event"]),
     (
         "virtio",
         &[
             "state",
+            "inspect",
             "pci",
             "interrupt",
             "bus",
@@ -88,7 +91,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "event",
         ],
     ),
-    ("pci", &["state", "interrupt", "bus", "memory", "event"]),
+    (
+        "pci",
+        &["inspect", "state", "interrupt", "bus", "memory", "event"],
+    ),
     ("interrupt", &["memory"]),
     ("bus", &[]),
     ("memory", &["host_file"]),
@@ -99,6 +105,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("sandbox", &["event"]),
     ("sources", &[]),
     ("state", &[]),
+    ("inspect", &[]),
     ("event", &[]),
     ("host_file", &[]),
 ];

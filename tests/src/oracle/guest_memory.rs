@@ -12,6 +12,36 @@ use anyhow::{Context, Result, ensure};
 /// # Errors
 /// There is no such mapping, or more than one, or it cannot be read.
 pub fn checksum(pid: u32, bytes: u64) -> Result<u64> {
+    let start = only_mapping(pid, bytes)?;
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let mut hasher = DefaultHasher::new();
+    let mut part = vec![0; 1 << 20];
+    for at in (start..start + bytes).step_by(part.len()) {
+        memory
+            .read_exact_at(&mut part, at)
+            .with_context(|| format!("Cannot read the memory of process {pid} at {at:#x}"))?;
+        hasher.write(&part);
+    }
+    Ok(hasher.finish())
+}
+
+/// The word of 16 bits at a guest's address, in memory of `bytes` bytes without a
+/// hole.
+///
+/// # Errors
+/// As with [`checksum`].
+pub fn word(pid: u32, bytes: u64, address: u64) -> Result<u16> {
+    ensure!(address + 2 <= bytes, "{address:#x} is beyond the memory");
+    let at = only_mapping(pid, bytes)? + address;
+    let mut word = [0; 2];
+    File::open(format!("/proc/{pid}/mem"))?
+        .read_exact_at(&mut word, at)
+        .with_context(|| format!("Cannot read the memory of process {pid} at {at:#x}"))?;
+    Ok(u16::from_le_bytes(word))
+}
+
+/// Where the only mapping of so many bytes starts.
+fn only_mapping(pid: u32, bytes: u64) -> Result<u64> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))
         .with_context(|| format!("Cannot read the mappings of process {pid}"))?;
     let starts = mappings(&maps, bytes);
@@ -20,16 +50,7 @@ pub fn checksum(pid: u32, bytes: u64) -> Result<u64> {
         "{} mappings of process {pid} have {bytes} bytes",
         starts.len()
     );
-    let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let mut hasher = DefaultHasher::new();
-    let mut part = vec![0; 1 << 20];
-    for at in (starts[0]..starts[0] + bytes).step_by(part.len()) {
-        memory
-            .read_exact_at(&mut part, at)
-            .with_context(|| format!("Cannot read the memory of process {pid} at {at:#x}"))?;
-        hasher.write(&part);
-    }
-    Ok(hasher.finish())
+    Ok(starts[0])
 }
 
 /// Where the mappings of so many bytes start.

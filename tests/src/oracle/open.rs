@@ -111,7 +111,8 @@ fn open_while_seized(thread: Pid, path: &Path, timeout: Duration) -> Result<Resu
     })
 }
 
-fn wait_stopped(thread: Pid) -> Result<()> {
+/// Waits until a thread that is traced stands still.
+pub(super) fn wait_stopped(thread: Pid) -> Result<()> {
     match waitpid(thread, Some(WaitPidFlag::__WALL))? {
         WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..) => Ok(()),
         other => bail!("It did not stop: {other:?}"),

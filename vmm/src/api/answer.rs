@@ -29,11 +29,16 @@ pub fn info(status: &VmStatus) -> Response {
                 ..info.clone()
             }),
         },
-        None => error(
-            ApiError::new(ErrorKind::NotFound, "VM is not created"),
-            NO_INFO,
-        ),
+        None => no_vm(),
     }
+}
+
+/// To whoever asks about a VM that there is not.
+pub fn no_vm() -> Response {
+    error(
+        ApiError::new(ErrorKind::NotFound, "VM is not created"),
+        NO_INFO,
+    )
 }
 
 /// `vm.counters`
@@ -65,7 +70,8 @@ pub fn outcome(outcome: ApiResult, failure: &str, on_success: Response) -> Respo
     }
 }
 
-fn error(error: ApiError, failure: &str) -> Response {
+/// A failure, and what failed by it.
+pub fn error(error: ApiError, failure: &str) -> Response {
     let status = match error.kind {
         ErrorKind::BadRequest => 400,
         ErrorKind::NotFound => 404,

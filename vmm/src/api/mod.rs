@@ -9,6 +9,7 @@ mod answer;
 mod descriptors;
 mod exit_stats;
 mod http;
+mod inspect;
 mod queue;
 mod request;
 mod router;
@@ -20,7 +21,8 @@ pub use queue::{
     ApiQueue, ApiRequest, ApiResult, ApiSender, ReplySender, StatusBoard, api_channel,
 };
 pub use request::{
-    ApiError, DeviceTree, ErrorKind, NewDevice, RequestHandler, VmAction, VmReply, VmStatus,
+    ApiError, DeviceTree, ErrorKind, InspectMachine, NewDevice, RequestHandler, VmAction, VmReply,
+    VmStatus,
 };
 pub use server::{ApiContext, ApiServer, ServerError, VmmIdentity, serve_on, start_server};
 pub use socket::{ApiSocket, SocketError};

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -53,21 +54,36 @@ impl Drop for ReplySender {
 /// The latest [`VmStatus`], published by the control thread and read by the
 /// API thread. The lock is held only to exchange a pointer.
 #[derive(Clone, Debug, Default)]
-pub struct StatusBoard(Arc<RwLock<Arc<VmStatus>>>);
+pub struct StatusBoard {
+    status: Arc<RwLock<Arc<VmStatus>>>,
+    /// The action that is being carried out, and since when.
+    busy: Arc<RwLock<Option<(&'static str, Instant)>>>,
+}
 
 impl StatusBoard {
     /// Replaces what readers see. The control thread calls it when the state
     /// changes for another reason than a request, the end of the guest for one.
     pub fn publish(&self, status: VmStatus) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(status);
+        *self.status.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(status);
     }
 
     /// The latest status.
     pub fn read(&self) -> Arc<VmStatus> {
-        self.0
+        self.status
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// What the control thread is carrying out at the moment, and since when.
+    pub fn busy(&self) -> Option<(&'static str, Instant)> {
+        *self.busy.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what the control thread is carrying out from now on.
+    pub fn set_busy(&self, action: Option<&'static str>) {
+        let busy = action.map(|action| (action, Instant::now()));
+        *self.busy.write().unwrap_or_else(PoisonError::into_inner) = busy;
     }
 }
 
@@ -115,8 +131,10 @@ impl ApiQueue {
     pub fn serve(&self, handler: &mut impl RequestHandler, board: &StatusBoard) {
         self.acknowledge();
         while let Some(ApiRequest { action, reply }) = self.next() {
+            board.set_busy(Some(action.name()));
             let outcome = handler.handle(action);
             board.publish(handler.status());
+            board.set_busy(None);
             reply.send(outcome);
         }
     }

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use api_client::config::{
     DiskConfig, NetConfig, RestoreConfig, VmConfig, VmSnapshotConfig, VsockConfig,
 };
+use api_client::inspect::InspectNode;
 use api_client::types::{
     DeviceNode, PciDeviceInfo, VmCounters, VmInfo, VmResize, VmResizeDisk, VmResizeZone,
 };
 
 use super::descriptors::Descriptors;
+use crate::inspect::Scope;
 
 /// Everything that only the control thread may do. Reading (`vmm.ping`,
 /// `vm.info`, `vm.counters`, `exit-stats`) is not among it: the API thread
@@ -55,6 +57,35 @@ pub enum VmAction {
     RemoveDevice(String),
     /// End the machine and the process.
     VmmShutdown,
+}
+
+impl VmAction {
+    /// The request that asks for it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            VmAction::Create(..) => "vm.create",
+            VmAction::Delete => "vm.delete",
+            VmAction::Boot => "vm.boot",
+            VmAction::Pause => "vm.pause",
+            VmAction::Resume => "vm.resume",
+            VmAction::Shutdown => "vm.shutdown",
+            VmAction::Reboot => "vm.reboot",
+            VmAction::Snapshot(_) => "vm.snapshot",
+            VmAction::Restore(..) => "vm.restore",
+            VmAction::Pulse => "vm.pulse",
+            VmAction::PowerButton => "vm.power-button",
+            VmAction::Nmi => "vm.nmi",
+            VmAction::Resize(_) => "vm.resize",
+            VmAction::ResizeDisk(_) => "vm.resize-disk",
+            VmAction::ResizeZone(_) => "vm.resize-zone",
+            VmAction::AddDevice(NewDevice::Disk(_)) => "vm.add-disk",
+            VmAction::AddDevice(NewDevice::Net(..)) => "vm.add-net",
+            VmAction::AddDevice(NewDevice::Vsock(_)) => "vm.add-vsock",
+            VmAction::RemoveDevice(_) => "vm.remove-device",
+            VmAction::VmmShutdown => "vmm.shutdown",
+        }
+    }
 }
 
 /// A device that can be added at any time.
@@ -156,6 +187,15 @@ pub struct VmStatus {
     /// Reads how many bytes the balloon has taken from the guest; `None`
     /// without one. Called like `counters`.
     pub balloon: Option<Arc<dyn Fn() -> u64 + Send + Sync>>,
+    /// Reads the live state of a booted machine; `None` unless there is one.
+    pub machine: Option<Arc<dyn InspectMachine>>,
+}
+
+/// A booted machine whose live state can be read at any time. Called on the
+/// inspector's thread alone.
+pub trait InspectMachine: Send + Sync {
+    /// Adds to `root` what the machine consists of, as far as it is asked for.
+    fn inspect(&self, scope: &Scope<'_>, root: &mut InspectNode);
 }
 
 impl fmt::Debug for VmStatus {

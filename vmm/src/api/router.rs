@@ -2,6 +2,7 @@
 
 use api_client::UNSUPPORTED;
 use api_client::config::{NetConfig, RestoreConfig, VmConfig, unknown_field};
+use api_client::inspect::InspectPath;
 use api_client::types::RemoveDevice;
 use instrumentation::snapshot::Query;
 use serde::de::DeserializeOwned;
@@ -62,6 +63,11 @@ pub const ROUTES: &[Route] = &[
     read("/api/v1/vm.info", Takes::Nothing, |_| Ok(Call::Info)),
     read("/api/v1/vm.counters", Takes::Nothing, |_| {
         Ok(Call::Counters)
+    }),
+    read("/api/v1/vm.inspect", Takes::Parameters, |request| {
+        super::inspect::parse_query(request.query.as_deref().unwrap_or_default())
+            .map(Call::Inspect)
+            .map_err(bad_request)
     }),
     read("/api/v1/vm.exit-stats", Takes::Parameters, statistics),
     read("/api/v1/exit-stats", Takes::Parameters, statistics),
@@ -178,6 +184,8 @@ pub enum Call {
     Info,
     /// The devices' counters.
     Counters,
+    /// The live state at a path.
+    Inspect(InspectPath),
     /// The exit statistics.
     ExitStats(Query),
     /// The exit statistics for Prometheus.

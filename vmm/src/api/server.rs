@@ -16,10 +16,11 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use event_loop::{ClientId, EventLoop, LISTENER, STATISTICS};
 
 use super::http::Response;
+use super::inspect::Inspector;
 use super::queue::{ApiSender, ReplySender, StatusBoard};
 use super::request::{VmAction, chain_of};
 use super::socket::{ApiSocket, SocketError};
-use crate::sandbox::{Filter, ThreadKind, catch_panic, confine_early};
+use crate::sandbox::{Filter, ThreadKind, catch_panic, confine_early, enrol_thread};
 use crate::sources::io_error;
 use crate::stats::StatsHub;
 
@@ -127,7 +128,8 @@ pub fn serve_on(
         answers: Mutex::new(Vec::new()),
     });
     let sender = context.sender.clone();
-    let event_loop = EventLoop::new(listeners, context, Arc::clone(&shared));
+    let inspector = Inspector::start(context.board.clone()).map_err(ServerError::SetUp)?;
+    let event_loop = EventLoop::new(listeners, context, inspector, Arc::clone(&shared));
     let event_loop = Arc::new(Mutex::new(event_loop));
     let mut manager = EventManager::new_with_capacity(BATCH).map_err(set_up)?;
     let id = manager.add_subscriber(Arc::clone(&event_loop));
@@ -138,6 +140,7 @@ pub fn serve_on(
     let thread = Builder::new()
         .name("api".into())
         .spawn(move || {
+            let _enrolled = enrol_thread("api", ThreadKind::Api);
             let outcome = catch_panic(|| {
                 confine_early(&paths).map_err(io::Error::other)?;
                 filter.apply()?;

@@ -19,6 +19,7 @@ use crate::stats::tests::{PATCHED, machine};
 mod clients;
 mod description;
 mod hostile;
+mod inspect;
 
 /// Obeys, except where told to fail or to take its time.
 #[derive(Default)]
@@ -58,6 +59,7 @@ impl RequestHandler for Arc<Mutex<Double>> {
             info: self.lock().unwrap().info.clone(),
             counters: None,
             balloon: None,
+            machine: None,
         }
     }
 }
@@ -300,6 +302,7 @@ fn counters_before_boot_are_cloud_hypervisors_error() {
             [("_disk0".to_owned(), [("read_ops".to_owned(), 5)].into())].into()
         })),
         balloon: None,
+        machine: None,
     });
     assert_eq!(
         fixture.get("/api/v1/vm.counters"),
@@ -561,6 +564,7 @@ fn a_panic_in_the_api_thread_ends_the_vmm_and_is_told() {
         info: None,
         counters: Some(Arc::new(|| panic!("no {}", "luck"))),
         balloon: None,
+        machine: None,
     });
     let mut stream = fixture.connect();
     let request = b"GET /api/v1/vm.counters HTTP/1.1\r\nHost: localhost\r\n\r\n";

@@ -204,6 +204,16 @@ impl RamRegion {
         Ok(region)
     }
 
+    /// What the pages come from, for people.
+    #[must_use]
+    pub fn backing_name(&self) -> &'static str {
+        match self.source {
+            Source::Anonymous => "anonymous memory",
+            Source::SharedFile => "shared file",
+            Source::PrivateFile => "private file",
+        }
+    }
+
     fn advise(&self, backing: &Backing) -> io::Result<()> {
         if let Some(node) = backing.host_numa_node {
             self.bind_to_node(node)?;

@@ -25,7 +25,8 @@ pub use bar::BarPlacer;
 pub use config_space::{CONFIG_SIZE, ConfigSpace, Identity, capability, register};
 pub use host_bridge::HostBridge;
 pub use msix::{
-    ENTRY_SIZE, MsixCapability, MsixState, MsixStateError, MsixTable, MsixVectors, NO_VECTOR,
+    ENTRY_SIZE, MsixCapability, MsixState, MsixStateError, MsixTable, MsixVectorView, MsixVectors,
+    NO_VECTOR,
 };
 pub use ports::PciConfigPorts;
 pub use segment::{PciSegment, SLOTS};

@@ -91,6 +91,17 @@ impl MsixCapability {
     }
 }
 
+/// A vector as an inspection shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsixVectorView {
+    /// The guest's message.
+    pub message: MsiMessage,
+    /// The guest has masked this vector.
+    pub masked: bool,
+    /// It was raised and waits to be unmasked.
+    pub pending: bool,
+}
+
 /// The table, and what follows from it for the vectors.
 pub struct MsixTable {
     entries: Vec<[u8; ENTRY_SIZE]>,
@@ -153,6 +164,18 @@ impl MsixTable {
         (0..self.entries.len()).try_for_each(|index| self.apply(index))
     }
 
+    /// The vectors as the guest has set them, to be looked at.
+    pub fn vectors(&self) -> impl Iterator<Item = MsixVectorView> {
+        self.entries
+            .iter()
+            .zip(&self.vectors.vectors)
+            .map(|(entry, vector)| MsixVectorView {
+                message: message_of(entry),
+                masked: u32_at(entry, ENTRY_CONTROL) & ENTRY_MASKED != 0,
+                pending: vector.is_pending(),
+            })
+    }
+
     /// What the guest has put into the table, and what waits to be unmasked.
     ///
     /// # Errors
@@ -209,10 +232,7 @@ impl MsixTable {
         let (entry, vector) = (&self.entries[index], &self.vectors.vectors[index]);
         let masked = self.masked || u32_at(entry, ENTRY_CONTROL) & ENTRY_MASKED != 0;
         if self.enabled && !masked {
-            vector.connect(MsiMessage {
-                address: u64::from(u32_at(entry, 4)) << 32 | u64::from(u32_at(entry, 0)),
-                data: u32_at(entry, 8),
-            })
+            vector.connect(message_of(entry))
         } else {
             vector.disconnect()
         }
@@ -259,6 +279,13 @@ pub enum MsixStateError {
     /// The hypervisor refused.
     #[error(transparent)]
     Interrupt(#[from] InterruptError),
+}
+
+fn message_of(entry: &[u8; ENTRY_SIZE]) -> MsiMessage {
+    MsiMessage {
+        address: u64::from(u32_at(entry, 4)) << 32 | u64::from(u32_at(entry, 0)),
+        data: u32_at(entry, 8),
+    }
 }
 
 fn u32_at(entry: &[u8; ENTRY_SIZE], at: usize) -> u32 {

@@ -6,12 +6,14 @@ use std::fmt;
 use std::sync::Arc;
 
 use api_client::config::VmConfig;
+use api_client::inspect::InspectNode;
 use hypervisor::Vm;
 use serde_json::Value;
 
 use super::{PciAddress, PciFunction};
 use crate::bus::Bus;
 use crate::event::EventSink;
+use crate::inspect::{Inside, Scope};
 use crate::interrupt::{InterruptError, MsiRouter};
 use crate::memory::GuestRam;
 use crate::state::StateError;
@@ -52,6 +54,30 @@ pub trait PciUnit: PciFunction {
     /// Counters for `vm.counters`, if there are any.
     fn counters(&self) -> Option<Arc<dyn DeviceCounters>> {
         None
+    }
+
+    /// The part of an inspection that it belongs to.
+    fn family(&self) -> &'static str {
+        "devices"
+    }
+
+    /// Asks whoever else knows of the device for an inspection, and does not wait.
+    fn ask(&self) {}
+
+    /// Shows the device, after [`ask`](Self::ask). Waits for nobody for longer than
+    /// `scope` and `inside` allow.
+    fn inspect(&self, _scope: &Scope<'_>, node: &mut InspectNode, _inside: &Inside<'_>) {
+        let counters = self.counters().map(|counters| counters.read());
+        for (name, counter) in counters.unwrap_or_default() {
+            node.count(&name, counter);
+        }
+    }
+
+    /// Address of the BAR, if the guest has placed it, and its bytes; for an
+    /// inspection, which does not wait.
+    fn inspect_bar(&self) -> (Option<u64>, u64) {
+        let (base, size) = self.bar();
+        (Some(base), size)
     }
 
     /// The device's configuration has changed by itself: shows it to the driver.

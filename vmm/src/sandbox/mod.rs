@@ -10,6 +10,7 @@ mod landlock;
 mod preemption;
 mod seccomp;
 mod signal;
+mod threads;
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -22,14 +23,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 
 pub use affinity::bind_to_cpus;
-pub use descriptors::{descriptor_share, raise_descriptor_limit};
+pub use descriptors::{OpenDescriptors, descriptor_share, raise_descriptor_limit};
 pub use preemption::{is_scheduled_normally, preempt_when_woken};
 
 use crate::event::{EventSink, MachineEvent};
 
 pub use landlock::{LandlockError, PathAccess, PathRule, confine, confine_early};
-pub use seccomp::{Filter, OnViolation, SeccompError, enforce};
+pub use seccomp::{Filter, OnViolation, SeccompError, enforce, enforced};
 pub use signal::explain_faults;
+pub use threads::{EnrolledThread, ThreadRecord, enrol_thread, threads};
 
 /// What a thread does, which decides what it may ask of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,8 @@ pub enum ThreadKind {
     Control,
     /// Serves the API.
     Api,
+    /// Reads the live state of everything for clients of the API.
+    Inspector,
     /// Writes the events that the operator asked for.
     EventMonitor,
     /// Watches how long the end of a machine takes.
@@ -67,6 +71,7 @@ impl ThreadKind {
     pub const ALL: &'static [ThreadKind] = &[
         ThreadKind::Control,
         ThreadKind::Api,
+        ThreadKind::Inspector,
         ThreadKind::EventMonitor,
         ThreadKind::ShutdownWatch,
         ThreadKind::Vcpu,
@@ -82,7 +87,31 @@ impl ThreadKind {
 
     /// Whether it starts before a VM is configured and uses no path at all.
     fn is_early(self) -> bool {
-        matches!(self, ThreadKind::EventMonitor | ThreadKind::ShutdownWatch)
+        matches!(
+            self,
+            ThreadKind::Inspector | ThreadKind::EventMonitor | ThreadKind::ShutdownWatch
+        )
+    }
+
+    /// What an inspection calls it, and its filter.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ThreadKind::Control => "control",
+            ThreadKind::Api => "api",
+            ThreadKind::Inspector => "inspector",
+            ThreadKind::EventMonitor => "event-monitor",
+            ThreadKind::ShutdownWatch => "shutdown-watch",
+            ThreadKind::Vcpu => "vcpu",
+            ThreadKind::SerialInput => "serial-input",
+            ThreadKind::VirtioBlock => "virtio-block",
+            ThreadKind::VirtioRng => "virtio-rng",
+            ThreadKind::VirtioNet => "virtio-net",
+            ThreadKind::VirtioConsole => "virtio-console",
+            ThreadKind::VirtioVsock => "virtio-vsock",
+            ThreadKind::VirtioBalloon => "virtio-balloon",
+            ThreadKind::VirtioWatchdog => "virtio-watchdog",
+        }
     }
 }
 
@@ -122,6 +151,7 @@ where
     let builder = Builder::new().name(thread_name(name)).stack_size(STACK);
     builder.spawn(move || {
         log::debug!("thread {label} ({kind:?}) starts");
+        let _enrolled = enrol_thread(&thread_name(&label), kind);
         if kind.is_early()
             && let Err(error) = confine_early(&[])
         {
@@ -238,7 +268,11 @@ mod tests {
 
     #[test]
     fn threads_that_are_there_before_the_vm_reach_no_file() {
-        for kind in [ThreadKind::EventMonitor, ThreadKind::ShutdownWatch] {
+        for kind in [
+            ThreadKind::Inspector,
+            ThreadKind::EventMonitor,
+            ThreadKind::ShutdownWatch,
+        ] {
             let (sender, opened) = channel();
             let quiet = EventSink::new(|_| {});
             spawn("early", kind, quiet, move || {

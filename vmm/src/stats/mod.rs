@@ -24,6 +24,12 @@ use nix::time::ClockId;
 pub trait Sampler: Send + Sync {
     /// The counters as they are now.
     fn sample(&self) -> Result<VcpuSample, BoxedError>;
+
+    /// Whether the vCPU sleeps in the kernel until an interrupt comes for it;
+    /// nothing if the kernel does not tell.
+    fn is_blocking(&self) -> Option<bool> {
+        None
+    }
 }
 
 /// Why a vCPU's counters cannot be read.
@@ -32,6 +38,10 @@ pub type BoxedError = Box<dyn Error + Send + Sync>;
 impl Sampler for StatsFd {
     fn sample(&self) -> Result<VcpuSample, BoxedError> {
         Ok(StatsFd::sample(self)?)
+    }
+
+    fn is_blocking(&self) -> Option<bool> {
+        StatsFd::is_blocking(self)
     }
 }
 
@@ -72,6 +82,7 @@ pub enum StatsError {
 
 trait Reader: Send + Sync {
     fn read(&self) -> Result<ExitSnapshot, StatsError>;
+    fn is_blocking(&self, vcpu: usize) -> Option<bool>;
 }
 
 /// A running machine's statistics and what is remembered of the readings.
@@ -139,6 +150,10 @@ impl<S: Sampler> Live<S> {
 }
 
 impl<S: Sampler> Reader for Live<S> {
+    fn is_blocking(&self, vcpu: usize) -> Option<bool> {
+        self.stats.vcpus.get(vcpu)?.0.is_blocking()
+    }
+
     fn read(&self) -> Result<ExitSnapshot, StatsError> {
         let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
         let Memory { samples, counting } = &mut *memory;
@@ -189,6 +204,12 @@ fn read_whole(file: &File) -> io::Result<String> {
 
 /// Far above 172 lines of 40 buckets.
 const LARGEST_TABLE: usize = 1 << 20;
+
+/// Microseconds of the monotonic clock, as in a snapshot.
+#[must_use]
+pub fn monotonic_us() -> u64 {
+    clocks().1.unwrap_or(0)
+}
 
 /// Microseconds since 1970 and of the monotonic clock.
 fn clocks() -> (Option<u64>, Option<u64>) {
@@ -357,6 +378,16 @@ impl StatsHub {
             return Err(QueryError::UndefinedReason { reason, isa }.into());
         }
         Ok(snapshot.narrow(query)?)
+    }
+
+    /// Whether a vCPU sleeps in the kernel until an interrupt comes for it; nothing
+    /// if there is none that runs, or the kernel does not tell.
+    #[must_use]
+    pub fn is_blocking(&self, vcpu: usize) -> Option<bool> {
+        match self.current().0 {
+            State::Live(reader) => reader.is_blocking(vcpu),
+            State::Empty | State::Last(_) => None,
+        }
     }
 
     fn current(&self) -> (State, Option<Isa>) {

@@ -58,6 +58,11 @@ impl Control {
         VcpuRunState::from_byte(self.requested.load(Ordering::SeqCst))
     }
 
+    /// The state that the thread is in.
+    pub(super) fn state(&self) -> VcpuRunState {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Blocks the vCPU thread while it is to be parked; returns the state that
     /// is requested next.
     pub(super) fn park(&self) -> VcpuRunState {

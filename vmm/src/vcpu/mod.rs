@@ -3,11 +3,12 @@
 
 mod control;
 pub mod cpuid;
+mod inspect;
 mod io;
 pub mod msr;
 mod run;
 
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use hypervisor::x86::state::{ExitCountersState, VcpuState};
@@ -22,6 +23,8 @@ use crate::sandbox::{ThreadKind, bind_to_cpus, spawn};
 
 use control::Control;
 pub use control::VcpuRunState;
+use inspect::RegistersQuestion;
+pub use inspect::VcpuView;
 use io::VcpuIo;
 use run::SharedVcpu;
 
@@ -78,7 +81,29 @@ pub struct VcpuHandle {
     recorder: Arc<UserExitRecorder>,
     control: Arc<Control>,
     kick: Arc<VcpuKick>,
-    thread: Option<JoinHandle<()>>,
+    registers: Arc<RegistersQuestion>,
+    thread: Arc<VcpuThread>,
+}
+
+/// The thread, until somebody has waited for its end.
+#[derive(Default)]
+struct VcpuThread(Mutex<Option<JoinHandle<()>>>);
+
+impl VcpuThread {
+    /// Makes a system call of the thread return.
+    fn interrupt(&self) {
+        let thread = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = &*thread
+            && let Err(error) = thread.kill(kick_signal())
+        {
+            // The thread has ended already; nothing is left to interrupt.
+            log::debug!("no vCPU to interrupt: {error}");
+        }
+    }
+
+    fn take(&self) -> Option<JoinHandle<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 impl VcpuHandle {
@@ -97,6 +122,7 @@ impl VcpuHandle {
             .map_err(|source| VcpuError::Prepare(id, source))?;
         let control = Arc::new(Control::new());
         let vcpu = Arc::new(Mutex::new(vcpu));
+        let registers = Arc::new(RegistersQuestion::default());
         let runner = run::Runner {
             id,
             vcpu: Arc::clone(&vcpu),
@@ -104,6 +130,7 @@ impl VcpuHandle {
             recorder: Arc::clone(&recorder),
             control: Arc::clone(&control),
             kick: Arc::clone(&kick),
+            registers: Arc::clone(&registers),
             events: events.clone(),
         };
         let guard = control::ExitGuard::new(Arc::clone(&control));
@@ -131,7 +158,8 @@ impl VcpuHandle {
             recorder,
             control,
             kick,
-            thread: Some(thread),
+            registers,
+            thread: Arc::new(VcpuThread(Mutex::new(Some(thread)))),
         };
         match outcome.recv() {
             // A thread that ended before it answered has told why by itself.
@@ -184,12 +212,7 @@ impl VcpuHandle {
 
     fn interrupt(&self) {
         self.kick.set_immediate_exit(true);
-        if let Some(thread) = &self.thread
-            && let Err(error) = thread.kill(kick_signal())
-        {
-            // The thread has ended already; nothing is left to interrupt.
-            log::debug!("no vCPU to interrupt: {error}");
-        }
+        self.thread.interrupt();
     }
 }
 

@@ -6,6 +6,7 @@ use hypervisor::{Vcpu, VcpuKick, VmExit};
 use instrumentation::user_exit::{RangeId, UserExitKind, UserExitRecorder};
 
 use super::control::{Control, VcpuRunState};
+use super::inspect::RegistersQuestion;
 use super::io::VcpuIo;
 use crate::event::{EventSink, MachineEvent};
 
@@ -24,6 +25,7 @@ pub(super) struct Runner {
     pub(super) recorder: Arc<UserExitRecorder>,
     pub(super) control: Arc<Control>,
     pub(super) kick: Arc<VcpuKick>,
+    pub(super) registers: Arc<RegistersQuestion>,
     pub(super) events: EventSink,
 }
 
@@ -31,6 +33,9 @@ impl Runner {
     pub(super) fn run(self) {
         let mut vcpu = lock(&self.vcpu);
         loop {
+            if self.registers.is_asked() && !self.tell_registers(vcpu.as_mut()) {
+                return;
+            }
             match self.control.requested() {
                 VcpuRunState::Running => {}
                 VcpuRunState::Parked => {
@@ -90,6 +95,16 @@ impl Runner {
                 self.fail(format!("vCPU {}: unexpected exit {number}", self.id))
             }
         }
+    }
+
+    /// Answers an inspection. False when the guest is not to be entered again.
+    fn tell_registers(&self, vcpu: &mut dyn Vcpu) -> bool {
+        let complete = self.complete_pending_io(vcpu);
+        // Whoever requests a state after this line sets the flag again; what was
+        // requested before it, the caller looks at next.
+        self.kick.set_immediate_exit(false);
+        self.registers.answer(Some(vcpu.registers()));
+        complete
     }
 
     /// Completes an I/O instruction that is half done: its result reaches the

@@ -17,6 +17,7 @@ pub mod balloon;
 pub mod block;
 pub mod console;
 mod faults;
+mod features;
 pub mod net;
 mod queue;
 pub mod rate_limit;

@@ -7,6 +7,8 @@
 //! It never leaves the thread: what it owns is closed and removed there, under
 //! the thread's filter of system calls.
 
+mod probe;
+
 use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use api_client::inspect::InspectNode;
 use event_manager::{
     EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
 };
@@ -26,6 +29,8 @@ use super::{
 use crate::event::EventSink;
 use crate::sandbox::{ThreadKind, spawn};
 use crate::sources::io_error;
+
+pub use probe::{WorkerProbe, WorkerReading};
 
 /// A thread that has not stopped after this time is named in the log. It is
 /// waited for all the same: it may still write to guest memory.
@@ -81,6 +86,10 @@ pub trait Service: Send + 'static {
     /// Lets go of the queues; nothing may touch guest memory afterwards. What
     /// it waits for has been taken out already.
     fn stop(&mut self);
+
+    /// Says what it is about at the moment, beside its queues. Touches no guest
+    /// memory.
+    fn inspect(&self, _node: &mut InspectNode) {}
 }
 
 /// Why a service cannot go on.
@@ -239,6 +248,12 @@ impl Worker {
                 .collect(),
             _ => Vec::new(),
         }
+    }
+
+    /// A way to ask the thread what it is about.
+    #[must_use]
+    pub fn probe(&self) -> WorkerProbe {
+        WorkerProbe::new(&self.name, &self.endpoint, &self.shared)
     }
 
     /// Has the thread let go of its queues, and waits until it has.

@@ -7,6 +7,7 @@
 //! is going, and an event that arrives late means no other device. The address
 //! of a device's BAR at boot follows from its slot.
 
+mod inspect;
 mod net;
 mod singletons;
 mod slots;
@@ -19,6 +20,7 @@ use api_client::types::{DeviceNode, VmCounters};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+pub use inspect::{DeviceView, inspect_bus, inspect_devices};
 pub(super) use net::assign_macs;
 pub use slots::SlotError;
 use slots::Slots;
@@ -28,6 +30,7 @@ use crate::chardev::{CharBackend, RawTerminal};
 use crate::config::{DeviceParams, PciDevice, PciParams};
 use crate::devices::{HotplugController, HotplugState, ResetControl};
 use crate::event::{EventSink, MachineEvent};
+use crate::inspect::Gate;
 use crate::interrupt::{InterruptError, MsiVector};
 use crate::memory::MemoryError;
 use crate::memory::layout::{HOTPLUG_PORTS, PCI_CONFIG_PORTS};
@@ -138,6 +141,8 @@ pub struct DeviceTree {
     leaving: BTreeSet<String>,
     /// By id: the slot that a device had when the machine was saved.
     kept_slots: BTreeMap<String, u8>,
+    /// Nobody looks at the machine while a part of it is taken apart.
+    gate: Arc<Gate>,
 }
 
 /// The bus and its devices as they are saved.
@@ -203,6 +208,7 @@ impl DeviceTree {
             config_ports: None,
             leaving: BTreeSet::new(),
             kept_slots: BTreeMap::new(),
+            gate: Arc::default(),
         })
     }
 
@@ -405,7 +411,9 @@ impl DeviceTree {
         // What was reported of it must not be read as a report of the next device
         // in its slot.
         self.hotplug.forget(node.address.device);
-        self.slots.free(node.address);
+        let address = node.address;
+        self.gate.closed(|| drop(node));
+        self.slots.free(address);
         log::info!("the device {id} is removed");
         true
     }

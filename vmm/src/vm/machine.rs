@@ -169,6 +169,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        self.devices.gate().retire();
         // All at once; each handle then waits for its own thread.
         for vcpu in &self.vcpus {
             vcpu.request_stop();

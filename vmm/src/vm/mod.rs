@@ -6,6 +6,7 @@ mod consoles;
 mod control;
 mod deadline;
 mod device_tree;
+mod inspect;
 mod landlock_rules;
 mod legacy;
 mod machine;

@@ -18,6 +18,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::{ApiContext, Shared};
 use crate::api::descriptors::Budget;
 use crate::api::http::{CLIENT_TIMEOUT, Connection, Progress, Request, Response};
+use crate::api::inspect::Inspector;
 use crate::api::queue::{ApiResult, ReplySender};
 use crate::api::request::VmAction;
 use crate::api::router::{Call, route, route_statistics};
@@ -86,6 +87,7 @@ pub(super) struct EventLoop {
     /// By token.
     listeners: Vec<(u32, ApiSocket)>,
     context: ApiContext,
+    inspector: Inspector,
     shared: Arc<Shared>,
     /// By descriptor. One is taken out of what is waited for before it is closed.
     connections: HashMap<RawFd, Client>,
@@ -162,6 +164,7 @@ impl EventLoop {
     pub(super) fn new(
         listeners: Vec<(u32, ApiSocket)>,
         context: ApiContext,
+        inspector: Inspector,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
@@ -170,6 +173,7 @@ impl EventLoop {
                 .map_or_else(String::new, |(_, socket)| socket.name()),
             listeners,
             context,
+            inspector,
             shared,
             connections: HashMap::new(),
             next_serial: 0,
@@ -392,6 +396,10 @@ impl EventLoop {
             Ok(Call::Ping) => Some(answer::ping(&context.identity)),
             Ok(Call::Info) => Some(answer::info(&context.board.read())),
             Ok(Call::Counters) => Some(answer::counters(&context.board.read())),
+            Ok(Call::Inspect(path)) => {
+                self.inspector.read(path, self.deliver(id));
+                None
+            }
             Ok(Call::ExitStats(query)) => Some(self.exit_stats(Some(query), may_share)),
             Ok(Call::Metrics) => Some(self.exit_stats(None, may_share)),
             Ok(Call::Action { action, failure }) => {
@@ -420,17 +428,24 @@ impl EventLoop {
 
     fn hand_over(&self, id: ClientId, action: VmAction, failure: &'static str) {
         let on_success = answer::empty_reply(&action);
-        let shared = Arc::clone(&self.shared);
+        let deliver = self.deliver(id);
         let deliver = move |outcome: ApiResult| {
-            let response = answer::outcome(outcome, failure, on_success);
+            deliver(answer::outcome(outcome, failure, on_success));
+        };
+        self.context.sender.send(action, ReplySender::new(deliver));
+    }
+
+    /// Takes an answer from another thread.
+    fn deliver(&self, id: ClientId) -> impl FnOnce(Response) + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        move |response| {
             shared
                 .answers
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push((id, response));
             shared.wake();
-        };
-        self.context.sender.send(action, ReplySender::new(deliver));
+        }
     }
 
     fn deliver_answers(&mut self, ops: &mut EventOps) {

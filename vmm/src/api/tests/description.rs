@@ -107,7 +107,12 @@ fn answers_are_as_described() {
     fixture.put("vm.create", &config.to_string());
     for patched in [PATCHED, 0] {
         fixture.hub.publish(machine(2, patched));
-        for path in ["/api/v1/vmm.ping", "/api/v1/vm.info", "/exit-stats"] {
+        for path in [
+            "/api/v1/vmm.ping",
+            "/api/v1/vm.info",
+            "/api/v1/vm.inspect",
+            "/exit-stats",
+        ] {
             let (status, body) = fixture.get(path);
             assert_eq!(status, 200);
             let pointer = "responses/200/content/application~1json/schema";

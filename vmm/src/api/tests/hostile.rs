@@ -132,6 +132,7 @@ fn who_sent_many_requests_ahead_holds_up_nobody() {
             seen.store(noted.load(Ordering::Relaxed), Ordering::Relaxed);
             0
         })),
+        machine: None,
     });
     let request = b"GET /api/v1/vm.counters HTTP/1.1\r\n\r\n";
     let mut first = fixture.connect();

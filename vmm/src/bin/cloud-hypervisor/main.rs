@@ -121,6 +121,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         identity: VmmIdentity::default(),
     };
     let server = serve(args, context)?;
+    let _enrolled = sandbox::enrol_thread("cloud-hypervisor", ThreadKind::Control);
     Filter::of(ThreadKind::Control)?.apply()?;
     if let Some(config) = config {
         vmm.create(Box::new(config))?;

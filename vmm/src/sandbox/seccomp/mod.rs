@@ -72,6 +72,12 @@ pub fn enforce(mode: OnViolation) -> Result<(), SeccompError> {
     Ok(())
 }
 
+/// What happens to a call that a filter forbids; nothing if there are no filters.
+#[must_use]
+pub fn enforced() -> Option<OnViolation> {
+    MODE.get().copied()
+}
+
 /// A filter that is ready to be put on; an empty one if nothing is filtered.
 #[derive(Debug, Clone)]
 pub struct Filter(Option<BpfProgram>);

@@ -35,6 +35,7 @@ fn lists(kind: ThreadKind) -> Vec<&'static [Entry]> {
             CONTROL, VCPU, TAP, WORKER, BLOCK, NET, STREAMS, TERMINAL, SOCKETS, CONNECT,
         ],
         ThreadKind::Api => vec![API, STREAMS],
+        ThreadKind::Inspector => vec![INSPECTOR],
         ThreadKind::Vcpu => vec![VCPU, TAP, STREAMS],
         ThreadKind::SerialInput => vec![WORKER, TERMINAL, STREAMS, SOCKETS],
         ThreadKind::VirtioBlock => vec![WORKER, BLOCK],
@@ -148,6 +149,7 @@ const STREAMS: &[Entry] = &[
 const KVM_CHECK_EXTENSION: c_ulong = 0xae03;
 const KVM_RUN: c_ulong = 0xae80;
 const KVM_GET_REGS: c_ulong = 0x8090_ae81;
+const KVM_GET_SREGS: c_ulong = 0x8138_ae83;
 const KVM_KVMCLOCK_CTRL: c_ulong = 0xaead;
 const KVM_IOEVENTFD: c_ulong = 0x4040_ae79;
 const KVM_IRQFD: c_ulong = 0x4020_ae76;
@@ -167,6 +169,8 @@ const VCPU: &[Entry] = &[
             request(KVM_RUN),
             // To say where it was when KVM gives up on the guest.
             request(KVM_GET_REGS),
+            // For an inspection.
+            request(KVM_GET_SREGS),
             request(KVM_KVMCLOCK_CTRL),
             request(KVM_IOEVENTFD),
             request(KVM_IRQFD),
@@ -274,6 +278,26 @@ const API: &[Entry] = &[
     with(libc::SYS_setsockopt, &[equal(2, libc::SO_SNDBUF as u32)]),
     any(libc::SYS_statx),
     any(libc::SYS_unlink),
+];
+
+/// The state of all parts is read: registers and statistics of vCPUs, and which
+/// descriptors are open.
+const INSPECTOR: &[Entry] = &[
+    any(libc::SYS_clock_nanosleep),
+    any(libc::SYS_getdents64),
+    with(
+        libc::SYS_ioctl,
+        &[
+            request(KVM_CHECK_EXTENSION),
+            request(KVM_GET_REGS),
+            request(KVM_GET_SREGS),
+        ],
+    ),
+    any(libc::SYS_lseek),
+    any(libc::SYS_pread64),
+    any(libc::SYS_readlinkat),
+    // Brings a vCPU out of the guest.
+    any(libc::SYS_tgkill),
 ];
 
 /// All of KVM's requests.

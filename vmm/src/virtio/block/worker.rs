@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use api_client::inspect::InspectNode;
 use event_manager::EventOps;
 
 use super::execute::{Disk, Plan, write_status};
@@ -139,6 +140,14 @@ impl Service for BlockService {
 
     fn queues(&self) -> Vec<&VirtQueue> {
         self.active.iter().map(|active| &active.queue).collect()
+    }
+
+    fn inspect(&self, node: &mut InspectNode) {
+        let ring = self.active.as_ref().and_then(|active| active.ring.as_ref());
+        if let (Some(active), Some(ring)) = (&self.active, ring) {
+            node.set("ring_requests", ring.in_flight() as u64);
+            node.set("ring_bytes", active.bytes);
+        }
     }
 
     fn stop(&mut self) {

@@ -102,6 +102,11 @@ impl VsockMuxer {
         &self.listener
     }
 
+    /// How many connections there are.
+    pub(super) fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
     /// Ends everything.
     pub(super) fn clear(&mut self) {
         self.connections.clear();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use api_client::inspect::InspectNode;
 use event_manager::EventOps;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::timerfd::TimerFd;
@@ -299,6 +300,10 @@ impl Service for VsockService {
                     .chain(&active.events)
             })
             .collect()
+    }
+
+    fn inspect(&self, node: &mut InspectNode) {
+        node.set("connections", self.muxer.connections() as u64);
     }
 
     fn stop(&mut self) {

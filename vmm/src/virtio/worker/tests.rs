@@ -225,3 +225,90 @@ fn a_descriptor_number_that_comes_again_is_waited_for_again() {
         assert!(!driver.needs_reset());
     }
 }
+
+#[test]
+fn a_thread_tells_where_it_is_in_its_queues_while_it_serves_and_while_it_stands_still() {
+    let (worker, heard, _) = worker(false);
+    let probe = worker.probe();
+    let soon = || std::time::Instant::now() + Duration::from_secs(10);
+    let ask = || {
+        probe.ask();
+        probe.answer(soon(), || true).unwrap()
+    };
+    assert_eq!((ask().state, ask().queues.len()), ("idle", 0));
+    let mut driver = Driver::new(4);
+    worker.start(driver.activation()).unwrap();
+    assert_eq!(heard.recv(), Ok("start"));
+    let position = |next| QueuePosition {
+        index: 0,
+        next_available: next,
+        next_used: next,
+    };
+    assert_eq!(ask().queues, [position(0)]);
+    driver.offer(&[Buffer::writable(0, 16)]);
+    driver.kick();
+    assert_eq!(heard.recv(), Ok("ready"));
+    let reading = ask();
+    assert_eq!(
+        (reading.state, &reading.queues[..]),
+        ("active", &[position(1)][..])
+    );
+    Worker::pause_all(std::slice::from_ref(&worker));
+    let reading = ask();
+    assert_eq!(
+        (reading.state, &reading.queues[..]),
+        ("paused", &[position(1)][..])
+    );
+    worker.stop();
+    assert_eq!(ask().state, "idle");
+    drop(worker);
+    probe.ask();
+    assert_eq!(probe.answer(soon(), || true), None);
+}
+
+#[test]
+fn a_thread_that_does_not_answer_is_asked_once() {
+    let (said, heard) = channel();
+    let (release, hold) = channel::<()>();
+    struct Stuck(Sender<()>, Receiver<()>);
+    impl Service for Stuck {
+        fn activate(&mut self, _: Activation) -> io::Result<()> {
+            self.0.send(()).map_err(io::Error::other)?;
+            self.1.recv().map_err(io::Error::other)
+        }
+        fn attach(&mut self, _: &mut EventOps) -> io::Result<()> {
+            Ok(())
+        }
+        fn ready(&mut self, _: u32, _: &mut EventOps) -> Result<(), ServiceError> {
+            Ok(())
+        }
+        fn pause(&mut self) -> Result<(), ServiceError> {
+            Ok(())
+        }
+        fn queues(&self) -> Vec<&VirtQueue> {
+            // Each answer is heard.
+            let _ = self.0.send(());
+            Vec::new()
+        }
+        fn stop(&mut self) {}
+    }
+    let faults = Arc::new(GuestFaults::new("a"));
+    let sink = EventSink::new(|_| {});
+    let service = Stuck(said, hold);
+    let worker = Worker::spawn("a", ThreadKind::VirtioRng, faults, sink, service).unwrap();
+    let driver = Driver::new(4);
+    let probe = worker.probe();
+    worker.start(driver.activation()).unwrap();
+    heard.recv().unwrap();
+    for _ in 0..20 {
+        probe.ask();
+        let soon = std::time::Instant::now() + Duration::from_millis(2);
+        assert_eq!(probe.answer(soon, || true), None);
+    }
+    release.send(()).unwrap();
+    heard.recv().unwrap();
+    let late = std::time::Instant::now() + Duration::from_secs(10);
+    assert_eq!(probe.answer(late, || true).unwrap().state, "active");
+    worker.stop();
+    assert!(heard.try_recv().is_err());
+}

@@ -88,8 +88,10 @@ impl ControlLoop<'_> {
         match token {
             API => self.requests.serve(self.vmm, self.board),
             EVENTS => {
+                self.board.set_busy(Some("the guest's events"));
                 self.vmm.handle_vm_events()?;
                 self.board.publish(self.vmm.status());
+                self.board.set_busy(None);
             }
             WINDOW => {
                 // How often it came does not matter.

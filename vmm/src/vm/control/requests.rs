@@ -78,6 +78,7 @@ impl RequestHandler for Vmm {
             }),
             counters: machine.map(|machine| machine.devices().counters()),
             balloon: machine.and_then(|machine| machine.devices().balloon_reader()),
+            machine: machine.map(|machine| machine.view(&self.stats)),
         }
     }
 }

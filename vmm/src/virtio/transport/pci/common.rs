@@ -108,26 +108,26 @@ impl QueueSetup {
 
 /// What the driver told of a queue, as it is saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct QueueSetupState {
-    max_size: u16,
-    size: u16,
-    vector: u16,
-    enabled: bool,
-    areas: [u64; 3],
+pub(super) struct QueueSetupState {
+    pub(super) max_size: u16,
+    pub(super) size: u16,
+    pub(super) vector: u16,
+    pub(super) enabled: bool,
+    pub(super) areas: [u64; 3],
 }
 
 /// The registers as they are saved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct CommonState {
-    offered: u64,
+    pub(super) offered: u64,
     device_select: u32,
     driver_select: u32,
-    accepted: u64,
-    config_vector: u16,
-    status: u8,
-    generation: u8,
+    pub(super) accepted: u64,
+    pub(super) config_vector: u16,
+    pub(super) status: u8,
+    pub(super) generation: u8,
     queue_select: u16,
-    queues: Vec<QueueSetupState>,
+    pub(super) queues: Vec<QueueSetupState>,
 }
 
 /// A vector that the device has, or none.

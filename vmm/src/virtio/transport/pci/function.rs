@@ -3,45 +3,37 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use api_client::inspect::InspectNode;
 use hypervisor::Vm;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::common::{self, CommonConfig, CommonState};
+use super::common::{CommonConfig, CommonState};
+use super::inspect::Remembered;
 use super::interrupt::PciInterrupt;
+use super::registers::{config_space, device_config};
 use super::{
     BAR_SIZE, COMMON, DEVICE, DEVICE_END, ISR, MAX_VECTORS, NOTIFY, NOTIFY_STEP, PENDING,
     PENDING_END, TABLE, TABLE_END, WINDOW,
 };
 use crate::bus::BusDevice;
 use crate::event::{EventSink, MachineEvent};
+use crate::inspect::{Inside, Scope};
 use crate::interrupt::InterruptError;
 use crate::log_limit::LogLimit;
 use crate::memory::{GuestRam, MemoryError, PCI_DEVICE_SLOTS, ReadOnlyWindow};
 use crate::pci::{
-    BarPlacer, CONFIG_SIZE, ConfigSpace, Identity, MsixCapability, MsixState, MsixTable,
-    MsixVectors, PciAddress, PciContext, PciFunction, PciUnit, capability,
+    BarPlacer, CONFIG_SIZE, ConfigSpace, MsixCapability, MsixState, MsixTable, MsixVectors,
+    PciAddress, PciContext, PciFunction, PciUnit,
 };
 use crate::state::{StateError, device_state, from_device_state};
-use crate::virtio::worker::Worker;
+use crate::virtio::worker::{Worker, WorkerProbe};
 use crate::virtio::{
     Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, QueuePosition, Transition, VirtQueue,
     VirtioDevice, VirtioInterrupt,
 };
-
-const VENDOR: u16 = 0x1af4;
-/// Device numbers of virtio 1.x count from here.
-const DEVICE_BASE: u16 = 0x1040;
-/// Virtio 1.x.
-const REVISION: u8 = 1;
-
-// Kinds of structures that vendor capabilities locate (4.1.4).
-const CAP_COMMON: u8 = 1;
-const CAP_NOTIFY: u8 = 2;
-const CAP_ISR: u8 = 3;
-const CAP_DEVICE: u8 = 4;
 
 /// Before a device's id: its PCI function.
 pub const FUNCTION_PREFIX: &str = "_virtio-pci-";
@@ -64,15 +56,15 @@ pub enum TransportError {
     Event(#[source] std::io::Error),
 }
 
-struct State {
-    config: ConfigSpace,
-    msix_capability: MsixCapability,
-    table: MsixTable,
-    placer: BarPlacer,
-    common: CommonConfig,
+pub(super) struct State {
+    pub(super) config: ConfigSpace,
+    pub(super) msix_capability: MsixCapability,
+    pub(super) table: MsixTable,
+    pub(super) placer: BarPlacer,
+    pub(super) common: CommonConfig,
     /// A driver has taken the device into use.
-    active: bool,
-    device: Box<dyn VirtioDevice>,
+    pub(super) active: bool,
+    pub(super) device: Box<dyn VirtioDevice>,
 }
 
 /// A function and its device as they are saved.
@@ -98,19 +90,26 @@ pub struct VirtioPciState {
 pub struct VirtioPci {
     /// Itself, for the bus.
     me: Weak<Self>,
-    address: PciAddress,
+    pub(super) address: PciAddress,
     vm: Arc<dyn Vm>,
-    memory: Arc<GuestRam>,
+    pub(super) memory: Arc<GuestRam>,
     faults: Arc<GuestFaults>,
-    interrupt: Arc<PciInterrupt>,
+    pub(super) interrupt: Arc<PciInterrupt>,
     /// Shared with the device's threads, so that activations take no
     /// descriptors.
-    kicks: Vec<Arc<EventFd>>,
+    pub(super) kicks: Vec<Arc<EventFd>>,
+    /// The ways to ask the device's threads.
+    pub(super) probes: Vec<WorkerProbe>,
+    /// By the standard's number.
+    pub(super) kind: u32,
     counters: Option<Arc<dyn DeviceCounters>>,
     name: String,
     events: EventSink,
     event_limit: LogLimit,
-    state: Mutex<State>,
+    pub(super) state: Mutex<State>,
+    /// What an inspection sees while somebody waits for the device's threads with
+    /// the lock of `state`.
+    pub(super) remembered: Mutex<Option<Remembered>>,
 }
 
 /// What the device counts, and what its driver does wrong.
@@ -161,6 +160,8 @@ impl VirtioPci {
             faults,
             interrupt,
             kicks,
+            probes: device.workers().iter().map(Worker::probe).collect(),
+            kind: device.kind(),
             counters: device.counters(),
             name: name.to_owned(),
             events: platform.events.clone(),
@@ -174,6 +175,7 @@ impl VirtioPci {
                 active: false,
                 device,
             }),
+            remembered: Mutex::new(None),
         });
         function.publish(&function.state());
         Ok(function)
@@ -330,6 +332,7 @@ impl VirtioPci {
         match state.common.write(offset, data, vectors) {
             Transition::None => {}
             Transition::Reset => {
+                self.remember(state);
                 state.device.reset();
                 state.common.reset();
                 self.interrupt.reset();
@@ -407,62 +410,6 @@ impl VirtioPci {
     }
 }
 
-/// The device's configuration, in whole words.
-fn device_config(device: &dyn VirtioDevice) -> Vec<u8> {
-    let length = device.config_length().min(DEVICE_END - DEVICE);
-    let mut bytes = vec![0; length.next_multiple_of(4)];
-    device.read_config(0, &mut bytes[..length]);
-    bytes
-}
-
-fn config_space(
-    address: PciAddress,
-    device: &dyn VirtioDevice,
-    vectors: u16,
-) -> (ConfigSpace, MsixCapability) {
-    let number = DEVICE_BASE + device.kind() as u16;
-    let mut space = ConfigSpace::new(&Identity {
-        vendor: VENDOR,
-        device: number,
-        revision: REVISION,
-        class: class(device.kind()),
-        subsystem: (VENDOR, number),
-    });
-    space.add_bar(0, BAR_SIZE as u32, BarPlacer::first_address(address));
-    let msix = MsixCapability::add(&mut space, vectors, 0, TABLE as u32, PENDING as u32);
-    let doorbells = NOTIFY_STEP * u32::from(vectors - 1);
-    for (kind, offset, length, extra) in [
-        (CAP_COMMON, COMMON, common::LENGTH as u32, None),
-        (CAP_ISR, ISR, 4, None),
-        (CAP_NOTIFY, NOTIFY, doorbells, Some(NOTIFY_STEP)),
-        (CAP_DEVICE, DEVICE, device.config_length() as u32, None),
-    ] {
-        if length == 0 {
-            continue;
-        }
-        let mut body = vec![if extra.is_some() { 20 } else { 16 }, kind];
-        // BAR 0, no identifier.
-        body.extend_from_slice(&[0; 4]);
-        body.extend_from_slice(&(offset as u32).to_le_bytes());
-        body.extend_from_slice(&length.to_le_bytes());
-        if let Some(extra) = extra {
-            body.extend_from_slice(&extra.to_le_bytes());
-        }
-        space.add_capability(capability::VENDOR, &body);
-    }
-    (space, msix)
-}
-
-/// Base class, sub-class and interface that fit a kind of device.
-fn class(kind: u32) -> [u8; 3] {
-    match kind {
-        virtio_bindings::virtio_ids::VIRTIO_ID_NET => [0x02, 0x00, 0x00],
-        virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK => [0x01, 0x80, 0x00],
-        virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE => [0x07, 0x80, 0x00],
-        _ => [0xff, 0x00, 0x00],
-    }
-}
-
 impl PciFunction for VirtioPci {
     fn id(&self) -> &str {
         &self.name
@@ -509,6 +456,22 @@ impl PciUnit for VirtioPci {
         }))
     }
 
+    fn family(&self) -> &'static str {
+        "virtio"
+    }
+
+    fn ask(&self) {
+        self.ask_workers();
+    }
+
+    fn inspect(&self, scope: &Scope<'_>, node: &mut InspectNode, inside: &Inside<'_>) {
+        self.show_all(scope, node, inside);
+    }
+
+    fn inspect_bar(&self) -> (Option<u64>, u64) {
+        self.placed_bar()
+    }
+
     fn config_changed(&self) {
         let mut state = self.state();
         state.common.next_generation();
@@ -518,7 +481,9 @@ impl PciUnit for VirtioPci {
     }
 
     fn pause(&self) {
-        Worker::pause_all(self.state().device.workers());
+        let state = self.state();
+        self.remember(&state);
+        Worker::pause_all(state.device.workers());
     }
 
     fn resume(&self) {

@@ -21,7 +21,9 @@
 
 mod common;
 mod function;
+mod inspect;
 mod interrupt;
+mod registers;
 #[cfg(test)]
 mod tests;
 

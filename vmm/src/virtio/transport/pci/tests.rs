@@ -1,13 +1,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use api_client::inspect::{InspectNode, InspectValue};
 use instrumentation::user_exit::{AddressSpace, RangeMap};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use vm_memory::Bytes;
 
 use super::*;
 use crate::bus::{Bus, BusDevice};
 use crate::event::EventSink;
+use crate::inspect::{Gate, Scope};
 use crate::interrupt::MsiRouter;
 use crate::interrupt::testing::{Call, RecordingVm};
 use crate::memory::layout::PCI_WINDOW_START;
@@ -392,6 +396,125 @@ fn the_state_of_another_device_is_refused() {
         let refused = Guest::new().function.restore_state(&other);
         assert!(refused.is_err(), "{place}");
     }
+}
+
+/// What an inspection shows of the function, or of a part of it.
+fn inspected(guest: &Guest, path: &[&str]) -> InspectNode {
+    let path: Vec<String> = path.iter().map(|part| (*part).to_owned()).collect();
+    let scope = Scope::new(&path, Instant::now() + Duration::from_secs(1));
+    let gate = Gate::default();
+    let mut node = InspectNode::default();
+    guest.function.ask();
+    guest
+        .function
+        .inspect(&scope, &mut node, &gate.enter().unwrap());
+    node
+}
+
+fn number(node: &InspectNode, name: &str) -> u64 {
+    match node.values.get(name) {
+        Some(InspectValue::Number(number)) => *number,
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+fn text(node: &InspectNode, name: &str) -> String {
+    node.values[name].to_string()
+}
+
+#[test]
+fn an_inspection_shows_the_registers_and_the_indices_in_memory() {
+    let guest = Guest::enabled();
+    guest.accept(VERSION_1 | EVENT_IDX | 1 << 5);
+    guest.set_up_queue(1, 32, 0x10_0000);
+    let control = guest.function.config()[0x34] as usize + 2;
+    guest.function.write_config(control, &[0, 0x80]);
+    guest.write(TABLE + 16, &0xfee0_1000_u32.to_le_bytes());
+    guest.write(TABLE + 24, &0x41_u32.to_le_bytes());
+    guest.write(20, &[0xf]);
+    for (place, word) in [
+        (0x10_1002, 7u16),
+        (0x10_2002, 5),
+        (0x10_1044, 4),
+        (0x10_2104, 6),
+    ] {
+        let at = vm_memory::GuestAddress(place);
+        guest
+            .function
+            .memory_for_tests()
+            .write_obj(word, at)
+            .unwrap();
+    }
+    let node = inspected(&guest, &[]);
+    assert_eq!(text(&node, "kind"), "block");
+    assert_eq!(text(&node, "pci"), "0000:00:03.0");
+    assert_eq!(
+        text(&node, "status"),
+        "ACKNOWLEDGE DRIVER FEATURES_OK DRIVER_OK"
+    );
+    assert_eq!(text(&node, "features"), "BLK_RO RING_EVENT_IDX VERSION_1");
+    assert_eq!(text(&node, "features_accepted"), "0x120000020");
+    assert_eq!(text(&node, "bar0"), format!("{BASE:#x}"));
+    assert_eq!(node.counters["driver_faults"], 0);
+    let msix = &node.children["msix"];
+    assert_eq!(
+        (text(msix, "enabled"), text(msix, "masked")),
+        ("yes".into(), "no".into())
+    );
+    let vector = &msix.children["vector1"];
+    assert_eq!(text(vector, "address"), "0xfee01000");
+    assert_eq!(
+        (text(vector, "data"), text(vector, "masked")),
+        ("0x41".into(), "yes".into())
+    );
+    let queue = &node.children["queue1"];
+    assert_eq!((number(queue, "size"), number(queue, "max_size")), (32, 64));
+    assert_eq!(text(queue, "ready"), "yes");
+    assert_eq!(text(queue, "device_area"), "0x102000");
+    assert_eq!(
+        text(queue, "notify_address"),
+        format!("{:#x}", BASE + 0x3004)
+    );
+    let indices = ["avail_idx", "used_idx", "used_event", "avail_event"];
+    assert_eq!(indices.map(|name| number(queue, name)), [7, 5, 4, 6]);
+    let other = &node.children["queue0"];
+    assert_eq!(text(other, "ready"), "no");
+    assert!(!other.values.contains_key("avail_idx"));
+    // Only what is asked for.
+    let one = inspected(&guest, &["queue1"]);
+    assert!(one.children["msix"].values.is_empty());
+    assert_eq!(&one.children["queue1"], queue);
+    // Reading it again gives the same: nothing was taken.
+    assert_eq!(inspected(&guest, &[]), node);
+}
+
+#[test]
+fn rings_outside_of_memory_are_said_to_be_unreadable() {
+    let guest = Guest::enabled();
+    guest.accept(VERSION_1);
+    guest.set_up_queue(0, 16, u64::MAX - 0x2001);
+    let node = inspected(&guest, &["queue0"]);
+    let queue = &node.children["queue0"];
+    assert_eq!(queue.unavailable.len(), 2, "{queue:?}");
+}
+
+#[test]
+fn a_device_that_is_waited_for_is_shown_as_it_was_and_at_once() {
+    let guest = Guest::enabled();
+    guest.accept(VERSION_1);
+    guest.set_up_queue(0, 16, 0x10_0000);
+    guest.write(20, &[0xf]);
+    let free = inspected(&guest, &[]);
+    assert!(free.unavailable.is_empty());
+    guest.function.hold_for_tests(|| {
+        let start = Instant::now();
+        let node = inspected(&guest, &[]);
+        assert!(start.elapsed() < Duration::from_millis(500));
+        assert_eq!(node.unavailable.len(), 1, "{node:?}");
+        assert_eq!(node.children, free.children);
+        assert_eq!(node.values, free.values);
+    });
+    assert!(inspected(&guest, &[]).unavailable.is_empty());
 }
 
 proptest! {
