@@ -7,42 +7,44 @@ use instrumentation::snapshot::Query;
 use instrumentation::table::ExitReason;
 
 use super::http::{ContentType, Response};
+use super::parameter::{ParameterError, parameters};
 use crate::stats::{StatsError, StatsHub};
 
 /// Understands `reason=N`, `vcpu=N` and `nonzero=true`, each at most once.
-pub fn parse_query(text: &str) -> Result<Query, String> {
+///
+/// # Errors
+/// Another parameter, or a value that it cannot have.
+pub fn parse_query(text: &str) -> Result<Query, ParameterError> {
     let mut query = Query::default();
-    let mut seen = Vec::new();
-    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair
-            .split_once('=')
-            .ok_or_else(|| format!("Parameter \"{pair}\" has no value"))?;
-        if seen.contains(&key) {
-            return Err(format!("Parameter \"{key}\" is given twice"));
-        }
-        match key {
-            "reason" => query.reason = Some(ExitReason(parse_number(key, value)?)),
-            "vcpu" => query.vcpu = Some(parse_number(key, value)?),
+    for (name, value) in parameters(text)? {
+        match name {
+            "reason" => query.reason = Some(ExitReason(parse_number(name, value)?)),
+            "vcpu" => query.vcpu = Some(parse_number(name, value)?),
             "nonzero" => {
                 query.nonzero = match value {
                     "true" => true,
                     "false" => false,
-                    _ => return Err(format!("nonzero is true or false, not \"{value}\"")),
+                    _ => {
+                        return Err(ParameterError::Flag {
+                            name: name.to_owned(),
+                            value: value.to_owned(),
+                        });
+                    }
                 }
             }
             _ => {
-                return Err(format!(
-                    "There is no parameter \"{key}\"; there are reason, vcpu and nonzero"
-                ));
+                return Err(ParameterError::Unknown {
+                    name: name.to_owned(),
+                    valid: "reason, vcpu, nonzero",
+                });
             }
         }
-        seen.push(key);
     }
     Ok(query)
 }
 
 /// An unsigned number of at most 32 bits, decimal or after `0x`.
-fn parse_number(key: &str, text: &str) -> Result<u32, String> {
+fn parse_number(name: &str, text: &str) -> Result<u32, ParameterError> {
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) => (digits, 16),
         None => (text, 10),
@@ -52,7 +54,10 @@ fn parse_number(key: &str, text: &str) -> Result<u32, String> {
     is_number
         .then(|| u32::from_str_radix(digits, radix).ok())
         .flatten()
-        .ok_or_else(|| format!("{key}=\"{text}\" is not an unsigned 32-bit number"))
+        .ok_or_else(|| ParameterError::Number {
+            name: name.to_owned(),
+            value: text.to_owned(),
+        })
 }
 
 /// Memory of answers that all clients have taken, for further ones: a whole

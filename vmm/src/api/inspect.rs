@@ -13,6 +13,7 @@ use api_client::inspect::{InspectNode, InspectPath, Inspection};
 
 use super::answer;
 use super::http::Response;
+use super::parameter::{ParameterError, parameters};
 use super::queue::StatusBoard;
 use super::request::{ApiError, ErrorKind};
 use crate::event::{EventSink, MachineEvent};
@@ -28,23 +29,23 @@ const LEAST_PATIENCE: Duration = Duration::from_millis(20);
 const FAILURE: &str = "The VM could not be inspected";
 
 /// Understands `path=PATH`.
-pub fn parse_query(text: &str) -> Result<InspectPath, String> {
-    let mut path = None;
-    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        if key != "path" {
-            return Err(format!("unknown parameter {key:?}; valid: path"));
+///
+/// # Errors
+/// Another parameter, or what is no path.
+pub fn parse_query(text: &str) -> Result<InspectPath, ParameterError> {
+    let mut path = InspectPath::default();
+    for (name, value) in parameters(text)? {
+        match name {
+            "path" => path = value.parse()?,
+            _ => {
+                return Err(ParameterError::Unknown {
+                    name: name.to_owned(),
+                    valid: "path",
+                });
+            }
         }
-        if path.is_some() {
-            return Err("the parameter path is given twice".to_owned());
-        }
-        path = Some(
-            value
-                .parse::<InspectPath>()
-                .map_err(|error| error.to_string())?,
-        );
     }
-    Ok(path.unwrap_or_default())
+    Ok(path)
 }
 
 /// Takes the answer to a request. Dropping it unused is an answer too.

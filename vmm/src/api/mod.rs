@@ -10,6 +10,7 @@ mod descriptors;
 mod exit_stats;
 mod http;
 mod inspect;
+mod parameter;
 mod queue;
 mod request;
 mod router;

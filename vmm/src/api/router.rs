@@ -67,7 +67,7 @@ pub const ROUTES: &[Route] = &[
     read("/api/v1/vm.inspect", Takes::Parameters, |request| {
         super::inspect::parse_query(request.query.as_deref().unwrap_or_default())
             .map(Call::Inspect)
-            .map_err(bad_request)
+            .map_err(|error| bad_request(error.to_string()))
     }),
     read("/api/v1/vm.exit-stats", Takes::Parameters, statistics),
     read("/api/v1/exit-stats", Takes::Parameters, statistics),
@@ -217,7 +217,7 @@ fn nmi(_: &Request) -> Result<Call, Response> {
 fn statistics(request: &Request) -> Result<Call, Response> {
     exit_stats::parse_query(request.query.as_deref().unwrap_or_default())
         .map(Call::ExitStats)
-        .map_err(bad_request)
+        .map_err(|error| bad_request(error.to_string()))
 }
 
 /// Gives the descriptors that came to network devices.

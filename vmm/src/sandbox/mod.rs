@@ -191,13 +191,28 @@ pub fn quiet_watched_panics() {
     }));
 }
 
+/// A panic, and where it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("panicked{place}: {message}")]
+pub struct Panicked {
+    /// Empty, or ` at` and a place in the source.
+    place: String,
+    message: String,
+}
+
 /// Does the work of a thread, and tells of a panic in it.
-pub fn catch_panic<T>(body: impl FnOnce() -> T) -> Result<T, String> {
+///
+/// # Errors
+/// It panicked.
+pub fn catch_panic<T>(body: impl FnOnce() -> T) -> Result<T, Panicked> {
     // It may be part of what is watched already.
     let outer = PANIC_PLACE.replace(Some(String::new()));
     let outcome = catch_unwind(AssertUnwindSafe(body));
     let place = PANIC_PLACE.replace(outer).unwrap_or_default();
-    outcome.map_err(|panic| format!("panicked{place}: {}", panic_text(panic.as_ref())))
+    outcome.map_err(|panic| Panicked {
+        place,
+        message: panic_text(panic.as_ref()).to_owned(),
+    })
 }
 
 /// From now on, every file and socket that the process makes is its user's

@@ -174,7 +174,7 @@ impl<S: Sampler> Reader for Live<S> {
             })
             .collect::<Result<Vec<_>, StatsError>>()?;
         let host = Host {
-            isa,
+            isa: isa.map_err(|why| why.to_string()),
             tsc_khz: self.stats.tsc_khz,
         };
         // Ranges come last: a recorder may name a range registered meanwhile.
@@ -232,24 +232,35 @@ fn random_id() -> String {
     format!("{:032x}", u128::from_le_bytes(bytes))
 }
 
+/// Why KVM counts no exits by reason.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+enum NotCounting {
+    #[error("This host's KVM is not patched to count exits by reason")]
+    NotPatched,
+    #[error("Counting is off: the parameter exit_stats of kvm.ko is N{}", last_seen(.0))]
+    Off(Option<Timestamp>),
+    #[error(
+        "This host's KVM counts exits of an instruction set that this program does not know, \
+         version {0} of its interface"
+    )]
+    UnknownIsa(u8),
+}
+
+fn last_seen(counting: &Option<Timestamp>) -> String {
+    counting.map_or_else(String::new, |time| {
+        format!("; it was last seen on at {time:.0}")
+    })
+}
+
 /// Whose exits KVM counts, or why it counts none; `counting` is when it last did.
-fn judge(kvm: ExitStatsSupport, counting: Option<Timestamp>) -> Result<Isa, String> {
+fn judge(kvm: ExitStatsSupport, counting: Option<Timestamp>) -> Result<Isa, NotCounting> {
     match (kvm.version(), kvm.isa()) {
-        (0, _) => Err("This host's KVM is not patched to count exits by reason".into()),
-        (_, Some(_)) if !kvm.accounting() => {
-            let mut why = String::from("Counting is off: the parameter exit_stats of kvm.ko is N");
-            if let Some(time) = counting {
-                why.push_str(&format!("; it was last seen on at {time:.0}"));
-            }
-            Err(why)
-        }
+        (0, _) => Err(NotCounting::NotPatched),
+        (_, Some(_)) if !kvm.accounting() => Err(NotCounting::Off(counting)),
         // Later versions add to the first: what is there of it, the statistics
         // themselves say.
         (_, Some(isa)) => Ok(isa),
-        (version, None) => Err(format!(
-            "This host's KVM counts exits of an instruction set that this program does not \
-             know, version {version} of its interface"
-        )),
+        (version, None) => Err(NotCounting::UnknownIsa(version)),
     }
 }
 

@@ -129,7 +129,10 @@ fn without_the_patch_there_are_totals_and_a_reason_why_no_more() {
 
 #[test]
 fn each_state_of_the_accounting_is_told_apart() {
-    let why = |raw| judge(ExitStatsSupport::from_raw(raw), None).unwrap_err();
+    let why = |raw| {
+        let why = judge(ExitStatsSupport::from_raw(raw), None).unwrap_err();
+        why.to_string()
+    };
     assert!(why(0).contains("not patched"));
     assert!(why(0x101).contains("exit_stats"));
     assert!(why(0x1_0902).contains("version 2"));

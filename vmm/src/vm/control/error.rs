@@ -62,27 +62,63 @@ impl ControlError {
     pub(super) fn kind(&self) -> ErrorKind {
         match self {
             ControlError::Snapshot(error) => error.kind(),
-            ControlError::NotCreated
-            | ControlError::NoSuchDevice(_)
-            | ControlError::Build(BuildError::Device(DeviceError::NoDisk(_))) => {
-                ErrorKind::NotFound
-            }
-            ControlError::OneVsock
-            | ControlError::Save(SaveError::Leaving(_))
-            | ControlError::Build(BuildError::Device(
-                DeviceError::Exists(_) | DeviceError::ImageInUse(..),
-            )) => ErrorKind::Conflict,
-            ControlError::Build(
-                BuildError::Config(_)
-                | BuildError::NoLatency
-                | BuildError::Device(
-                    DeviceError::NoBalloon | DeviceError::Resize(..) | DeviceError::Image(..),
-                ),
-            )
-            | ControlError::Console(ConsoleError::Config(_))
-            | ControlError::Unsupported(_) => ErrorKind::BadRequest,
-            _ => ErrorKind::Internal,
+            ControlError::NotCreated | ControlError::NoSuchDevice(_) => ErrorKind::NotFound,
+            ControlError::OneVsock => ErrorKind::Conflict,
+            ControlError::Unsupported(_) => ErrorKind::BadRequest,
+            ControlError::Build(error) => kind_of_build(error),
+            ControlError::Console(error) => match error {
+                ConsoleError::Config(_) => ErrorKind::BadRequest,
+                ConsoleError::Open(..) => ErrorKind::Internal,
+            },
+            ControlError::Save(error) => match error {
+                SaveError::Leaving(_) => ErrorKind::Conflict,
+                SaveError::Interrupts(..) | SaveError::Hypervisor(_) => ErrorKind::Internal,
+            },
+            // As in Cloud Hypervisor, a wrong state is no fault of the request.
+            ControlError::AlreadyCreated
+            | ControlError::Transition(_)
+            | ControlError::FixedDevice(_)
+            | ControlError::Landlock(_)
+            | ControlError::SetUp(_)
+            | ControlError::Failed(_) => ErrorKind::Internal,
         }
+    }
+}
+
+fn kind_of_build(error: &BuildError) -> ErrorKind {
+    match error {
+        BuildError::Config(_) | BuildError::NoLatency => ErrorKind::BadRequest,
+        BuildError::Device(error) => kind_of_device(error),
+        BuildError::Hypervisor(_)
+        | BuildError::Memory(_)
+        | BuildError::Boot(_)
+        | BuildError::Interrupt(_)
+        | BuildError::Bus(_)
+        | BuildError::SerialInput(_)
+        | BuildError::Vcpu(_)
+        | BuildError::State(_) => ErrorKind::Internal,
+    }
+}
+
+fn kind_of_device(error: &DeviceError) -> ErrorKind {
+    match error {
+        DeviceError::NoDisk(_) => ErrorKind::NotFound,
+        DeviceError::Exists(_) | DeviceError::ImageInUse(..) => ErrorKind::Conflict,
+        DeviceError::NoBalloon | DeviceError::Resize(..) | DeviceError::Image(..) => {
+            ErrorKind::BadRequest
+        }
+        DeviceError::Slot(..)
+        | DeviceError::Transport(..)
+        | DeviceError::Segment(_)
+        | DeviceError::Bus(_)
+        | DeviceError::Disk(..)
+        | DeviceError::Net(..)
+        | DeviceError::Mac(_)
+        | DeviceError::Console(_)
+        | DeviceError::Vsock(..)
+        | DeviceError::Balloon(_)
+        | DeviceError::Flag(..)
+        | DeviceError::Rng(..) => ErrorKind::Internal,
     }
 }
 

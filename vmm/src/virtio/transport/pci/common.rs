@@ -14,6 +14,36 @@ pub(super) const LENGTH: usize = 64;
 /// Offset of the status, which the device's thread may change.
 pub(super) const STATUS: usize = 20;
 
+/// Why a queue cannot be as the driver set it up.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SetupError {
+    #[error("an area at {0:#x} is misplaced")]
+    Area(u64),
+    #[error("{0}")]
+    Ring(virtio_queue::Error),
+}
+
+/// Which queue cannot be as the driver set it up.
+#[derive(Debug, thiserror::Error)]
+#[error("queue {index}: {source}")]
+pub(super) struct QueueSetupError {
+    index: u16,
+    source: SetupError,
+}
+
+/// Why saved registers are none of this device's.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RestoreError {
+    #[error("a queue of {size} of {max_size} entries, the device's has {own}")]
+    QueueSize { size: u16, max_size: u16, own: u16 },
+    #[error("{saved} queues, the device has {own}")]
+    QueueCount { saved: usize, own: usize },
+    #[error("the device lacks the features {0:#x}")]
+    MissingFeatures(u64),
+    #[error("features {accepted:#x} of {offered:#x}")]
+    Features { accepted: u64, offered: u64 },
+}
+
 /// What the driver tells of one queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct QueueSetup {
@@ -53,7 +83,7 @@ impl QueueSetup {
         }
     }
 
-    fn restore(&mut self, state: &QueueSetupState, vectors: u16) -> Result<(), String> {
+    fn restore(&mut self, state: &QueueSetupState, vectors: u16) -> Result<(), RestoreError> {
         let QueueSetupState {
             max_size,
             size,
@@ -62,10 +92,11 @@ impl QueueSetup {
             areas,
         } = *state;
         if max_size != self.max_size || !size.is_power_of_two() || size > max_size {
-            return Err(format!(
-                "a queue of {size} of {max_size} entries, the device's has {}",
-                self.max_size
-            ));
+            return Err(RestoreError::QueueSize {
+                size,
+                max_size,
+                own: self.max_size,
+            });
         }
         *self = Self {
             max_size,
@@ -78,7 +109,7 @@ impl QueueSetup {
     }
 
     /// The queue, if it is enabled and its parts lie in guest memory.
-    fn build(&self, memory: &GuestRam, event_idx: bool) -> Result<Queue, String> {
+    fn build(&self, memory: &GuestRam, event_idx: bool) -> Result<Queue, SetupError> {
         let [descriptors, driver, device] = self.areas;
         let size = usize::from(self.size);
         let ring = if event_idx { 6 } else { 4 };
@@ -88,10 +119,10 @@ impl QueueSetup {
             (device, 8 * size + ring, Permissions::Write, 4),
         ] {
             if area % alignment != 0 || !memory.check_range(GuestAddress(area), length, access) {
-                return Err(format!("an area at {area:#x} is misplaced"));
+                return Err(SetupError::Area(area));
             }
         }
-        let mut queue = Queue::new(self.max_size).map_err(|error| error.to_string())?;
+        let mut queue = Queue::new(self.max_size).map_err(SetupError::Ring)?;
         queue.set_size(self.size);
         let halves = |area: u64| (Some(area as u32), Some((area >> 32) as u32));
         let (low, high) = halves(descriptors);
@@ -196,7 +227,11 @@ impl CommonConfig {
     ///
     /// # Errors
     /// The device offers less than the saved one did, or other queues.
-    pub(super) fn restore(&mut self, state: &CommonState, vectors: u16) -> Result<(), String> {
+    pub(super) fn restore(
+        &mut self,
+        state: &CommonState,
+        vectors: u16,
+    ) -> Result<(), RestoreError> {
         let CommonState {
             offered,
             device_select,
@@ -210,14 +245,19 @@ impl CommonConfig {
         } = state;
         let missing = offered & !self.offered;
         if missing != 0 {
-            return Err(format!("the device lacks the features {missing:#x}"));
+            return Err(RestoreError::MissingFeatures(missing));
         }
         if queues.len() != self.queues.len() {
-            let count = self.queues.len();
-            return Err(format!("{} queues, the device has {count}", queues.len()));
+            return Err(RestoreError::QueueCount {
+                saved: queues.len(),
+                own: self.queues.len(),
+            });
         }
         if accepted & !offered != 0 {
-            return Err(format!("features {accepted:#x} of {offered:#x}"));
+            return Err(RestoreError::Features {
+                accepted: *accepted,
+                offered: *offered,
+            });
         }
         for (setup, state) in self.queues.iter_mut().zip(queues) {
             setup.restore(state, vectors)?;
@@ -257,7 +297,10 @@ impl CommonConfig {
     }
 
     /// The queues that the driver enabled, with their numbers.
-    pub(super) fn build_queues(&self, memory: &GuestRam) -> Result<Vec<(u16, Queue)>, String> {
+    pub(super) fn build_queues(
+        &self,
+        memory: &GuestRam,
+    ) -> Result<Vec<(u16, Queue)>, QueueSetupError> {
         let event_idx =
             self.accepted & (1 << virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX) != 0;
         (0u16..)
@@ -265,10 +308,8 @@ impl CommonConfig {
             .filter(|(_, setup)| setup.enabled)
             .map(|(index, setup)| {
                 let queue = setup.build(memory, event_idx);
-                Ok((
-                    index,
-                    queue.map_err(|error| format!("queue {index}: {error}"))?,
-                ))
+                let queue = queue.map_err(|source| QueueSetupError { index, source })?;
+                Ok((index, queue))
             })
             .collect()
     }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::common::{CommonConfig, CommonState};
+use super::common::{CommonConfig, CommonState, QueueSetupError};
 use super::inspect::Remembered;
 use super::interrupt::PciInterrupt;
 use super::registers::{config_space, device_config};
@@ -31,8 +31,8 @@ use crate::pci::{
 use crate::state::{StateError, device_state, from_device_state};
 use crate::virtio::worker::{Worker, WorkerProbe};
 use crate::virtio::{
-    Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, QueuePosition, Transition, VirtQueue,
-    VirtioDevice, VirtioInterrupt,
+    ActivateError, Activation, COMMON_FEATURES, DeviceCounters, GuestFaults, QueuePosition,
+    Transition, VirtQueue, VirtioDevice, VirtioInterrupt,
 };
 
 /// Before a device's id: its PCI function.
@@ -54,6 +54,15 @@ pub enum TransportError {
     /// No descriptors.
     #[error("Cannot create an event for a queue")]
     Event(#[source] std::io::Error),
+}
+
+/// Why a device does not start with what its driver set up.
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error(transparent)]
+    Queue(#[from] QueueSetupError),
+    #[error(transparent)]
+    Device(#[from] ActivateError),
 }
 
 pub(super) struct State {
@@ -375,7 +384,7 @@ impl VirtioPci {
         &self,
         state: &mut State,
         positions: Option<&[QueuePosition]>,
-    ) -> Result<(), String> {
+    ) -> Result<(), StartError> {
         let memory = &self.memory;
         let interrupt = Arc::clone(&self.interrupt) as Arc<dyn VirtioInterrupt>;
         let queues = state
@@ -403,10 +412,7 @@ impl VirtioPci {
             queues,
             interrupt,
         };
-        state
-            .device
-            .activate(activation)
-            .map_err(|error| error.to_string())
+        Ok(state.device.activate(activation)?)
     }
 }
 

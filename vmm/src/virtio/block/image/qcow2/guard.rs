@@ -25,7 +25,7 @@ use imago::{Storage, StorageOpenOptions};
 
 use super::header::{FEATURES_AT, REPAIRABLE};
 use crate::memory::AlignedBuffer;
-use crate::sandbox::catch_panic;
+use crate::sandbox::{Panicked, catch_panic};
 
 /// Bytes of stack that one request may take. The threads of a disk have half
 /// a mebibyte.
@@ -50,12 +50,21 @@ fn stack_address() -> usize {
     black_box(std::ptr::from_ref(&here)).addr()
 }
 
+/// Why an image cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    #[error("the image makes the library {0}")]
+    Exceeded(&'static str),
+    #[error("the library {0}")]
+    Panicked(Panicked),
+}
+
 /// Does the work of one request, which may access the file `operations` times.
 /// The outer error says why the image cannot be used any more.
 pub(super) fn run<T>(
     operations: u64,
     work: impl FnOnce() -> io::Result<T>,
-) -> Result<io::Result<T>, String> {
+) -> Result<io::Result<T>, GuardError> {
     BUDGET.set(Some(Budget {
         stack: stack_address(),
         operations,
@@ -63,8 +72,8 @@ pub(super) fn run<T>(
     }));
     let outcome = catch_panic(work);
     match BUDGET.take().and_then(|budget| budget.exceeded) {
-        Some(why) => Err(format!("the image makes the library {why}")),
-        None => outcome.map_err(|panic| format!("the library {panic}")),
+        Some(why) => Err(GuardError::Exceeded(why)),
+        None => outcome.map_err(GuardError::Panicked),
     }
 }
 
@@ -253,7 +262,7 @@ mod tests {
         let thread = on_small_stack
             .spawn(|| run(u64::MAX, || deeper(0)).unwrap_err())
             .unwrap();
-        assert!(thread.join().unwrap().contains("call itself"));
+        assert!(thread.join().unwrap().to_string().contains("call itself"));
         let looped = run(100, || -> io::Result<()> {
             loop {
                 // Errors that the library ignores do not help it.
@@ -263,9 +272,9 @@ mod tests {
                 }
             }
         });
-        assert!(looped.unwrap_err().contains("without end"));
+        assert!(looped.unwrap_err().to_string().contains("without end"));
         let panicked = run(1, || -> io::Result<()> { panic!("no luck") });
-        assert!(panicked.unwrap_err().contains("no luck"));
+        assert!(panicked.unwrap_err().to_string().contains("no luck"));
         assert!(run(2, spend).is_ok());
     }
 }

@@ -26,7 +26,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, StorageOpen
 use super::{FileId, ImageError, ImageOptions, bypass_cache, lock_file};
 use crate::host_file::{self, Purpose};
 use crate::memory::{AlignedBuffer, GuestBuffers};
-use guard::Guarded;
+use guard::{GuardError, Guarded};
 use header::Header;
 
 type Access = FormatAccess<Guarded>;
@@ -94,7 +94,7 @@ pub enum Qcow2Error {
     #[error("Cannot read it")]
     Read(#[source] io::Error),
     #[error("{0}")]
-    Library(String),
+    Library(GuardError),
 }
 
 /// Any number of threads read and write; discarding moves what they rely on,
