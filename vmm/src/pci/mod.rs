@@ -30,7 +30,7 @@ pub use msix::{
 };
 pub use ports::PciConfigPorts;
 pub use segment::{PciSegment, SLOTS};
-pub use unit::{DeviceCounters, FlagDevice, PciContext, PciUnit, UnitError};
+pub use unit::{DeviceCounters, FlagDevice, PciContext, PciUnit, UnitError, show_counters};
 
 /// What a function does with its configuration registers. Called from vCPU
 /// threads, so it locks its own state.

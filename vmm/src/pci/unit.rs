@@ -38,6 +38,24 @@ pub struct PciContext {
 pub trait DeviceCounters: Send + Sync {
     /// The counters as they are now. What has no value yet is left out.
     fn read(&self) -> BTreeMap<String, u64>;
+
+    /// Whether the counter of this name only grows; an average, say, does not.
+    fn only_grows(&self, _name: &str) -> bool {
+        true
+    }
+}
+
+/// Shows a device's counters in an inspection, as such where they only grow.
+pub fn show_counters(counters: Option<&dyn DeviceCounters>, node: &mut InspectNode) {
+    let Some(counters) = counters else {
+        return;
+    };
+    for (name, value) in counters.read() {
+        match counters.only_grows(&name) {
+            true => node.count(&name, value),
+            false => node.set(&name, value),
+        }
+    }
 }
 
 /// A function that is a device of the machine. The control thread calls it, while
@@ -67,10 +85,7 @@ pub trait PciUnit: PciFunction {
     /// Shows the device, after [`ask`](Self::ask). Waits for nobody for longer than
     /// `scope` and `inside` allow.
     fn inspect(&self, _scope: &Scope<'_>, node: &mut InspectNode, _inside: &Inside<'_>) {
-        let counters = self.counters().map(|counters| counters.read());
-        for (name, counter) in counters.unwrap_or_default() {
-            node.count(&name, counter);
-        }
+        show_counters(self.counters().as_deref(), node);
     }
 
     /// Address of the BAR, if the guest has placed it, and its bytes; for an

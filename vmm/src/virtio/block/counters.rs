@@ -94,6 +94,10 @@ impl DeviceCounters for BlockCounters {
         counters.insert("io_errors".to_owned(), self.errors.load(Relaxed));
         counters
     }
+
+    fn only_grows(&self, name: &str) -> bool {
+        !name.contains("_latency_")
+    }
 }
 
 #[cfg(test)]
@@ -134,6 +138,7 @@ mod tests {
         assert_eq!(read, expected);
         counters.count_write(4096, Duration::from_micros(7));
         assert_eq!(counters.read()["write_latency_avg"], 7);
+        assert!(counters.only_grows("read_ops") && !counters.only_grows("read_latency_avg"));
         assert_eq!(counters.read()["read_ops"], 2);
         assert_eq!((counters.count_error(), counters.count_error()), (1, 2));
         assert_eq!(counters.read()["io_errors"], 2);

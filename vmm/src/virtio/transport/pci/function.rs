@@ -134,6 +134,12 @@ impl DeviceCounters for FunctionCounters {
         counters.insert("driver_faults".to_owned(), self.faults.count());
         counters
     }
+
+    fn only_grows(&self, name: &str) -> bool {
+        self.device
+            .as_ref()
+            .is_none_or(|device| device.only_grows(name))
+    }
 }
 
 impl VirtioPci {

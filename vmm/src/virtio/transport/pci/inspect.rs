@@ -18,7 +18,7 @@ use super::common::{CommonState, QueueSetupState};
 use super::function::{State, VirtioPci};
 use super::{BAR_SIZE, NOTIFY, NOTIFY_STEP};
 use crate::inspect::{Inside, Scope};
-use crate::pci::{MsixVectorView, NO_VECTOR, PciUnit};
+use crate::pci::{MsixVectorView, NO_VECTOR, PciUnit, show_counters};
 use crate::virtio::QueuePosition;
 use crate::virtio::features::{feature_names, kind_name, status_names};
 use crate::virtio::status::NEEDS_RESET;
@@ -81,10 +81,7 @@ impl VirtioPci {
             .collect();
         node.set("kind", kind_name(self.kind));
         node.set("pci", self.address.to_string());
-        let counters = self.counters().map(|counters| counters.read());
-        for (name, counter) in counters.unwrap_or_default() {
-            node.count(&name, counter);
-        }
+        show_counters(self.counters().as_deref(), node);
         let positions: Vec<QueuePosition> = workers
             .iter()
             .flatten()
