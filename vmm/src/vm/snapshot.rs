@@ -119,9 +119,18 @@ impl SnapshotError {
             | SnapshotError::NoNet(_)
             | SnapshotError::Memory(MemoryError::OnDemand) => ErrorKind::BadRequest,
             // As Cloud Hypervisor has it for a wrong state.
-            SnapshotError::NotPaused | SnapshotError::File { .. } | SnapshotError::Memory(_) => {
-                ErrorKind::Internal
-            }
+            SnapshotError::NotPaused
+            | SnapshotError::File { .. }
+            | SnapshotError::Memory(
+                MemoryError::Map(..)
+                | MemoryError::HugePages(..)
+                | MemoryError::Node(..)
+                | MemoryError::File(..)
+                | MemoryError::Arrange(_)
+                | MemoryError::Window(_)
+                | MemoryError::Restore(_)
+                | MemoryError::Hypervisor(_),
+            ) => ErrorKind::Internal,
         }
     }
 }
