@@ -75,7 +75,7 @@ impl EmulatedHost for Qemu {
     }
 
     fn deadline(&self) -> Duration {
-        Duration::from_secs(if self.counted { 1200 } else { 900 })
+        Duration::from_secs(if self.counted { 2400 } else { 1800 })
     }
 
     fn start(&self, files: &BootFiles, logs: &Path) -> Result<Child> {

@@ -35,7 +35,7 @@ const ALWAYS: usize = 2;
 const TUN: &str = "drivers/net/tun";
 
 /// How long one trial may take, and how long with large amounts.
-const PATIENCE: Duration = Duration::from_secs(1200);
+const PATIENCE: Duration = Duration::from_secs(2400);
 const LONG_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// Which trials to run, and how.
