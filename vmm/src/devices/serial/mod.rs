@@ -2,6 +2,8 @@
 //! host's end of the console, input comes from there through a thread of its own.
 
 mod input;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +45,17 @@ impl SerialEvents for DrainNotice {
         }
     }
 }
+
+// Registers and bits of the 16550A that are looked at here.
+const INTERRUPT_ENABLE: u8 = 1;
+const RECEIVED_DATA: u8 = 1 << 0;
+const INTERRUPT_IDENTIFICATION: u8 = 2;
+const NO_INTERRUPT: u8 = 1 << 0;
+const RECEIVED_DATA_AVAILABLE: u8 = 0b10 << 1;
+const LINE_CONTROL: u8 = 3;
+const DIVISOR_LATCH: u8 = 1 << 7;
+const LINE_STATUS: u8 = 5;
+const DATA_READY: u8 = 1 << 0;
 
 type Model = Uart<IrqTrigger, DrainNotice, CharBackend>;
 
@@ -179,13 +192,30 @@ impl Serial {
     }
 }
 
+/// Reads a register. A UART reports received data for as long as there is some. The
+/// model forgets its report with the first byte that is read: a driver that leaves
+/// bytes for the next round of its interrupt handler (Linux, after 256) would be told
+/// that there is nothing, and not hear of them again.
+fn read_register(model: &mut Model, register: u8) -> u8 {
+    let value = model.read(register);
+    if register == INTERRUPT_IDENTIFICATION
+        && value & NO_INTERRUPT != 0
+        && model.read(LINE_STATUS) & DATA_READY != 0
+        && model.read(LINE_CONTROL) & DIVISOR_LATCH == 0
+        && model.read(INTERRUPT_ENABLE) & RECEIVED_DATA != 0
+    {
+        return value & !NO_INTERRUPT | RECEIVED_DATA_AVAILABLE;
+    }
+    value
+}
+
 impl BusDevice for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
         // The registers are a byte wide; wider reads see the bytes one by one,
         // as on an 8-bit bus.
         let mut model = self.lock();
         for (index, byte) in data.iter_mut().enumerate() {
-            *byte = model.read(offset as u8 + index as u8);
+            *byte = read_register(&mut model, offset as u8 + index as u8);
         }
     }
 
