@@ -11,9 +11,9 @@ use lab::oracle::{HeldThread, SyscallCount, guest_memory_word, thread_named};
 use lab::vmm::Machine;
 use serde_json::{Value, json};
 
-use crate::shell::{Guest, sparse};
+use crate::shell::Guest;
 use crate::site::Site;
-use crate::unrest::{self, Unrest};
+use crate::unrest::{self, Tap, Unrest};
 use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
@@ -34,9 +34,12 @@ pub const DEVICES: Suite = Suite {
 
 /// Unlike the size of any other mapping of a VMM.
 const MEMORY: u64 = 176 << 20;
-/// Of the host and the guest on the tap.
-const HOST: &str = "192.168.83.1";
-const GUEST: &str = "192.168.83.2";
+const TAP: Tap = Tap {
+    name: "inspect0",
+    host: "192.168.84.1",
+    guest: "192.168.84.2",
+    host_mac: "02:aa:bb:cc:dd:84",
+};
 /// How long an inspection may take that cannot ask everybody.
 const BOUND: Duration = Duration::from_secs(5);
 
@@ -152,26 +155,21 @@ fn sixty_four_clients_cost_a_guest_no_exit_paused_or_asleep(site: &Site) -> Resu
 }
 
 /// A guest whose disk, network and socket devices are at work.
-fn busy(site: &Site, tap: &str) -> Result<(Guest, Unrest)> {
-    unrest::load_tun(site)?;
-    let mut guest = Guest::boot_with(
-        site,
-        |dir| sparse(&dir.join("disk"), 64 << 20),
-        |dir| {
-            json!({
-                "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
-                "memory": {"size": MEMORY, "shared": true},
-                "disks": [{"path": dir.join("disk"), "id": "a disk", "num_queues": 2}],
-                "net": [{"tap": tap, "ip": HOST, "mask": "255.255.255.0", "id": "net"}],
-                "vsock": {"cid": 3, "socket": dir.join("vsock"), "id": "vsock"},
-            })
-        },
-    )?;
-    let unrest = Unrest::start(HOST, guest.dir.join("vsock"))?;
-    guest.run(&format!("ifconfig eth0 {GUEST} netmask 255.255.255.0 up"))?;
+fn busy(site: &Site, tap: &Tap) -> Result<(Guest, Unrest)> {
+    let mut guest = unrest::boot(site, tap, 64 << 20, |dir| {
+        json!({
+            "memory": {"size": MEMORY, "shared": true},
+            "disks": [{"path": dir.join("disk"), "id": "a disk", "num_queues": 2}],
+        })
+    })?;
+    let unrest = Unrest::start(tap.host, guest.dir.join("vsock"))?;
     for work in [
         "dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null".to_owned(),
-        format!("nc {HOST} {} </dev/zero >/dev/null 2>&1", unrest.port()),
+        format!(
+            "nc {} {} </dev/zero >/dev/null 2>&1",
+            tap.host,
+            unrest.port()
+        ),
     ] {
         guest.run(&format!("(while :; do {work}; done) &"))?;
     }
@@ -186,7 +184,7 @@ const QUEUES: [&str; 3] = [
 ];
 
 fn state_of_devices_at_work_is_what_memory_and_counters_say(site: &Site) -> Result<()> {
-    let (guest, unrest) = busy(site, "inspect0")?;
+    let (guest, unrest) = busy(site, &TAP)?;
     let machine = &guest.machine;
     let pid = machine.pid();
     let moved = |before: &[(u64, u64)]| -> Result<Vec<(u64, u64)>> {
@@ -310,7 +308,7 @@ fn state_of_devices_at_work_is_what_memory_and_counters_say(site: &Site) -> Resu
 }
 
 fn pause_that_does_not_end_holds_up_no_inspection(site: &Site) -> Result<()> {
-    let (guest, unrest) = busy(site, "inspect1")?;
+    let (guest, unrest) = busy(site, &TAP)?;
     let machine = &guest.machine;
     let held = HeldThread::hold(machine.pid(), "a_disk_q1")?;
     let paused = thread::scope(|scope| -> Result<()> {

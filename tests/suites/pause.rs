@@ -7,9 +7,8 @@ use anyhow::{Result, ensure};
 use lab::oracle::guest_memory_checksum;
 use serde_json::json;
 
-use crate::shell::{Guest, sparse};
 use crate::site::Site;
-use crate::unrest::{self, Unrest};
+use crate::unrest::{self, Tap, Unrest};
 use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
@@ -21,34 +20,32 @@ pub const SUITE: Suite = Suite {
 /// Unlike the size of any other mapping of a VMM.
 const MEMORY: u64 = 192 << 20;
 const ROUNDS: u64 = 5;
-/// Of the host and the guest on the tap.
-const HOST: &str = "192.168.81.1";
-const GUEST: &str = "192.168.81.2";
+const TAP: Tap = Tap {
+    name: "pause0",
+    host: "192.168.81.1",
+    guest: "192.168.81.2",
+    host_mac: "02:aa:bb:cc:dd:81",
+};
 
 fn no_byte_of_a_paused_vm_changes_whatever_its_devices_do(site: &Site) -> Result<()> {
-    unrest::load_tun(site)?;
-    let mut guest = Guest::boot_with(
-        site,
-        |dir| sparse(&dir.join("disk"), 64 << 20),
-        |dir| {
-            json!({
-                "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
-                "memory": {"size": MEMORY, "shared": true},
-                "disks": [{"path": dir.join("disk"), "id": "disk", "num_queues": 2}],
-                "net": [{"tap": "pause0", "ip": HOST, "mask": "255.255.255.0", "id": "net"}],
-                "vsock": {"cid": 3, "socket": dir.join("vsock")},
-                "balloon": {"size": 0, "free_page_reporting": true},
-                "watchdog": true,
-            })
-        },
-    )?;
-    let unrest = Unrest::start(HOST, guest.dir.join("vsock"))?;
-    guest.run(&format!("ifconfig eth0 {GUEST} netmask 255.255.255.0 up"))?;
+    let mut guest = unrest::boot(site, &TAP, 64 << 20, |dir| {
+        json!({
+            "memory": {"size": MEMORY, "shared": true},
+            "disks": [{"path": dir.join("disk"), "id": "disk", "num_queues": 2}],
+            "balloon": {"size": 0, "free_page_reporting": true},
+            "watchdog": true,
+        })
+    })?;
+    let unrest = Unrest::start(TAP.host, guest.dir.join("vsock"))?;
     for work in [
         "dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null".to_owned(),
         "dd if=/dev/urandom of=/dev/vda bs=16k count=64 oflag=direct conv=notrunc 2>/dev/null"
             .to_owned(),
-        format!("nc {HOST} {} </dev/zero >/dev/null 2>&1", unrest.port()),
+        format!(
+            "nc {} {} </dev/zero >/dev/null 2>&1",
+            TAP.host,
+            unrest.port()
+        ),
     ] {
         guest.run(&format!("(while :; do {work}; done) &"))?;
     }

@@ -10,9 +10,8 @@ use lab::oracle::{ExitHistogram, same_exits};
 use lab::vmm::Machine;
 use serde_json::json;
 
-use crate::shell::{Guest, sparse};
 use crate::site::Site;
-use crate::unrest::{self, Unrest};
+use crate::unrest::{self, Tap, Unrest};
 use crate::{Suite, trials};
 
 pub const SUITE: Suite = Suite {
@@ -31,9 +30,12 @@ pub const LINUX: Suite = Suite {
     ],
 };
 
-/// Of the host and the guest on the tap.
-const HOST: &str = "192.168.82.1";
-const GUEST: &str = "192.168.82.2";
+const TAP: Tap = Tap {
+    name: "pulse0",
+    host: "192.168.82.1",
+    guest: "192.168.82.2",
+    host_mac: "02:aa:bb:cc:dd:82",
+};
 
 /// What is written to the disk and read back.
 const DATA: u32 = 1 << 20;
@@ -97,27 +99,15 @@ fn linux_on_four_vcpus_works_on_through_pulses(site: &Site) -> Result<()> {
 fn linux_works_on(site: &Site, vcpus: u32) -> Result<()> {
     // Twice a second: seconds, minutes in a long run.
     let pulses = if site.is_long() { 400 } else { 8 };
-    unrest::load_tun(site)?;
     let histogram = ExitHistogram::start()?;
-    let mut guest = Guest::boot_with(
-        site,
-        |dir| sparse(&dir.join("disk"), 16 << 20),
-        |dir| {
-            json!({
-                "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus},
-                "disks": [{"path": dir.join("disk"), "id": "disk"}],
-                "net": [{
-                    "tap": "pulse0", "ip": HOST, "mask": "255.255.255.0", "id": "net",
-                    "host_mac": "02:aa:bb:cc:dd:82",
-                }],
-                "vsock": {"cid": 3, "socket": dir.join("vsock")},
-                "balloon": {"size": 16 << 20},
-                "watchdog": true,
-            })
-        },
-    )?;
-    let unrest = Unrest::start(HOST, guest.dir.join("vsock"))?;
-    guest.run(&format!("ifconfig eth0 {GUEST} netmask 255.255.255.0 up"))?;
+    let mut guest = unrest::boot(site, &TAP, 16 << 20, |_| {
+        json!({
+            "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus},
+            "balloon": {"size": 16 << 20},
+            "watchdog": true,
+        })
+    })?;
+    let unrest = Unrest::start(TAP.host, guest.dir.join("vsock"))?;
     guest.run(&format!(
         "dd if=/dev/urandom of=/t/data bs={DATA} count=1 2>/dev/null; mkdir /t/sums; \
          (i=0; while :; do i=$(((i + 1) % 8)); \
@@ -126,7 +116,8 @@ fn linux_works_on(site: &Site, vcpus: u32) -> Result<()> {
          | md5sum >>/t/sums/all; done) &"
     ))?;
     guest.run(&format!(
-        "(while :; do nc {HOST} {} </dev/zero >/dev/null 2>&1; done) &",
+        "(while :; do nc {} {} </dev/zero >/dev/null 2>&1; done) &",
+        TAP.host,
         unrest.port()
     ))?;
     let start = Instant::now();

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use anyhow::Result;
 use lab::command::{command, output};
+use serde_json::{Value, json};
 
+use crate::shell::{Guest, sparse};
 use crate::site::Site;
 
 /// Loads the driver of tap interfaces, once.
@@ -20,6 +22,46 @@ pub fn load_tun(site: &Site) -> Result<()> {
         output(&mut command("insmod", [site.module("tun")]))?;
     }
     Ok(())
+}
+
+/// A tap interface with the addresses at both of its ends.
+pub struct Tap {
+    pub name: &'static str,
+    pub host: &'static str,
+    pub guest: &'static str,
+    /// The host's hardware address: the guest finds it again when the interface is
+    /// made anew.
+    pub host_mac: &'static str,
+}
+
+/// Boots Linux on two vCPUs with a disk, this interface and a socket device, `more` of
+/// the configuration besides or instead, and brings the interface up.
+pub fn boot(site: &Site, tap: &Tap, disk: u64, more: impl FnOnce(&Path) -> Value) -> Result<Guest> {
+    load_tun(site)?;
+    let mut guest = Guest::boot_with(
+        site,
+        |dir| sparse(&dir.join("disk"), disk),
+        |dir| {
+            let mut config = json!({
+                "cpus": {"boot_vcpus": 2, "max_vcpus": 2},
+                "disks": [{"path": dir.join("disk"), "id": "disk"}],
+                "net": [{
+                    "tap": tap.name, "ip": tap.host, "mask": "255.255.255.0", "id": "net",
+                    "host_mac": tap.host_mac,
+                }],
+                "vsock": {"cid": 3, "socket": dir.join("vsock"), "id": "vsock"},
+            });
+            if let (Some(config), Value::Object(more)) = (config.as_object_mut(), more(dir)) {
+                config.extend(more);
+            }
+            config
+        },
+    )?;
+    guest.run(&format!(
+        "ifconfig eth0 {} netmask 255.255.255.0 up",
+        tap.guest
+    ))?;
+    Ok(guest)
 }
 
 /// Threads of the host that never let a guest's devices rest. Dropping it ends
