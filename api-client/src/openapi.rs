@@ -95,11 +95,11 @@ fn paths() -> Value {
             "Make the VM anew of its own state and let it go on: a test of that state, for developers",
             &[404, 409, 500]),
         "/api/v1/vm.snapshot": taking(
-            operation("snapshotVM", "Save the paused VM to a folder", done(), &[404, 409, 500]),
+            operation("snapshotVM", "Take a snapshot of the paused VM", done(), &[404, 409, 500]),
             "VmSnapshotConfig"),
         "/api/v1/vm.restore": taking(
             operation(
-                "restoreVM", "Make a VM of one that was saved; paused, unless it is to go on",
+                "restoreVM", "Restore a VM from a snapshot; it is paused unless resume is set",
                 done(), &[404, 409, 500]),
             "RestoreConfig"),
         "/api/v1/vm.power-button": action(

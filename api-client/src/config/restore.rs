@@ -1,4 +1,4 @@
-//! Machines that are saved, and what is different when they go on.
+//! Snapshot and restore.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmSnapshotConfig {
-    /// Folder to save to: `file://` and its absolute path.
+    /// Directory to write to: `file://` and its absolute path.
     pub destination_url: String,
 }
 
@@ -14,7 +14,7 @@ pub struct VmSnapshotConfig {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoreConfig {
-    /// Folder that holds the snapshot: `file://` and its absolute path.
+    /// Directory of the snapshot: `file://` and its absolute path.
     pub source_url: String,
     /// Touch every page of memory before the guest goes on.
     #[serde(default)]

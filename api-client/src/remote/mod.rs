@@ -136,9 +136,9 @@ pub enum Command {
         #[arg(long, value_name = "SIZE")]
         size: String,
     },
-    /// Make a VM of one that was saved
+    /// Restore a VM from a snapshot
     Restore {
-        /// source_url=file://<folder>,prefault=on|off,memory_restore_mode=copy|ondemand,
+        /// source_url=file://<directory>,prefault=on|off,memory_restore_mode=copy|ondemand,
         /// net_fds=[<id>@[<fd>,..]],resume=true|false
         #[arg(value_name = "SNAPSHOT")]
         restore: String,
@@ -149,9 +149,9 @@ pub enum Command {
     Shutdown,
     /// Shut the VMM down
     ShutdownVmm,
-    /// Save a paused VM
+    /// Take a snapshot of a paused VM
     Snapshot {
-        /// Folder to save to, as file://<folder>
+        /// Directory to write to, as file://<directory>
         destination_url: String,
     },
 }

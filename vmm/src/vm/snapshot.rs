@@ -1,6 +1,6 @@
-//! A machine in a folder: `config.json`, what it was configured as;
-//! `memory-ranges`, the content of its memory; and `state.json`, everything
-//! else. The state is written last, so a folder with a state has all of it.
+//! Snapshots. A snapshot is a directory with `config.json`, the configuration;
+//! `memory-ranges`, the content of guest memory; and `state.json`, everything
+//! else. The state is written last, so a directory with a state is complete.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -31,29 +31,31 @@ const UNFINISHED: &str = ".unfinished";
 /// How state.json is to be read. Grows with every change that an older reader
 /// would misunderstand.
 const FORMAT: u32 = 1;
-/// Bytes of a description: a machine with 4,096 vCPUs has about a tenth of it.
+/// Bytes of a description at most: 64 KiB for each of 4,096 vCPUs.
 const LARGEST_DESCRIPTION: u64 = 256 << 20;
 
 /// Why a machine is neither saved nor restored.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
-    /// A place that is none.
-    #[error("{0:?} is no place for a snapshot: file:// and the absolute path of a folder is one")]
+    /// Not a URL that is supported.
+    #[error(
+        "{0:?} is not the URL of a snapshot: file:// and the absolute path of a directory are expected"
+    )]
     Url(String),
-    /// No folder.
-    #[error("{} is no folder", .0.display())]
-    NoFolder(PathBuf),
+    /// Not a directory.
+    #[error("{} is not a directory", .0.display())]
+    NoDirectory(PathBuf),
     /// Something is there that would be overwritten.
-    #[error("{} holds a snapshot already", .0.display())]
+    #[error("{} already contains a snapshot", .0.display())]
     Exists(PathBuf),
     /// A guest that runs.
-    #[error("A VM that runs cannot be saved: pause it first")]
+    #[error("The VM is running: pause it first")]
     NotPaused,
     /// A guest that ended and was not looked after yet.
     #[error("The guest has switched itself off or reset itself: resume the VM first")]
     Deferred,
     /// Nothing is there.
-    #[error("{} holds no snapshot: there is no {STATE} in it", .0.display())]
+    #[error("{} contains no snapshot: {STATE} is missing", .0.display())]
     Missing(PathBuf),
     /// The host.
     #[error("Cannot {operation} {}", .path.display())]
@@ -87,16 +89,18 @@ pub enum SnapshotError {
         here: String,
     },
     /// A state that contradicts itself or the configuration.
-    #[error("The snapshot does not fit together")]
+    #[error("The snapshot is inconsistent")]
     State(#[from] StateError),
     /// Counts that make no sense.
-    #[error("The snapshot's counts of exits to the VMM make no sense")]
+    #[error("The snapshot's counts of exits to user space are not valid")]
     Recorder(#[from] RecorderStateError),
     /// A device that had descriptors.
-    #[error("The network device {0} came with descriptors: net_fds has to give it new ones")]
+    #[error("The network device {0} was given file descriptors: net_fds must give it new ones")]
     NetDescriptors(String),
     /// Descriptors for a device that is not there.
-    #[error("net_fds names the network device {0}, which the snapshot does not have")]
+    #[error(
+        "net_fds names {0}, which is not a network device with file descriptors in this snapshot"
+    )]
     NoNet(String),
     /// The memory.
     #[error(transparent)]
@@ -109,7 +113,7 @@ impl SnapshotError {
             SnapshotError::Missing(_) => ErrorKind::NotFound,
             SnapshotError::Exists(_) | SnapshotError::Deferred => ErrorKind::Conflict,
             SnapshotError::Url(_)
-            | SnapshotError::NoFolder(_)
+            | SnapshotError::NoDirectory(_)
             | SnapshotError::Damaged(..)
             | SnapshotError::Format { .. }
             | SnapshotError::Isa { .. }
@@ -201,68 +205,72 @@ fn host_boot() -> String {
         .to_owned()
 }
 
-/// The folder that a client names as a place for a snapshot.
-pub fn folder(url: &str) -> Result<PathBuf, SnapshotError> {
+/// The directory that a client names.
+pub fn directory(url: &str) -> Result<PathBuf, SnapshotError> {
     let path = url.strip_prefix("file://").map(PathBuf::from);
     let path = path.filter(|path| path.is_absolute());
     let path = path.ok_or_else(|| SnapshotError::Url(url.to_owned()))?;
     match path.is_dir() {
         true => Ok(path),
-        false => Err(SnapshotError::NoFolder(path)),
+        false => Err(SnapshotError::NoDirectory(path)),
     }
 }
 
-/// Writes a snapshot into `folder`. Nobody changes the memory meanwhile. If that
+/// Writes a snapshot into `directory`. Nobody changes the memory meanwhile. If that
 /// fails, nothing of it stays.
 pub(super) fn write(
-    folder: &Path,
+    directory: &Path,
     config: &VmConfig,
     state: &SavedVm,
     ram: &GuestRam,
 ) -> Result<(), SnapshotError> {
     let names = [CONFIG, MEMORY, STATE];
-    if names.iter().any(|name| folder.join(name).exists()) {
-        return Err(SnapshotError::Exists(folder.to_owned()));
+    if names.iter().any(|name| directory.join(name).exists()) {
+        return Err(SnapshotError::Exists(directory.to_owned()));
     }
     let written = || {
-        write_file(folder, CONFIG, |file| write_json(file, config))?;
-        write_file(folder, MEMORY, |file| contents::save(ram, file))?;
-        write_file(folder, STATE, |file| write_json(file, state))
+        // It may be edited.
+        write_file(directory, CONFIG, |file| {
+            write_line(file, &serde_json::to_vec_pretty(config)?)
+        })?;
+        write_file(directory, MEMORY, |file| contents::save(ram, file))?;
+        write_file(directory, STATE, |file| {
+            write_line(file, &serde_json::to_vec(state)?)
+        })
     };
     written().inspect_err(|_| {
         for name in names {
             // What is not there need not go.
-            let _ = std::fs::remove_file(folder.join(name));
+            let _ = std::fs::remove_file(directory.join(name));
         }
     })
 }
 
-fn write_json(file: &File, value: &impl Serialize) -> io::Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(value)?;
-    bytes.push(b'\n');
-    (&mut &*file).write_all(&bytes)
+fn write_line(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    file.write_all(bytes)?;
+    file.write_all(b"\n")
 }
 
 /// A file that has its name only once its content is on the disk.
 fn write_file(
-    folder: &Path,
+    directory: &Path,
     name: &str,
     fill: impl FnOnce(&File) -> io::Result<()>,
 ) -> Result<(), SnapshotError> {
-    let path = folder.join(name);
-    let unfinished = folder.join(format!("{name}{UNFINISHED}"));
+    let path = directory.join(name);
+    let unfinished = directory.join(format!("{name}{UNFINISHED}"));
+    // Left by somebody who was killed; a link or a FIFO is not followed.
+    let _ = std::fs::remove_file(&unfinished);
     let written = OpenOptions::new()
-        .read(true)
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(0o600)
         .open(&unfinished)
         .and_then(|file| {
             fill(&file)?;
             file.sync_all()?;
             std::fs::rename(&unfinished, &path)?;
-            File::open(folder)?.sync_all()
+            File::open(directory)?.sync_all()
         });
     written.map_err(|source| {
         let _ = std::fs::remove_file(&unfinished);
@@ -289,11 +297,11 @@ struct Preamble {
     version: String,
 }
 
-/// Opens the snapshot in `folder`, for a host with `isa`.
-pub(super) fn open(folder: &Path, isa: Option<Isa>) -> Result<Snapshot, SnapshotError> {
-    let (path, bytes) = match read(folder, STATE) {
+/// Opens the snapshot in `directory`, for a host with `isa`.
+pub(super) fn open(directory: &Path, isa: Option<Isa>) -> Result<Snapshot, SnapshotError> {
+    let (path, bytes) = match read(directory, STATE) {
         Err(SnapshotError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Err(SnapshotError::Missing(folder.to_owned()));
+            return Err(SnapshotError::Missing(directory.to_owned()));
         }
         other => other?,
     };
@@ -315,9 +323,9 @@ pub(super) fn open(folder: &Path, isa: Option<Isa>) -> Result<Snapshot, Snapshot
             here: name(isa),
         });
     }
-    let (path, bytes) = read(folder, CONFIG)?;
+    let (path, bytes) = read(directory, CONFIG)?;
     let config = parse(&path, &bytes)?;
-    let path = folder.join(MEMORY);
+    let path = directory.join(MEMORY);
     let memory =
         host_file::open(&path, Purpose::Content).map_err(|source| SnapshotError::File {
             operation: "open",
@@ -337,8 +345,8 @@ pub(super) fn open(folder: &Path, isa: Option<Isa>) -> Result<Snapshot, Snapshot
     })
 }
 
-fn read(folder: &Path, name: &str) -> Result<(PathBuf, Vec<u8>), SnapshotError> {
-    let path = folder.join(name);
+fn read(directory: &Path, name: &str) -> Result<(PathBuf, Vec<u8>), SnapshotError> {
+    let path = directory.join(name);
     let mut bytes = Vec::new();
     let read = host_file::open(&path, Purpose::Content).and_then(|file| {
         // One more than fits, to tell that it does not.

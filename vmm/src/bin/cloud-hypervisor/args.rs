@@ -104,7 +104,7 @@ pub struct Args {
     /// Groups of rate limits: id=<id>,bw_size=<n>,...
     #[arg(long, num_args = 1..)]
     rate_limit_group: Vec<String>,
-    /// Go on from a snapshot: source_url=file://<folder>,prefault=on|off,
+    /// Restore from a snapshot: source_url=file://<directory>,prefault=on|off,
     /// memory_restore_mode=copy|ondemand,net_fds=[<id>@[<fd>,..]],resume=true|false
     #[arg(long)]
     restore: Option<String>,

@@ -1,4 +1,4 @@
-//! A machine that goes into a folder, and one that comes out of it.
+//! Snapshot and restore.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use crate::monitor::Source;
 use crate::state::StateError;
 
 impl Vmm {
-    /// Saves the paused machine to a folder.
+    /// Writes a snapshot of the paused machine.
     pub(super) fn snapshot(&mut self, wanted: &VmSnapshotConfig) -> Result<(), ControlError> {
         self.booted()?;
-        let folder = snapshot::folder(&wanted.destination_url)?;
+        let directory = snapshot::directory(&wanted.destination_url)?;
         self.emit(Source::Vm, "snapshotting");
         if self.state != VmState::Paused {
             return Err(SnapshotError::NotPaused.into());
@@ -33,13 +33,13 @@ impl Vmm {
             return Err(ControlError::NotCreated);
         };
         let state = machine.save_vm(self.hypervisor.isa(), self.stats.boot_id())?;
-        snapshot::write(&folder, config, &state, &machine.memory())?;
-        log::info!("the machine is saved to {}", folder.display());
+        snapshot::write(&directory, config, &state, &machine.memory())?;
+        log::info!("the machine is saved to {}", directory.display());
         self.emit(Source::Vm, "snapshotted");
         Ok(())
     }
 
-    /// Makes a machine of a saved one. It is paused, unless it is to go on.
+    /// Makes a machine of a snapshot. It is paused unless `wanted` asks to resume it.
     pub fn restore(
         &mut self,
         wanted: &RestoreConfig,
@@ -49,17 +49,17 @@ impl Vmm {
             return Err(ControlError::AlreadyCreated);
         }
         self.emit(Source::Vm, "restoring");
-        let folder = snapshot::folder(&wanted.source_url)?;
-        let mut saved = snapshot::open(&folder, self.hypervisor.isa())?;
+        let directory = snapshot::directory(&wanted.source_url)?;
+        let mut saved = snapshot::open(&directory, self.hypervisor.isa())?;
         replace_descriptors(&mut saved.config, wanted.net_fds.as_deref())?;
         let config = std::mem::take(&mut saved.config);
         self.create(Box::new(config))?;
         self.descriptors.push(descriptors);
-        if let Err(error) = self.go_on(saved, wanted) {
+        if let Err(error) = self.start_restored(saved, wanted) {
             self.delete()?;
             return Err(error);
         }
-        log::info!("the machine is restored from {}", folder.display());
+        log::info!("the machine is restored from {}", directory.display());
         self.emit(Source::Vm, "restored");
         if wanted.resume {
             self.resume()?;
@@ -67,7 +67,12 @@ impl Vmm {
         Ok(())
     }
 
-    fn go_on(&mut self, saved: Snapshot, wanted: &RestoreConfig) -> Result<(), ControlError> {
+    /// Builds the machine of a snapshot, paused.
+    fn start_restored(
+        &mut self,
+        saved: Snapshot,
+        wanted: &RestoreConfig,
+    ) -> Result<(), ControlError> {
         let (Some(config), Some(consoles)) = (&self.config, &self.consoles) else {
             return Err(ControlError::NotCreated);
         };
@@ -97,7 +102,7 @@ impl Vmm {
             recorders: recorders.into_iter().map(Arc::new).collect(),
             ranges: Arc::new(ranges),
         };
-        pass_time(&mut state);
+        advance_tsc(&mut state);
         let consoles = consoles.clone();
         self.generation += 1;
         let sink = self.queue.sink(self.generation);
@@ -112,8 +117,7 @@ impl Vmm {
     }
 }
 
-/// Gives network devices that had descriptors new ones, whose numbers mean
-/// something in this process.
+/// Gives network devices that had file descriptors the new ones.
 fn replace_descriptors(
     config: &mut VmConfig,
     given: Option<&[RestoredNetConfig]>,
@@ -141,9 +145,9 @@ fn replace_descriptors(
     }
 }
 
-/// Lets the time since the machine was saved pass for its time stamp counters,
-/// too, where they cannot simply go on with the host's.
-fn pass_time(state: &mut SavedVm) {
+/// Adds the time since the snapshot to the time stamp counters, unless the host has
+/// not been rebooted: there they keep their offset to the host's.
+fn advance_tsc(state: &mut SavedVm) {
     if state.is_of_this_boot() {
         return;
     }

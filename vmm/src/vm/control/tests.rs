@@ -179,10 +179,10 @@ fn what_is_no_snapshot_is_refused_and_leaves_no_vm() {
         refusal(&mut vmm, action)
     };
     for (bad, expected) in [
-        ("/relative", "is no place"),
-        ("file://relative", "is no place"),
-        ("http://host/x", "is no place"),
-        ("file:///no/such/folder", "is no folder"),
+        ("/relative", "is not the URL"),
+        ("file://relative", "is not the URL"),
+        ("http://host/x", "is not the URL"),
+        ("file:///no/such/folder", "is not a directory"),
     ] {
         let (kind, text) = refused(bad);
         assert_eq!(kind, ErrorKind::BadRequest, "{text}");
@@ -190,7 +190,7 @@ fn what_is_no_snapshot_is_refused_and_leaves_no_vm() {
     }
     let (kind, text) = refused(&url);
     assert_eq!(kind, ErrorKind::NotFound, "{text}");
-    assert!(text.contains("holds no snapshot"), "{text}");
+    assert!(text.contains("contains no snapshot"), "{text}");
     for (content, expected) in [
         ("", "is damaged"),
         ("{}", "missing field `format`"),
